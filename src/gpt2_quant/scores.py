@@ -53,9 +53,7 @@ def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predi
     if len(bad_rows):
         raise UserError(f"{name}: {len(bad_rows)} rows have NaN or infinite logits, the first is row {bad_rows[0]}.")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise UserError(
-            f"{name}: labels run from {labels.min()} to {labels.max()} but the logits have {logits.shape[1]} columns."
-        )
+        raise UserError(f"{name}: labels run from {labels.min()} to {labels.max()} but the logits have {logits.shape[1]} columns.")
 
 
 @dataclass(frozen=True)

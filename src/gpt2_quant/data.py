@@ -1,0 +1,287 @@
+"""AG News as text and as tokens: from the hub, from a folder, or from the demo; batches grouped by length.
+
+*Splits.* AG News has train and test. A validation split is cut from train by content: a row belongs to it when the
+sha256 of its text, read as a number, is divisible by 20 (5%). The rule knows no seed and no row order, so the split is
+the same in every run, and two copies of one text never land on both sides. Whatever is chosen (the best epoch, a
+temperature) is chosen there; the test split is only ever reported. `--max-*-samples N` keeps the N rows with the
+smallest hashes, for the same reasons.
+
+*Tokens.* GPT-2 has no padding token; its end-of-text token serves, in tokenizer and config alike, because
+`GPT2ForSequenceClassification` classifies from the last token that is not padding. Padding is on the right: on the left
+it would shift the position embeddings. An empty text becomes a single end-of-text token, so that it has a position to
+classify from. Texts are cut at `max_length` tokens (at 128: 0.6% of AG News).
+
+*Batches.* AG News averages 52 tokens but reaches past 128: padding everything to 128 would more than double the work.
+Rows of like length share a batch instead (Khomenko et al., 2016, arXiv 1708.05604): a shuffled epoch is cut into pools of
+50 batches, each pool sorted by length, and the batches shuffled again.
+"""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .hub import hub_faults
+from .settings import Settings, UserError, looks_like_path
+
+LABELS = ("World", "Sports", "Business", "Sci/Tech")
+VALIDATION_SHARE = 20  # one row in so many
+POOL_BATCHES = 50
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: `texts[i]` has class `labels[i]` (0–3); `source` and `revision` say where it came from."""
+
+    name: str
+    texts: list[str]
+    labels: list[int]
+    source: str
+    revision: str | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Fingerprint over texts and labels in order: `label TAB text NUL` a row, UTF-8."""
+        digest = hashlib.sha256()
+        for text, label in zip(self.texts, self.labels, strict=True):
+            digest.update(f"{label}\t{text}\0".encode())
+        return digest.hexdigest()
+
+    def describe(self) -> dict:
+        """What a record says of the split."""
+        return {
+            "name": self.source,
+            "revision": self.revision,
+            "split": self.name,
+            "n": len(self.texts),
+            "sha256": self.sha256,
+            "empty_texts": sum(not text.strip() for text in self.texts),
+        }
+
+
+def load_splits(settings: Settings) -> dict[str, Split]:
+    """The splits `train`, `validation` and `test` as the settings name them.
+
+    Raises UserError for a folder without the files, a malformed row (named by file and line), classes other than four,
+    an unknown or unreachable hub id, or fewer rows than `max_train_samples` or `max_test_samples` ask for.
+    """
+    if settings.preset == "demo":
+        from . import demo
+
+        demo.prepare(settings.models_dir, settings.results_dir, settings.seed)
+    revision = None
+    if looks_like_path(settings.dataset):
+        rows = {name: _read_local(Path(settings.dataset), name) for name in ("train", "test")}
+    else:
+        rows = _read_hub(settings.dataset, settings.dataset_revision)
+        revision = settings.dataset_revision
+    train_texts, train_labels = rows["train"]
+    digests = [_digest(text) for text in train_texts]
+    held_out = np.array([digest % VALIDATION_SHARE == 0 for digest in digests], dtype=bool)
+    if not held_out.any():
+        raise UserError(
+            f"--dataset {settings.dataset}: its {len(train_texts)} train rows leave none for validation; give more rows"
+        )
+
+    def split(name: str, texts: list[str], labels: list[int], limit: int | None) -> Split:
+        if limit is not None:
+            keep = _smallest_digests(texts, limit, name)
+            texts, labels = [texts[i] for i in keep], [labels[i] for i in keep]
+        return Split(name, texts, labels, settings.dataset, revision)
+
+    def of_train(mask: np.ndarray) -> tuple[list[str], list[int]]:
+        rows = np.flatnonzero(mask)
+        return [train_texts[i] for i in rows], [train_labels[i] for i in rows]
+
+    return {
+        "train": split("train", *of_train(~held_out), settings.max_train_samples),
+        "validation": split("validation", *of_train(held_out), None),
+        "test": split("test", *rows["test"], settings.max_test_samples),
+    }
+
+
+def _digest(text: str) -> int:
+    """The text's sha256 as a number: a fixed, uniform draw that depends on nothing but the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+
+
+def _smallest_digests(texts: list[str], limit: int, name: str) -> list[int]:
+    """Row numbers, in order, of the `limit` rows whose text hashes lowest."""
+    if limit > len(texts):
+        raise UserError(
+            f"--max-{name}-samples {limit} asks for more than the {len(texts)} {name} rows there are: give {len(texts)} or less"
+        )
+    order = sorted(range(len(texts)), key=lambda row: (_digest(texts[row]), row))
+    return sorted(order[:limit])
+
+
+def _read_local(folder: Path, name: str) -> tuple[list[str], list[int]]:
+    """A split from `<name>.csv` in AG News' own form, or from the hub's parquet files (`data/<name>-*.parquet`)."""
+    if (path := folder / f"{name}.csv").is_file():
+        return read_csv(path)
+    shards = sorted(folder.rglob(f"{name}*.parquet"))
+    if not shards:
+        raise UserError(f"--dataset {folder} has neither {name}.csv nor {name}-*.parquet: name a folder that holds AG News")
+    import pyarrow
+    import pyarrow.parquet
+
+    texts, labels = [], []
+    for shard in shards:
+        try:
+            table = pyarrow.parquet.read_table(shard, columns=["text", "label"])
+        except (pyarrow.ArrowException, OSError) as fault:
+            raise UserError(f"{shard} is no parquet file with the columns text and label: fetch it again") from fault
+        texts += table.column("text").to_pylist()
+        labels += table.column("label").to_pylist()
+    _check_labels(labels, str(shards[0].parent))
+    return texts, labels
+
+
+def read_csv(path: Path) -> tuple[list[str], list[int]]:
+    """Read AG News' own CSV: class index 1–4, title, description, quoted, no header, UTF-8.
+
+    Returns texts (title, one space, description) and labels 0–3. Raises UserError naming file and line.
+    """
+    texts, labels = [], []
+    wanted = "a row is a class from 1 to 4, a title and a description"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            # A field may be longer than csv's default limit of 131,072 characters: length is truncation's business.
+            csv.field_size_limit(1 << 30)
+            reader = csv.reader(file, strict=True)
+            for row in reader:
+                at = f"{path}, line {reader.line_num}"
+                if any("\0" in field for field in row):
+                    raise UserError(f"{at} holds a NUL byte: remove it, the file is damaged")
+                if len(row) != 3:
+                    raise UserError(f"{at} has {len(row)} columns where three are needed ({wanted}): mend the file")
+                if row[0] not in ("1", "2", "3", "4"):
+                    hint = "remove the header row" if reader.line_num == 1 and not row[0].lstrip("-").isdigit() else "mend the row"
+                    raise UserError(f"{at} begins with {row[0][:40]!r} where a class is expected ({wanted}): {hint}")
+                labels.append(int(row[0]) - 1)
+                texts.append(f"{row[1]} {row[2]}" if row[1] or row[2] else "")
+    except UnicodeDecodeError as fault:
+        raise UserError(f"{path} is not UTF-8 (byte {fault.start} after some text): convert it, for instance with iconv") from fault
+    except csv.Error as fault:
+        line = f"line {reader.line_num}"
+        raise UserError(f"{path}, {line}, is not well-formed CSV ({fault}): mend the row or fetch the file again") from fault
+    if not texts:
+        raise UserError(f"{path} is empty: fetch it again ({wanted})")
+    return texts, labels
+
+
+def _read_hub(name: str, revision: str | None) -> dict[str, tuple[list[str], list[int]]]:
+    """Train and test of a hub dataset with the columns `text` and `label` (0–3)."""
+    from datasets import load_dataset
+
+    with hub_faults(name, "--dataset"):
+        loaded = load_dataset(name, revision=revision)
+    result = {}
+    for split in ("train", "test"):
+        if split not in loaded or not {"text", "label"} <= set(loaded[split].column_names):
+            raise UserError(f"--dataset {name} has no {split} split with the columns text and label: name another dataset")
+        result[split] = list(loaded[split]["text"]), list(loaded[split]["label"])
+        _check_labels(result[split][1], name)
+    return result
+
+
+def _check_labels(labels: list[int], where: str) -> None:
+    strange = set(labels) - set(range(len(LABELS)))
+    if strange or not labels:
+        found = f"labels {sorted(strange, key=str)[:5]}" if strange else "no rows"
+        raise UserError(f"{where} has {found} where labels from 0 to 3 are needed: name a dataset with AG News' four classes")
+
+
+def load_tokenizer(folder: Path):
+    """GPT-2's tokenizer from a model folder, padding on the right with the end-of-text token.
+
+    Raises UserError where the folder has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise UserError(f"{folder} has no tokenizer that loads: copy tokenizer.json and tokenizer_config.json into it") from fault
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: its tokenizer has no end-of-text token; use GPT-2's")
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenized split, flat: row i is `flat[offsets[i]:offsets[i + 1]]`.
+
+    flat: int32 [sum of lengths]; offsets: int64 [n + 1]; labels: int64 [n]; `truncated` counts texts that were cut.
+    """
+
+    flat: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    truncated: int
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens a row, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def row(self, i: int) -> np.ndarray:
+        """The token ids of row i, int32."""
+        return self.flat[self.offsets[i] : self.offsets[i + 1]]
+
+
+def tokenize(tokenizer, split: Split, max_length: int) -> Tokens:
+    """Tokenize a split, each text cut at `max_length` tokens; an empty text becomes one end-of-text token."""
+    # One token more than is kept shows which texts are cut, without tokenizing the rest of a very long one twice.
+    encoded = tokenizer(split.texts, truncation=True, max_length=max_length + 1, add_special_tokens=False)["input_ids"]
+    rows = [ids[:max_length] or [tokenizer.eos_token_id] for ids in encoded]
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(ids) for ids in rows], out=offsets[1:])
+    flat = np.fromiter((token for ids in rows for token in ids), dtype=np.int32, count=int(offsets[-1]))
+    truncated = sum(len(ids) > max_length for ids in encoded)
+    return Tokens(flat, offsets, np.asarray(split.labels, dtype=np.int64), truncated)
+
+
+def length_grouped_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The rows of each training batch of one epoch: every row once, like lengths together, order set by (seed, epoch)."""
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), POOL_BATCHES * batch_size):
+        pool = order[start : start + POOL_BATCHES * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """The rows of each evaluation batch, longest first: the largest memory is met at once, padding is least."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def pad_batch(tokens: Tokens, rows: np.ndarray, pad_id: int, multiple_of: int = 8):
+    """One batch as CPU tensors, padded on the right to its longest row, rounded up to `multiple_of`.
+
+    Returns input_ids int64 [B, L], attention_mask int64 [B, L], labels int64 [B].
+    """
+    import torch
+
+    lengths = tokens.lengths[rows]
+    width = -(-int(lengths.max()) // multiple_of) * multiple_of
+    mask = np.arange(width) < lengths[:, None]
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    ids[mask] = np.concatenate([tokens.row(i) for i in rows])
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        "labels": torch.from_numpy(tokens.labels[rows]),
+    }
