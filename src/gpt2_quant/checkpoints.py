@@ -40,7 +40,6 @@ VARIANTS = {
         Variant("nf4_bitsandbytes", "NF4 BitsAndBytes", "nf4_bitsandbytes", "src/3_bitsandbytes_quant.py"),
     )
 }
-# int8_scratch computes in FP32 after dequantizing, as published; the rest run as fast as they can: FP16 on CUDA.
 FP32_KEYS = ("baseline", "int8_scratch")
 
 
@@ -120,10 +119,19 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     return model.eval()
 
 
-def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
-    """The model of one variant, as every script measures it. Raises UserError where its folder is not there yet."""
+def float_dtype(key: str, device: str):
+    """The dtype of what a variant does not quantize: float16 on CUDA, float32 on the CPU, where float16 is slow.
+
+    The baseline and the published INT8 compute in float32 everywhere, the control row in float16 everywhere.
+    """
     import torch
 
+    half = key == "baseline_fp16" or (device == "cuda" and key not in FP32_KEYS)
+    return torch.float16 if half else torch.float32
+
+
+def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
+    """The model of one variant, as every script measures it. Raises UserError where its folder is not there yet."""
     variant = VARIANTS[key]
     if key in ("baseline", "baseline_fp16"):
         folder = baseline_folder(models_dir, checkpoint)
@@ -131,12 +139,7 @@ def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None
         folder = models_dir / variant.folder
         if not folder.is_dir():
             raise UserError(f"{folder} is not there yet: run python {variant.script} with the same flags first")
-    if key in FP32_KEYS:
-        dtype = torch.float32
-    else:
-        # The control row is FP16 everywhere; the quantized rows keep FP32 beside their codes where FP16 is slow (CPUs).
-        dtype = torch.float16 if device == "cuda" or key == "baseline_fp16" else torch.float32
-    return load_classifier(folder, device, dtype)
+    return load_classifier(folder, device, float_dtype(key, device))
 
 
 def size_in_parts(model) -> dict[str, int]:

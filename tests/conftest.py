@@ -1,0 +1,109 @@
+"""Fixtures for all tests: a tiny classifier with a real tokenizer, real data where its folder is named, scripts as run.
+
+Nothing here needs the hub: HF_HUB_OFFLINE is set before any library reads it.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _named_folder(variable: str, what: str) -> Path:
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} is not set: name the folder that holds {what} to run this test")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def ag_news_dir() -> Path:
+    """AG News as train.csv and test.csv, from the folder that AG_NEWS_DIR names."""
+    return _named_folder("AG_NEWS_DIR", "AG News' train.csv and test.csv")
+
+
+@pytest.fixture(scope="session")
+def gpt2_news_mini() -> Path:
+    """A small pretrained GPT-2 with its tokenizer, from the folder that GPT2_NEWS_MINI names."""
+    return _named_folder("GPT2_NEWS_MINI", "a small pretrained GPT-2")
+
+
+@pytest.fixture(scope="session")
+def human_judgements_dir() -> Path:
+    """summeval.jsonl and stsb_test.csv, from the folder that HUMAN_JUDGEMENTS_DIR names."""
+    return _named_folder("HUMAN_JUDGEMENTS_DIR", "summeval.jsonl and stsb_test.csv")
+
+
+@pytest.fixture(scope="session")
+def tiny_texts() -> tuple[list[str], list[int]]:
+    """600 items of the demo's corpus: texts (title, space, description) and labels 0–3."""
+    from gpt2_quant.demo import generate_corpus
+
+    titles, descriptions, labels = generate_corpus(600, seed=7)
+    return [f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)], labels
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_texts):
+    """A byte-level BPE of 1,000 tokens, trained on `tiny_texts`, padding on the right with the end-of-text token."""
+    from gpt2_quant.demo import train_tokenizer
+
+    tokenizer = train_tokenizer(tiny_texts[0], vocab_size=1000)
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def make_tiny_gpt2(tokenizer, head: bool = True):
+    """A GPT-2 of 2 layers x 64 with random weights, biases and norms included: zero biases would hide a dropped one."""
+    import torch
+    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=64, n_layer=2, n_head=4, num_labels=4,
+        pad_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = (GPT2ForSequenceClassification if head else GPT2LMHeadModel)(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def tiny_gpt2(tiny_tokenizer):
+    """A fresh `make_tiny_gpt2` classifier."""
+    return make_tiny_gpt2(tiny_tokenizer)
+
+
+@pytest.fixture
+def tiny_gpt2_lm(tiny_tokenizer):
+    """A fresh `make_tiny_gpt2` language model."""
+    return make_tiny_gpt2(tiny_tokenizer, head=False)
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Run a script as a user does: `run_script("src/2_quantization_scratch.py", "--help")` -> CompletedProcess (text)."""
+
+    def run(script: str, *arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, script, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
