@@ -1,0 +1,83 @@
+"""Records: what is written is whole or absent, and says where it came from."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gpt2_quant import records
+from gpt2_quant.settings import ROOT, UserError
+
+
+def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path):
+    path = tmp_path / "deep" / "value.json"
+    records.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), records.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(path.parent) == ["value.json"]
+
+
+def test_atomic_folder_replaces_the_old_one_whole(tmp_path):
+    folder = tmp_path / "model"
+    for name in ("old", "new"):
+        with records.atomic_path(folder) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(folder) == ["new"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "value.json"
+    records.write_json(path, {"a": 1})
+    code = (
+        "import sys, time, pathlib; sys.path.insert(0, 'src'); from gpt2_quant.records import atomic_path\n"
+        f"with atomic_path(pathlib.Path({str(path)!r})) as p:\n    p.write_text('half'); print('in', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "in\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_json_takes_numpy_and_turns_nan_to_null(tmp_path):
+    path = tmp_path / "value.json"
+    records.write_json(
+        path, {"array": np.arange(3), "scalar": np.float32(0.5), "nan": float("nan"), "inf": np.inf, "path": tmp_path}
+    )
+    assert json.loads(path.read_text()) == {"array": [0, 1, 2], "scalar": 0.5, "nan": None, "inf": None, "path": str(tmp_path)}
+
+
+def test_records_of_variants_only_and_newer_schema_refused(tmp_path):
+    records.save_record(tmp_path, "baseline", {"variant": {"label": "x"}})
+    records.save_record(tmp_path, "text_metrics", {"scores": []})
+    assert set(records.load_records(tmp_path)) == {"baseline"}
+    newer = tmp_path / "records" / "baseline.json"
+    newer.write_text(json.dumps({"schema_version": records.SCHEMA_VERSION + 1, "variant": {}}))
+    with pytest.raises(UserError, match="schema version 2"):
+        records.load_records(tmp_path)
+    newer.write_text("{")
+    with pytest.raises(UserError, match="not a record"):
+        records.load_records(tmp_path)
+
+
+def test_provenance_names_code_versions_and_device(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, 'src'); from gpt2_quant import records, settings; import json\n"
+        "s = settings.settings_from(settings.parser('').parse_args(['--device', 'cpu', '--seed', '5']))\n"
+        "print(json.dumps(records.provenance(s)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    assert facts["git_commit"] == (head or None)
+    assert facts["seed"] == 5 and facts["packages"]["torch"] and "cores" in facts["device"]
+    assert abs(time.time() - time.mktime(time.strptime(facts["time_utc"][:19], "%Y-%m-%dT%H:%M:%S")) + time.timezone) < 120
