@@ -1,0 +1,170 @@
+"""NormalFloat, four bits: 16 levels placed where normally distributed weights are (QLoRA, arXiv 2305.14314, section 3).
+
+Levels. A code should be used as often as any other, so the levels are quantiles of N(0, 1) at evenly spaced
+probabilities, divided by the largest so that they span [-1, 1]. To have an exact 0 the two sides are built apart: 8
+levels above zero, 7 below.
+
+Blocks. 64 neighbours in memory order share a scale, their absmax: an outlier spoils 63 others, not the whole tensor.
+Two codes share a byte, the first in the high nibble.
+
+Double quantization. One float32 scale a block would cost 0.5 bit a weight. So the scales are quantized in turn: their
+mean is taken off, 256 neighbours share one float32 absmax, and each becomes one byte, an index into the 8-bit *dynamic*
+map (Dettmers, arXiv 1511.04561: a sign, an exponent in unary, what is left is a linear fraction). That makes
+4 + 8/64 + 32/(64 * 256) = 4.127 bits a weight.
+
+Layout, codes and read-back values are those of bitsandbytes for equal scales. Two refinements, both free at run time:
+codes are chosen against the scale *as stored*, after its own quantization, and the scale may be the one of least squared
+error instead of the absmax (`fit="mse"`): for a normal block clipping the largest weight a little serves the other 63.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .affine import require_finite
+
+BLOCK = 64
+SCALES_PER_BLOCK = 256
+# Probability of the outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, half a step inside 1 for 16 and 15 levels.
+OUTERMOST = (1 - 1 / 32 + 1 - 1 / 30) / 2
+ALTERNATIONS = 4
+
+
+@dataclass(frozen=True)
+class NF4:
+    """A tensor in NF4.
+
+    packed        uint8 `[ceil(n / 2)]`: two codes a byte over the flattened tensor, the first in the high nibble
+    scale_codes   uint8 `[blocks]`: index of each block's scale in the dynamic map
+    scale_absmax  float32 `[ceil(blocks / 256)]`: what the map's 1.0 stands for
+    scale_offset  float32 `[]`: the mean scale, taken off before
+    """
+
+    packed: Tensor
+    scale_codes: Tensor
+    scale_absmax: Tensor
+    scale_offset: Tensor
+    shape: torch.Size
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The reals that the codes stand for, in the original's shape."""
+        scales = read_scales(self.scale_codes, self.scale_absmax, self.scale_offset)
+        return dequantize(self.packed, scales, self.shape.numel()).view(self.shape).to(dtype)
+
+
+@cache
+def levels(device: torch.device | str = "cpu") -> Tensor:
+    """The 16 levels, float32, ascending, from -1 to 1 with an exact 0 at index 7."""
+    above = torch.special.ndtri(torch.linspace(OUTERMOST, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -torch.special.ndtri(torch.linspace(OUTERMOST, 0.5, 8, dtype=torch.float64)[:-1])
+    values = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
+    return (values / values.abs().max()).float().to(device)
+
+
+@cache
+def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
+    """The 256 values of the signed 8-bit dynamic data type, float32, ascending, with 0 and 1.
+
+    Seven decades from 1e-6 to 1; decade `e` is cut into 2^e equal parts, whose centres are the values.
+    """
+    values = [torch.zeros(1), torch.ones(1)]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1)
+        centres = (10 ** (exponent - 6)) * (edges[:-1] + edges[1:]) / 2
+        values += [centres, -centres]
+    return torch.cat(values).sort().values.to(device)
+
+
+@cache
+def _midpoints(device: torch.device | str = "cpu") -> Tensor:
+    """The 15 boundaries between neighbouring levels; a value goes to the nearer level."""
+    return (levels(device)[1:] + levels(device)[:-1]) / 2
+
+
+@cache
+def byte_table(device: torch.device | str = "cpu") -> Tensor:
+    """float32 `[256, 2]`: the two levels that each possible byte stands for, so that unpacking is one lookup."""
+    byte = torch.arange(256)
+    return levels()[torch.stack([byte >> 4, byte & 15], dim=1)].to(device)
+
+
+def quantize(x: Tensor, *, fit: str = "absmax", name: str = "tensor") -> NF4:
+    """Quantize a float tensor of any shape.
+
+    fit  "absmax" is the published method: a block's scale is its largest magnitude. "mse" adds both refinements.
+
+    Raises UserError, with `name`, when x holds NaN or infinity.
+    """
+    require_finite(x, name)
+    blocks = to_blocks(x)
+    scales = blocks.abs().amax(-1)
+    if fit == "mse":
+        scales = _least_squares(blocks, scales)
+    stored = quantize_scales(scales)
+    codes = encode(blocks, read_scales(*stored) if fit == "mse" else scales)
+    return NF4(pack(codes.flatten()[: x.numel()]), *stored, x.shape)
+
+
+def to_blocks(x: Tensor) -> Tensor:
+    """`x` as float32 `[blocks, 64]` in memory order, the last block filled up with 0."""
+    flat = x.detach().float().reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+
+
+def encode(blocks: Tensor, scales: Tensor) -> Tensor:
+    """The index (uint8) of the level nearest to each `x / scale`; blocks `[n, 64]`, scales `[n]`."""
+    safe = torch.where(scales == 0, torch.ones_like(scales), scales)
+    return torch.bucketize(blocks / safe.unsqueeze(-1), _midpoints(blocks.device), out_int32=True).to(torch.uint8)
+
+
+def decode(codes: Tensor, scales: Tensor) -> Tensor:
+    """`levels[code] * scale`, float32; codes uint8 `[n, 64]`, scales `[n]`."""
+    return levels(codes.device)[codes.long()] * scales.unsqueeze(-1)
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Two 4-bit codes a byte, the first in the high nibble; an odd last code is followed by 0. `[n]` -> `[ceil(n/2)]`."""
+    pairs = torch.nn.functional.pad(codes, (0, codes.numel() % 2)).view(-1, 2)
+    return (pairs[:, 0] << 4) | pairs[:, 1]
+
+
+def dequantize(packed: Tensor, scales: Tensor, n: int) -> Tensor:
+    """The first `n` values, float32 `[n]`, that the packed codes stand for under the block scales."""
+    values = byte_table(packed.device)[packed.int()].flatten()
+    values = torch.nn.functional.pad(values, (0, scales.numel() * BLOCK - values.numel())).view(-1, BLOCK)
+    return (values * scales.unsqueeze(-1)).flatten()[:n]
+
+
+def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Block scales float32 `[blocks]` to one byte each: (codes, absmax per 256, offset), as in `NF4`."""
+    if scales.numel() == 0:
+        return scales.to(torch.uint8), scales, scales.new_zeros(())
+    offset = scales.mean()
+    centred = torch.nn.functional.pad(scales - offset, (0, -scales.numel() % SCALES_PER_BLOCK)).view(-1, SCALES_PER_BLOCK)
+    absmax = centred.abs().amax(-1)
+    safe = torch.where(absmax == 0, torch.ones_like(absmax), absmax)
+    table = dynamic_map(scales.device)
+    codes = torch.bucketize(centred / safe.unsqueeze(-1), (table[1:] + table[:-1]) / 2)
+    return codes.flatten()[: scales.numel()].to(torch.uint8), absmax, offset
+
+
+def read_scales(codes: Tensor, absmax: Tensor, offset: Tensor) -> Tensor:
+    """The block scales, float32 `[blocks]`, that `quantize_scales` stored."""
+    spread = absmax.repeat_interleave(SCALES_PER_BLOCK)[: codes.numel()]
+    return dynamic_map(codes.device)[codes.int()] * spread + offset
+
+
+def _least_squares(blocks: Tensor, absmax: Tensor) -> Tensor:
+    """For each block the scale of least squared error found by alternating.
+
+    Given codes, the best scale is <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
+    Each half-step lowers the error, so the result is never worse than the absmax it starts from.
+    """
+    scales = absmax
+    for _ in range(ALTERNATIONS):
+        chosen = levels(blocks.device)[encode(blocks, scales).long()]
+        energy = chosen.square().sum(-1)
+        scales = torch.where(energy > 0, (blocks * chosen).sum(-1) / energy.clamp_min(1e-30), absmax)
+    return scales
