@@ -1,0 +1,59 @@
+"""Where sentences end: rules only, so no download and the same answer everywhere.
+
+A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close behind it) when white space follows and the next
+character can begin a sentence: anything but a lower-case letter. Chinese and Japanese stops end one without white space; a line
+break always does. Three surprises are handled: abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end a sentence;
+tokenized text, which puts a blank before the stop ("in Turin . townsend hit back"), always does at such a stop, lower case or not;
+and a closing quote that was split off (`. ' Merson said`) belongs to the sentence before it.
+
+The trained splitters (NLTK's punkt, spaCy) are better on exotic text, but need data that a machine without a hub cannot get.
+"""
+
+import re
+
+_STOP = re.compile(
+    r"""(?P<stop>[.!?…]+)(?P<close>\s?["'”’»)\]]+(?=\s|$)|["'”’»)\]]+)?(?P<gap>\s+|$)"""
+    r"""|(?P<cjk>[。！？]+[」』”’]?)|(?P<line>\s*\n\s*)"""
+)
+_ABBREVIATIONS = frozenset(
+    re.findall(
+        r"\S+",
+        """mr mrs ms dr prof gen sen rep gov lt col sgt capt rev hon st mt vs etc inc corp co ltd bros no vol fig jr sr dept est
+        approx jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun pct dlrs u.s u.k u.n e.g i.e a.m p.m""",
+    )
+)
+_LAST_WORD = re.compile(r"[\w.&-]+$")
+
+
+def split_sentences(text: str) -> list[str]:
+    """`text` as its sentences in order, stripped; blank text gives an empty list. Joining them with a blank keeps every word."""
+    sentences, start = [], 0
+    for match in _STOP.finditer(text):
+        if match["stop"] and not _ends_here(text, match):
+            continue
+        piece = text[start : match.end()].strip()
+        if any(character.isalnum() for character in piece):
+            sentences.append(piece)
+            start = match.end()
+    rest = text[start:].strip()
+    if rest and sentences and not any(character.isalnum() for character in rest):
+        sentences[-1] = f"{sentences[-1]} {rest}"
+    elif rest:
+        sentences.append(rest)
+    return sentences
+
+
+def _ends_here(text: str, match: re.Match) -> bool:
+    if match.end() >= len(text):
+        return True
+    if "\n" in match["gap"]:
+        return True
+    if match.start() and text[match.start() - 1].isspace():
+        return True
+    if text[match.end()].islower():
+        return False
+    if match["stop"] == ".":
+        word = _LAST_WORD.search(text, 0, match.start())
+        if word and (word[0].lower() in _ABBREVIATIONS or (len(word[0]) == 1 and word[0].isupper())):
+            return False
+    return True
