@@ -1,0 +1,98 @@
+"""Causal attention over short sequences, read straight from the joint projection (FlashAttention, arXiv 2205.14135).
+
+GPT-2 projects a token to query, key and value side by side: one `[tokens, 3 * width]` matrix. Reading heads out of it by
+strides saves the three transposed copies. One program takes a block of queries of one head, walks over the keys that
+they may see and keeps a running maximum and sum, so that the score matrix never leaves the registers.
+
+A classifier reads one token of each text. In its last layer only that token's query matters: `positions` then says
+where each text's single query stands.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Added to the score of a key that must not be seen. Finite: a row without any visible key (left padding) then becomes
+# an unused average instead of NaN, which would spread through 0 * NaN.
+_HIDDEN = tl.constexpr(-1.0e30)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _attention_kernel(
+    query_ptr, key_ptr, value_ptr, mask_ptr, position_ptr, out_ptr, n_queries, n_keys, query_stride, key_stride, scale,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_MASK: tl.constexpr, SINGLE: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    text = (tl.program_id(1) // HEADS).to(tl.int64)
+    head = tl.program_id(1) % HEADS
+    queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    channels = head * HEAD_DIM + tl.arange(0, HEAD_DIM)
+    query_rows = text * n_queries + queries
+    is_query = queries < n_queries
+    query = tl.load(query_ptr + query_rows[:, None] * query_stride + channels[None, :], mask=is_query[:, None], other=0.0)
+    if SINGLE:
+        positions = tl.load(position_ptr + text) + tl.zeros((BLOCK_Q,), dtype=tl.int64)
+        end = n_keys
+    else:
+        positions = queries.to(tl.int64)
+        end = min(n_keys, (tl.program_id(0) + 1) * BLOCK_Q)
+
+    highest = tl.full((BLOCK_Q,), _HIDDEN, dtype=tl.float32)
+    total = tl.zeros((BLOCK_Q,), dtype=tl.float32)
+    result = tl.zeros((BLOCK_Q, HEAD_DIM), dtype=tl.float32)
+    for start in range(0, end, BLOCK_K):
+        keys = start + tl.arange(0, BLOCK_K)
+        is_key = keys < n_keys
+        where = (text * n_keys + keys)[:, None] * key_stride + channels[None, :]
+        key = tl.load(key_ptr + where, mask=is_key[:, None], other=0.0)
+        scores = tl.dot(query, key.T) * (scale * _LOG2_E)
+        visible = (keys[None, :] <= positions[:, None]) & is_key[None, :]
+        if HAS_MASK:
+            visible &= (tl.load(mask_ptr + text * n_keys + keys, mask=is_key, other=0) != 0)[None, :]
+        scores = tl.where(visible, scores, _HIDDEN)
+        raised = tl.maximum(highest, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - raised[:, None])
+        shrink = tl.exp2(highest - raised)
+        value = tl.load(value_ptr + where, mask=is_key[:, None], other=0.0)
+        result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None])
+        total = total * shrink + tl.sum(weights, axis=1)
+        highest = raised
+    result /= total[:, None]
+    out_where = query_rows[:, None] * (HEADS * HEAD_DIM) + channels[None, :]
+    tl.store(out_ptr + out_where, result.to(out_ptr.dtype.element_ty), mask=is_query[:, None])
+
+
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    texts: int,
+    heads: int,
+    scale: float,
+    mask: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention in which a token sees itself and what precedes it.
+
+    query, key, value  float `[texts * length, width]`, column slices of a wider matrix allowed; key and value alike
+    texts, heads       how many texts the rows hold; heads split the width evenly (into a power of two, at least 16)
+    scale              factor on the scores, 1 / sqrt(width / heads) in GPT-2
+    mask               integer or bool `[texts, length]`, 0 where a token is padding
+    positions          int64 `[texts]`: `query` is then `[texts, width]`, one query a text, standing at this position
+
+    Returns `[rows of query, width]`, contiguous, in the query's dtype.
+    """
+    width = query.shape[1]
+    n_keys, n_queries = key.shape[0] // texts, query.shape[0] // texts
+    out = torch.empty((query.shape[0], width), dtype=query.dtype, device=query.device)
+    single = positions is not None
+    block_q = 16 if single else min(64, max(16, triton.next_power_of_2(n_queries)))
+    block_k = min(64, max(16, triton.next_power_of_2(n_keys)))
+    _attention_kernel[(triton.cdiv(n_queries, block_q), texts * heads)](
+        query, key, value, mask, positions, out, n_queries, n_keys, query.stride(0), key.stride(0), scale,
+        HEADS=heads, HEAD_DIM=width // heads, HAS_MASK=mask is not None, SINGLE=single,
+        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return out

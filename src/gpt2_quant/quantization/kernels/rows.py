@@ -1,0 +1,153 @@
+"""Kernels with one program a row: a token's activations fit in registers, so each is read once and written once.
+
+Quantizing a row needs its absmax before the first code can be written. Whoever computes the row anyway (LayerNorm, GELU)
+should therefore also quantize it: float activations of 2 bytes are read, codes of 1 byte are written, and the float
+result never exists in memory. The arithmetic is that of `affine.quantize_rows`: scale = absmax / 127 in float32, codes
+are x / scale rounded half to even, so codes and scales are equal to its, bit for bit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..affine import SMALLEST_SCALE, SYMMETRIC_MAX
+
+_CODE_MAX = tl.constexpr(float(SYMMETRIC_MAX))
+_SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
+# float32 numbers from 2**23 to 2**24 are the integers, so adding 1.5 * 2**23 rounds to one, half to even; taking it off
+# again is exact. Triton offers no rounding of its own that its interpreter knows too.
+_ROUNDER = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def _gelu(x):
+    """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3); equal to x * sigmoid(2 u)."""
+    u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return x * tl.sigmoid(2.0 * u)
+
+
+@triton.jit
+def _store_codes(values, inside, codes_ptr, scale_ptr, row, columns, n_columns):
+    """Quantize one row held in registers (float32, 0 outside) and store codes and scale."""
+    absmax = tl.max(tl.abs(values), axis=0)
+    scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
+    codes = (tl.div_rn(values, scale) + _ROUNDER) - _ROUNDER
+    tl.store(codes_ptr + row * n_columns + columns, codes.to(tl.int8), mask=inside)
+    tl.store(scale_ptr + row, scale)
+
+
+@triton.jit
+def _quantize_kernel(x_ptr, codes_ptr, scale_ptr, n_columns, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < n_columns
+    values = tl.load(x_ptr + row * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        values = _gelu(values)
+    _store_codes(values, inside, codes_ptr, scale_ptr, row, columns, n_columns)
+
+
+@triton.jit
+def _layer_norm_quantize_kernel(
+    x_ptr, weight_ptr, bias_ptr, codes_ptr, scale_ptr, n_columns, epsilon, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < n_columns
+    x = tl.load(x_ptr + row * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    centred = tl.where(inside, x - tl.sum(x, axis=0) / n_columns, 0.0)
+    variance = tl.sum(centred * centred, axis=0) / n_columns
+    values = centred * tl.rsqrt(variance + epsilon) * weight + bias
+    _store_codes(values, inside, codes_ptr, scale_ptr, row, columns, n_columns)
+
+
+@triton.jit
+def _embedding_kernel(
+    ids_ptr, codes_ptr, scale_ptr, position_codes_ptr, position_scale_ptr, out_ptr,
+    n_columns, length, HAS_POSITION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < n_columns
+    token = tl.load(ids_ptr + row).to(tl.int64)
+    values = tl.load(codes_ptr + token * n_columns + columns, mask=inside, other=0).to(tl.float32)
+    values *= tl.load(scale_ptr + token)
+    if HAS_POSITION:
+        position = row % length
+        offset = tl.load(position_codes_ptr + position * n_columns + columns, mask=inside, other=0).to(tl.float32)
+        values += offset * tl.load(position_scale_ptr + position)
+    tl.store(out_ptr + row * n_columns + columns, values.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _warps(block: int) -> int:
+    """Threads enough for about 8 elements each, a 16-byte load of float16."""
+    return max(1, min(16, block // 256))
+
+
+def _empty_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows, n_columns = x.shape
+    codes = torch.empty((rows, n_columns), dtype=torch.int8, device=x.device)
+    return codes, torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 codes of each row with a scale of its own.
+
+    x: float `[rows, n]`, contiguous. Returns codes int8 `[rows, n]` and scale float32 `[rows, 1]`.
+    """
+    return _quantize(x, gelu=False)
+
+
+def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass; shapes as in `quantize_rows`."""
+    return _quantize(x, gelu=True)
+
+
+def _quantize(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    codes, scale = _empty_codes(x)
+    block = triton.next_power_of_2(x.shape[1])
+    if len(x):
+        _quantize_kernel[(len(x),)](x, codes, scale, x.shape[1], GELU=gelu, BLOCK=block, num_warps=_warps(block))
+    return codes, scale
+
+
+def layer_norm_quantize(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32.
+
+    x: float `[rows, n]`, contiguous; weight, bias: float `[n]`. Returns codes int8 `[rows, n]`, scale float32 `[rows, 1]`.
+    """
+    codes, scale = _empty_codes(x)
+    block = triton.next_power_of_2(x.shape[1])
+    if len(x):
+        _layer_norm_quantize_kernel[(len(x),)](
+            x, weight, bias, codes, scale, x.shape[1], epsilon, BLOCK=block, num_warps=_warps(block)
+        )
+    return codes, scale
+
+
+def int8_embedding(
+    ids: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    dtype: torch.dtype,
+    position_codes: Tensor | None = None,
+    position_scale: Tensor | None = None,
+) -> Tensor:
+    """Rows of an int8 embedding as floats, without a float copy of the table; optionally plus learned positions.
+
+    ids: integers `[...]`, the last axis being the position; codes int8 `[vocabulary, n]`, scale float32 `[vocabulary]`;
+    position_codes int8 `[positions, n]`, position_scale float32 `[positions]`. Returns `dtype` `[..., n]`.
+    """
+    n_columns = codes.shape[1]
+    ids = ids.contiguous()
+    out = torch.empty((*ids.shape, n_columns), dtype=dtype, device=codes.device)
+    block = triton.next_power_of_2(n_columns)
+    if ids.numel():
+        _embedding_kernel[(ids.numel(),)](
+            ids, codes, scale, position_codes, position_scale, out, n_columns, ids.shape[-1] if ids.dim() else 1,
+            HAS_POSITION=position_codes is not None, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
+    return out

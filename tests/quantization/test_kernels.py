@@ -1,0 +1,204 @@
+"""The Triton kernels against plain arithmetic: integers equal, floats within the rounding of their format.
+
+On a CUDA device these are ordinary GPU tests. With TRITON_INTERPRET=1 set before Python starts they run on the CPU;
+`test_kernels_interpreted.py` does that in every run of the suite.
+"""
+
+import math
+import os
+
+import pytest
+import torch
+
+from gpt2_quant.quantization import affine, kernels, nf4
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+
+# Relative rounding error of one operation in each format: half a unit in the last place.
+HALF_ULP = {torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+def codes(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator).to(DEVICE)
+
+
+def assert_codes_close(got, scale, exact):
+    """Codes of a float result may differ by the one step that a last-bit difference before rounding makes, and rarely do."""
+    expected, expected_scale = affine.quantize_rows(exact)
+    torch.testing.assert_close(scale, expected_scale, rtol=1e-5, atol=0)
+    difference = (got.int() - expected.int()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 0.002
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (5, 768), (2, 3072), (0, 64)])
+def test_quantize_rows_equals_the_arithmetic(shape, dtype):
+    x = normal(*shape, dtype=dtype) * torch.logspace(-6, 4, max(1, shape[0]))[: shape[0], None].to(DEVICE)
+    x = x.to(dtype)
+    got, scale = kernels.quantize_rows(x)
+    expected, expected_scale = affine.quantize_rows(x) if len(x) else (got, scale)
+    assert torch.equal(scale, expected_scale)
+    assert torch.equal(got, expected)
+
+
+def test_quantize_rows_of_zeros_denormals_ties_and_an_outlier():
+    x = torch.zeros(4, 130)
+    x[1] = 1e-40
+    x[2, :6] = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5])  # scale 1: halves go to the even neighbour
+    x[3] = torch.randn(130)
+    x[3, 7] = 1e4
+    x = x.to(DEVICE)
+    got, scale = kernels.quantize_rows(x)
+    expected, expected_scale = affine.quantize_rows(x)
+    assert torch.equal(got, expected) and torch.equal(scale, expected_scale)
+    assert got[0].eq(0).all()
+    assert got[2, :6].tolist() == [127, 0, 2, 2, 0, -2]
+
+
+@pytest.mark.parametrize("rows, width", [(3, 768), (2, 100)])
+def test_layer_norm_quantize(rows, width):
+    x, weight, bias = normal(rows, width, dtype=torch.float16) * 3 + 1, normal(width, seed=1), normal(width, seed=2)
+    exact = torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
+    assert_codes_close(*kernels.layer_norm_quantize(x, weight, bias, 1e-5), exact)
+
+
+@pytest.mark.parametrize("rows, width", [(3, 3072), (2, 77)])
+def test_gelu_quantize(rows, width):
+    x = normal(rows, width, dtype=torch.float16) * 3
+    exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    assert_codes_close(*kernels.gelu_quantize(x), exact)
+
+
+GEMM_SHAPES = [(1, 8, 16), (17, 33, 100), (64, 128, 128), (130, 96, 256), (5, 768, 3072)]
+
+
+@pytest.mark.parametrize("m, n, k", GEMM_SHAPES)
+def test_integer_product_is_exact(m, n, k):
+    x, weight = codes(m, k), codes(n, k, seed=1)
+    got = kernels.int8_linear(x, None, weight, None)
+    assert got.dtype == torch.int32
+    assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
+
+
+def test_integer_product_of_extreme_codes_is_exact():
+    x, weight = torch.full((2, 3072), 127, dtype=torch.int8).to(DEVICE), torch.full((3, 3072), -127, dtype=torch.int8).to(DEVICE)
+    assert kernels.int8_linear(x, None, weight, None).eq(-127 * 127 * 3072).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("m, n, k", GEMM_SHAPES[:4])
+@pytest.mark.parametrize("with_bias, gelu, with_residual", [(False, False, False), (True, True, False), (True, False, True)])
+def test_epilogue(m, n, k, with_bias, gelu, with_residual, dtype):
+    x, weight = codes(m, k), codes(n, k, seed=1)
+    x_scale, weight_scale = normal(m, 1, seed=2).abs() / 127, normal(n, seed=3).abs() / 127
+    bias = normal(n, seed=4, dtype=dtype) if with_bias else None
+    residual = normal(m, n, seed=5, dtype=dtype) if with_residual else None
+    got = kernels.int8_linear(x, x_scale, weight, weight_scale, bias, residual=residual, gelu=gelu, dtype=dtype)
+    product = (x.double() @ weight.double().T) * x_scale.double() * weight_scale.double()
+    exact, magnitude = product, product.abs()
+    if with_bias:
+        exact, magnitude = exact + bias.double(), magnitude + bias.double().abs()
+    if gelu:
+        exact = torch.nn.functional.gelu(exact, approximate="tanh")
+    if with_residual:
+        exact, magnitude = exact + residual.double(), magnitude + residual.double().abs()
+    # Up to 6 float32 roundings of terms no larger than `magnitude` (GELU amplifies by at most 1.13, its sigmoid costs
+    # a few more), then one rounding to the result's format.
+    bound = 16 * HALF_ULP[torch.float32] * magnitude + HALF_ULP[dtype] * exact.abs() + 1e-7
+    assert got.dtype == dtype
+    assert ((got.double() - exact).abs() <= bound).all()
+
+
+def test_columns_must_match():
+    with pytest.raises(ValueError, match="100 columns"):
+        kernels.int8_linear(codes(4, 100), None, codes(8, 64), None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_embedding_looks_up_and_adds_positions(dtype):
+    table, scale = codes(50, 100), normal(50, seed=1).abs()
+    positions, position_scale = codes(9, 100, seed=2), normal(9, seed=3).abs()
+    ids = torch.tensor([[0, 49, 7], [7, 7, 3]]).to(DEVICE)
+    exact = table.double()[ids] * scale.double()[ids][..., None]
+    got = kernels.int8_embedding(ids, table, scale, dtype)
+    torch.testing.assert_close(got.double(), exact, rtol=HALF_ULP[dtype] + HALF_ULP[torch.float32], atol=0)
+    exact = exact + positions.double()[:3] * position_scale.double()[:3, None]
+    got = kernels.int8_embedding(ids, table, scale, dtype, positions, position_scale)
+    bound = 127 * (scale.max() + position_scale.max()) * (HALF_ULP[dtype] + 4 * HALF_ULP[torch.float32])
+    assert (got.double() - exact).abs().max() <= bound
+
+
+def reference_attention(joint, texts, heads, mask, positions):
+    length, width = joint.shape[0] // texts, joint.shape[1] // 3
+    query, key, value = (part.view(texts, length, heads, -1).transpose(1, 2) for part in joint.double().split(width, dim=1))
+    visible = torch.ones(length, length, dtype=torch.bool, device=joint.device).tril() & mask.bool()[:, None, None, :]
+    scores = (query @ key.transpose(-1, -2) / math.sqrt(width // heads)).masked_fill(~visible, -1e30)
+    out = scores.softmax(-1) @ value
+    out = out.transpose(1, 2).reshape(texts, length, width)
+    return out[torch.arange(texts), positions] if positions is not None else out.reshape(-1, width)
+
+
+@pytest.mark.parametrize("length", [1, 16, 70, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_attention(length, dtype):
+    texts, heads, width = 2, 3, 48
+    joint = normal(texts * length, 3 * width, dtype=dtype)
+    mask = torch.ones(texts, length, dtype=torch.int64, device=DEVICE)
+    mask[1, : length // 3] = 0  # left padding, the harder side: some queries see no key at all
+    got = kernels.causal_attention(*joint.split(width, dim=1), texts, heads, 1 / math.sqrt(width // heads), mask)
+    exact = reference_attention(joint, texts, heads, mask, None)
+    seen = mask.cumsum(1).flatten() > 0
+    assert torch.isfinite(got).all()
+    # Weights and values are rounded once each to the format and averaged, which does not enlarge an error; tensor cores
+    # may take float32 operands as tf32, with a half-ulp of 2^-11.
+    bound = 4 * 2.0**-11 * joint.abs().max().double()
+    assert (got.double() - exact)[seen].abs().max() <= bound
+
+
+def test_attention_of_one_query_a_text():
+    texts, heads, width, length = 3, 2, 32, 75
+    joint = normal(texts * length, 3 * width, dtype=torch.float16)
+    mask = torch.ones(texts, length, dtype=torch.int64, device=DEVICE)
+    positions = torch.tensor([0, 40, 74], device=DEVICE)
+    rows = torch.arange(texts, device=DEVICE) * length + positions
+    query, key, value = joint.split(width, dim=1)
+    scale = 1 / math.sqrt(width // heads)
+    every = kernels.causal_attention(query, key, value, texts, heads, scale)
+    single = kernels.causal_attention(query[rows], key, value, texts, heads, scale, mask, positions)
+    exact = reference_attention(joint, texts, heads, mask, positions)
+    bound = 4 * 2.0**-11 * joint.abs().max().double()
+    assert (single.double() - exact).abs().max() <= bound
+    assert (every[rows].double() - exact).abs().max() <= bound
+
+
+@pytest.mark.parametrize("shape", [(3, 64), (5, 33), (40, 832), (1, 1)])
+def test_nf4_dequantize_equals_the_arithmetic(shape):
+    stored = nf4.quantize(normal(*shape).cpu())
+    fields = [field.to(DEVICE) for field in (stored.packed, stored.scale_codes, stored.scale_absmax, stored.scale_offset)]
+    got = kernels.nf4_dequantize(*fields, shape, torch.float32)
+    # code * absmax + offset may be one fused operation on a GPU: half an ulp of the scale.
+    torch.testing.assert_close(got.cpu(), stored.dequantize(), rtol=4 * HALF_ULP[torch.float32], atol=0)
+
+
+@pytest.mark.parametrize("m, n, k", [(1, 8, 64), (5, 40, 192), (70, 33, 128), (130, 16, 64), (4, 6, 100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nf4_linear(m, n, k, dtype):
+    if INTERPRETED and dtype == torch.float16 and m > 128:
+        pytest.skip("that path ends in torch's own product, tested in float32")
+    x, bias = normal(m, k, dtype=dtype), normal(n, seed=2, dtype=dtype)
+    stored = nf4.quantize(normal(n, k, seed=1).cpu() * 0.05)
+    fields = [field.to(DEVICE) for field in (stored.packed, stored.scale_codes, stored.scale_absmax, stored.scale_offset)]
+    got = kernels.nf4_linear(x, *fields, n, bias)
+    weight = stored.dequantize(dtype).to(DEVICE).double()
+    exact = x.double() @ weight.T + bias.double()
+    # Each of k products may carry a weight that rounds to the neighbouring value of the format, and each sum rounds.
+    bound = (x.double().abs() @ weight.abs().T + bias.double().abs()) * (2 * HALF_ULP[dtype] + k * HALF_ULP[torch.float32])
+    assert ((got.double() - exact).abs() <= bound).all()
