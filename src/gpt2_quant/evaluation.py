@@ -10,6 +10,7 @@ from . import plots, predictions, records, scores
 from .checkpoints import VARIANTS, file_bytes, size_in_parts, weights_file
 from .data import Split, tokenize
 from .settings import Settings
+from .stored_size import stored_size
 
 
 def evaluate_variant(
@@ -57,6 +58,7 @@ def evaluate_variant(
             "tensor_bytes": sum(parts.values()),
             "file_bytes": file_bytes(folder),
             "resident_bytes": sum(parts.values()),
+            "stored": stored_size(folder),
         },
         "latency": [],
         "provenance": records.provenance(settings),
