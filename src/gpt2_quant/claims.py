@@ -81,7 +81,7 @@ def _four_times(comparison: Comparison) -> dict:
         return _claim("INT8 Scratch is 4.00x smaller", "118.68 MB of 474.71", None, None, "No record of this variant.")
     size = row.size
     measured = (
-        f"{size['compression']:.4f}x stored ({size['tensor_bytes'] / MIB:.2f} MB, {size['parts']['quantization_state']:,} "
+        f"{size['compression']:.4f}x stored ({size['stored_bytes'] / MIB:.2f} MB, {size['stored_parts']['quantization_state']:,} "
         f"bytes of it scales and zero-points); {size['resident_bytes'] / MIB:.2f} MB resident while running"
     )
     why = (
@@ -90,7 +90,7 @@ def _four_times(comparison: Comparison) -> dict:
         "Against float16, which costs nothing, it is 2x."
     )
     claim = _claim("INT8 Scratch is 4.00x smaller, 75% memory saved", "118.68 MB of 474.71", measured, True, why)
-    if size["resident_bytes"] > 1.1 * size["tensor_bytes"]:
+    if size["resident_bytes"] > 1.1 * size["stored_bytes"]:
         claim["verdict"] = "in part"
     return claim
 
@@ -102,7 +102,7 @@ def _library_compression(comparison: Comparison) -> list[dict]:
         measured, holds = None, None
         if row and row.size.get("compression"):
             of_half = row.size["compression_fp16"]
-            measured = f"{row.size['compression']:.2f}x ({row.size['tensor_bytes'] / MIB:.2f} MB)"
+            measured = f"{row.size['compression']:.2f}x ({row.size['stored_bytes'] / MIB:.2f} MB)"
             measured += f"; {of_half:.2f}x of FP16" if of_half else ""
             holds = row.size["compression"] >= ratio
         why = (
@@ -178,6 +178,6 @@ def _dominates(row: Row, other: Row) -> bool:
     """Whether `row` is at least as small, fast and accurate as `other`, and better in one."""
 
     def costs(one: Row) -> tuple[float, float, float]:
-        return one.size["tensor_bytes"], one.latency["eager"]["median_ms"], -one.metrics["accuracy"]["value"]
+        return one.size["stored_bytes"], one.latency["eager"]["median_ms"], -one.metrics["accuracy"]["value"]
 
     return costs(row) != costs(other) and all(a <= b for a, b in zip(costs(row), costs(other), strict=True))

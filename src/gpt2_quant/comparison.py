@@ -5,8 +5,9 @@ computed in one place (`scores.py`, `paired.py`); this file only decides what is
 
   * Every row is tested against one baseline. The McNemar tests of all rows are one family for Holm's adjustment, the
     equivalence tests another.
-  * Size is the bytes of the tensors that a checkpoint stores, scales and zero-points included. Compression is the
-    baseline's over the row's; a second figure divides the FP16 control's, because half of "4x" is float16.
+  * Size is the bytes of the tensors that a checkpoint stores, scales and zero-points included; resident bytes stand
+    beside it. Compression is the baseline's over the row's; a second figure divides the FP16 control's, because half of
+    "4x" is float16.
   * Latencies compare only when one process timed the rows in turns, which their `session` says. A row from another
     session keeps its figure and is marked.
 
@@ -26,7 +27,6 @@ from .settings import UserError
 
 MIB = 2**20
 HEADLINE_SHAPE = (16, 128)  # batch, tokens: what the table's latency column shows
-_SAFETENSORS_HEADER_LIMIT = 200_000  # bytes: the file's list of tensor names and shapes, not weights
 
 
 @dataclass
@@ -132,30 +132,38 @@ def _test(present: dict[str, Row], baseline: str, labels: np.ndarray) -> None:
 
 
 def _weigh(present: dict[str, Row], baseline: str) -> None:
-    """Sizes of the rows that have a record, reconciled with the file's bytes, and compression both ways."""
-
-    def tensor_bytes(key: str) -> int | None:
-        row = present.get(key)
-        return row.source.record["size"]["tensor_bytes"] if row and row.source.record else None
-
-    whole, half = tensor_bytes(baseline), tensor_bytes("baseline_fp16")
+    """Stored and resident sizes of the rows that have a record, checked against the file, and compression both ways."""
     for key, row in present.items():
-        if not row.source.record:
-            continue
-        size = row.source.record["size"]
-        if sum(size["parts"].values()) != size["tensor_bytes"]:
-            raise UserError(f"records/{key}.json: the parts do not sum to its tensor_bytes; run its script with --overwrite")
-        row.size = {
-            **size,
-            "compression": whole / size["tensor_bytes"] if whole else None,
-            "compression_fp16": half / size["tensor_bytes"] if half else None,
-            "file_surplus_bytes": size["file_bytes"] - size["tensor_bytes"],
-            "peak_bytes": row.source.record.get("memory", {}).get("peak_bytes"),
-        }
-        if key == "baseline_fp16":
-            row.notes.append("made from the FP32 file while loading")
-        elif not 0 <= row.size["file_surplus_bytes"] <= _SAFETENSORS_HEADER_LIMIT:
-            row.notes.append(f"the file is {row.size['file_surplus_bytes']:+,} bytes off its tensors")
+        if row.source.record:
+            row.size = _size(key, row.source.record["size"])
+            row.size["peak_bytes"] = (row.source.record.get("memory") or {}).get("peak_bytes")
+    for row in present.values():
+        for name, other in (("compression", baseline), ("compression_fp16", "baseline_fp16")):
+            reference = present[other].size.get("stored_bytes") if other in present else None
+            if row.size:
+                row.size[name] = reference / row.size["stored_bytes"] if reference else None
+
+
+def _size(key: str, size: dict) -> dict:
+    """Sizes of one record in bytes. Raises UserError where a sum over parts or the file's length does not come out.
+
+    FP16 has no file of its own: it is made from the FP32 file at load, and would store what it keeps resident.
+    """
+    stored = {"parts": size["parts"], "tensor_bytes": size["tensor_bytes"]} if key == "baseline_fp16" else size["stored"]
+    whole_file = key == "baseline_fp16" or stored["header_bytes"] + stored["tensor_bytes"] == size["file_bytes"]
+    sums = all(sum(kind["parts"].values()) == kind["tensor_bytes"] for kind in (size, stored))
+    if not (whole_file and sums):
+        raise UserError(
+            f"records/{key}.json: its sizes do not add up to the file's bytes; run the script that makes {key} with --overwrite"
+        )
+    return {
+        "stored_bytes": stored["tensor_bytes"],
+        "stored_parts": stored["parts"],
+        "header_bytes": stored.get("header_bytes"),
+        "file_bytes": None if key == "baseline_fp16" else size["file_bytes"],
+        "resident_bytes": size["resident_bytes"],
+        "resident_parts": size["parts"],
+    }
 
 
 def _time(present: dict[str, Row], baseline: str) -> list[str]:

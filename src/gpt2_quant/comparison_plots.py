@@ -79,7 +79,7 @@ def efficiency_comparison(comparison: Comparison, path: Path) -> list[Path]:
         for y, row in enumerate(rows):
             colour = looks[row.key][0]
             if row.size:
-                megabytes = row.size["tensor_bytes"] / MIB
+                megabytes = row.size["stored_bytes"] / MIB
                 ratio = row.size["compression"]
                 size.barh(y, megabytes, 0.62, color=colour)
                 size.text(megabytes, y, f"  {megabytes:.2f}" + (f" ({ratio:.2f}x)" if ratio else ""), va="center", fontsize=8)
@@ -125,7 +125,7 @@ def pareto(comparison: Comparison, path: Path) -> list[Path]:
     """
     rows = comparison.present
     looks = style([row.key for row in rows])
-    sized = [(row, row.size["tensor_bytes"] / MIB) for row in rows if row.size]
+    sized = [(row, row.size["stored_bytes"] / MIB) for row in rows if row.size]
     timed = [
         (row, min(entry["median_ms"] for entry in (row.latency["eager"], row.latency["best"]) if entry))
         for row in rows

@@ -38,7 +38,7 @@ def published_cells(row: Row) -> dict[str, str]:
         "Model": row.label,
         "Accuracy": _fixed(row.metrics["accuracy"]["value"], 4) if row.metrics else "",
         "F1-Score": _fixed(row.metrics["f1_macro"]["value"], 4) if row.metrics else "",
-        "Size (MB)": _megabytes(row.size.get("tensor_bytes")),
+        "Size (MB)": _megabytes(row.size.get("stored_bytes")),
         "Inference (ms)": _fixed(eager["median_ms"], 2) if eager else "",
         "Compression": f"{ratio:.2f}x" if ratio else "",
     }
@@ -61,7 +61,7 @@ def all_cells(row: Row) -> dict[str, str | float | None]:
         "flips", "kl_mean", "kl_p99", "kl_max",
     ):  # fmt: skip
         cells[name] = against.get(name)
-    for name in ("tensor_bytes", "file_bytes", "resident_bytes", "peak_bytes", "compression_fp16"):
+    for name in ("stored_bytes", "file_bytes", "resident_bytes", "peak_bytes", "compression_fp16"):
         cells[name] = row.size.get(name)
     latency = row.latency
     cells["Latency batch x tokens"] = "{} x {}".format(*latency["shape"]) if latency else None
