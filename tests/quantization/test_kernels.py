@@ -6,6 +6,7 @@ On a CUDA device these are ordinary GPU tests. With TRITON_INTERPRET=1 set befor
 
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,14 +84,14 @@ GEMM_SHAPES = [(1, 8, 16), (17, 33, 100), (64, 128, 128), (130, 96, 256), (5, 76
 @pytest.mark.parametrize("m, n, k", GEMM_SHAPES)
 def test_integer_product_is_exact(m, n, k):
     x, weight = codes(m, k), codes(n, k, seed=1)
-    got = kernels.int8_linear(x, None, weight, None)
+    got = kernels.int8_gemm(x, None, weight, None)
     assert got.dtype == torch.int32
     assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
 
 
 def test_integer_product_of_extreme_codes_is_exact():
     x, weight = torch.full((2, 3072), 127, dtype=torch.int8).to(DEVICE), torch.full((3, 3072), -127, dtype=torch.int8).to(DEVICE)
-    assert kernels.int8_linear(x, None, weight, None).eq(-127 * 127 * 3072).all()
+    assert kernels.int8_gemm(x, None, weight, None).eq(-127 * 127 * 3072).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -101,7 +102,7 @@ def test_epilogue(m, n, k, with_bias, gelu, with_residual, dtype):
     x_scale, weight_scale = normal(m, 1, seed=2).abs() / 127, normal(n, seed=3).abs() / 127
     bias = normal(n, seed=4, dtype=dtype) if with_bias else None
     residual = normal(m, n, seed=5, dtype=dtype) if with_residual else None
-    got = kernels.int8_linear(x, x_scale, weight, weight_scale, bias, residual=residual, gelu=gelu, dtype=dtype)
+    got = kernels.int8_gemm(x, x_scale, weight, weight_scale, bias, residual=residual, gelu=gelu, dtype=dtype)
     product = (x.double() @ weight.double().T) * x_scale.double() * weight_scale.double()
     exact, magnitude = product, product.abs()
     if with_bias:
@@ -119,7 +120,7 @@ def test_epilogue(m, n, k, with_bias, gelu, with_residual, dtype):
 
 def test_columns_must_match():
     with pytest.raises(ValueError, match="100 columns"):
-        kernels.int8_linear(codes(4, 100), None, codes(8, 64), None)
+        kernels.int8_gemm(codes(4, 100), None, codes(8, 64), None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -179,26 +180,38 @@ def test_attention_of_one_query_a_text():
     assert (every[rows].double() - exact).abs().max() <= bound
 
 
+def nf4_layer(n, k, bias=None):
+    """The fields of an `NF4Linear` (its own class wants an even k)."""
+    stored = nf4.quantize(normal(n, k, seed=1).cpu() * 0.05)
+    fields = {field: getattr(stored, field).to(DEVICE) for field in ("scale_codes", "scale_absmax", "scale_offset")}
+    return stored, SimpleNamespace(weight=stored.packed.to(DEVICE), out_features=n, bias=bias, **fields)
+
+
 @pytest.mark.parametrize("shape", [(3, 64), (5, 33), (40, 832), (1, 1)])
 def test_nf4_dequantize_equals_the_arithmetic(shape):
-    stored = nf4.quantize(normal(*shape).cpu())
-    fields = [field.to(DEVICE) for field in (stored.packed, stored.scale_codes, stored.scale_absmax, stored.scale_offset)]
-    got = kernels.nf4_dequantize(*fields, shape, torch.float32)
+    stored, layer = nf4_layer(*shape)
+    got = kernels.nf4_dequantize(layer, shape, torch.float32)
     # code * absmax + offset may be one fused operation on a GPU: half an ulp of the scale.
     torch.testing.assert_close(got.cpu(), stored.dequantize(), rtol=4 * HALF_ULP[torch.float32], atol=0)
 
 
 @pytest.mark.parametrize("m, n, k", [(1, 8, 64), (5, 40, 192), (70, 33, 128), (130, 16, 64), (4, 6, 100)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_nf4_linear(m, n, k, dtype):
-    if INTERPRETED and dtype == torch.float16 and m > 128:
-        pytest.skip("that path ends in torch's own product, tested in float32")
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_nf4_linear(m, n, k, dtype, with_bias):
     x, bias = normal(m, k, dtype=dtype), normal(n, seed=2, dtype=dtype)
-    stored = nf4.quantize(normal(n, k, seed=1).cpu() * 0.05)
-    fields = [field.to(DEVICE) for field in (stored.packed, stored.scale_codes, stored.scale_absmax, stored.scale_offset)]
-    got = kernels.nf4_linear(x, *fields, n, bias)
+    stored, layer = nf4_layer(n, k, bias if with_bias else None)
+    got = kernels.nf4_linear(x.view(1, m, k), layer)
     weight = stored.dequantize(dtype).to(DEVICE).double()
-    exact = x.double() @ weight.T + bias.double()
+    exact = x.double() @ weight.T + (bias.double() if with_bias else 0)
     # Each of k products may carry a weight that rounds to the neighbouring value of the format, and each sum rounds.
     bound = (x.double().abs() @ weight.abs().T + bias.double().abs()) * (2 * HALF_ULP[dtype] + k * HALF_ULP[torch.float32])
-    assert ((got.double() - exact).abs() <= bound).all()
+    assert got.shape == (1, m, n) and got.dtype == dtype
+    assert ((got[0].double() - exact).abs() <= bound).all()
+
+
+def test_int8_linear_on_floats_equals_codes_times_codes():
+    x, weight, weight_scale, bias = normal(2, 5, 100), codes(24, 100), normal(24, seed=1).abs(), normal(24, seed=2)
+    rows, scale = affine.quantize_rows(x.view(10, 100))
+    expected = kernels.int8_gemm(rows, scale, weight, weight_scale, bias, dtype=torch.float32)
+    assert torch.equal(kernels.int8_linear(x, weight, weight_scale, bias), expected.view(2, 5, 24))

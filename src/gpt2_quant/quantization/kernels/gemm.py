@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import _gelu
+from .rows import _gelu, quantize_rows
 
 
 @triton.jit
@@ -39,12 +39,13 @@ def _int8_gemm_kernel(
     tile_m = group * GROUP_M + (program % (GROUP_M * tiles_n)) % group_m
     tile_n = (program % (GROUP_M * tiles_n)) // group_m
 
-    rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    # A tile's corner is addressed with 64 bits, what lies inside the tile with 32: fewer registers. Rows beyond the edge
+    # read the last one again: their products are never stored, and the loads need no mask.
+    first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
+    row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    # Rows beyond the edge wrap around: their products are never stored, and the loads need no mask.
-    x_ptrs = x_ptr + (rows % M)[:, None].to(tl.int64) * K + k[None, :]
-    weight_ptrs = weight_ptr + (columns % N)[:, None].to(tl.int64) * K + k[None, :]
+    x_ptrs = x_ptr + first_row.to(tl.int64) * K + tl.minimum(row, M - 1 - first_row)[:, None] * K + k[None, :]
+    weight_ptrs = weight_ptr + first_column.to(tl.int64) * K + tl.minimum(column, N - 1 - first_column)[:, None] * K + k[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     for start in range(0, K, BLOCK_K):
         if EVEN_K:
@@ -57,8 +58,10 @@ def _int8_gemm_kernel(
         x_ptrs += BLOCK_K
         weight_ptrs += BLOCK_K
 
+    rows, columns = first_row + row, first_column + column
     inside = (rows < M)[:, None] & (columns < N)[None, :]
-    where = rows[:, None].to(tl.int64) * N + columns[None, :]
+    corner = first_row.to(tl.int64) * N + first_column
+    where = row[:, None] * N + column[None, :]
     if SCALED:
         x_scale = tl.load(x_scale_ptr + rows, mask=rows < M, other=0.0)
         weight_scale = tl.load(weight_scale_ptr + columns, mask=columns < N, other=0.0)
@@ -68,10 +71,10 @@ def _int8_gemm_kernel(
         if GELU:
             result = _gelu(result)
         if HAS_RESIDUAL:
-            result += tl.load(residual_ptr + where, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out_ptr + where, result.to(out_ptr.dtype.element_ty), mask=inside)
+            result += tl.load(residual_ptr + corner + where, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + corner + where, result.to(out_ptr.dtype.element_ty), mask=inside)
     else:
-        tl.store(out_ptr + where, total, mask=inside)
+        tl.store(out_ptr + corner + where, total, mask=inside)
 
 
 def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
@@ -87,7 +90,7 @@ def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
     }
 
 
-def int8_linear(
+def int8_gemm(
     x: Tensor,
     x_scale: Tensor | None,
     weight: Tensor,
@@ -99,7 +102,7 @@ def int8_linear(
     dtype: torch.dtype = torch.float16,
     tiles: dict[str, int] | None = None,
 ) -> Tensor:
-    """A linear layer on codes: `[gelu](x_scale * weight_scale * (x weight^T) + bias) [+ residual]`.
+    """The product on codes: `[gelu](x_scale * weight_scale * (x weight^T) + bias) [+ residual]`.
 
     x, x_scale            int8 `[m, k]`, float32 `[m, 1]`, as the row kernels return them; contiguous
     weight, weight_scale  int8 `[n, k]`, float32 `[n]`; contiguous
@@ -123,3 +126,9 @@ def int8_linear(
         EVEN_K=k % sizes["BLOCK_K"] == 0, **sizes,
     )  # fmt: skip
     return out
+
+
+def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer on floats `[..., k]`: quantize each row, then `int8_gemm`. Returns `[..., n]` in x's dtype."""
+    codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+    return int8_gemm(codes, scale, weight, weight_scale, bias, dtype=x.dtype).view(*x.shape[:-1], weight.shape[0])

@@ -73,45 +73,40 @@ def _nf4_gemm_kernel(
     tl.store(out_ptr + rows[:, None].to(tl.int64) * N + columns[None, :], total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def nf4_dequantize(
-    packed: Tensor, scale_codes: Tensor, scale_absmax: Tensor, scale_offset: Tensor, shape: torch.Size, dtype: torch.dtype
-) -> Tensor:
-    """The tensor that NF4 codes stand for, `dtype` of `shape`; fields as in `nf4.NF4`."""
-    out = torch.empty(shape, dtype=dtype, device=packed.device)
+def nf4_dequantize(stored, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The tensor of `shape` that NF4 codes stand for, in `dtype`.
+
+    stored: an `NF4Layer`, or anything else with `weight`, `scale_codes`, `scale_absmax` and `scale_offset` as it has them.
+    """
+    out = torch.empty(shape, dtype=dtype, device=stored.weight.device)
     if out.numel():
-        _dequantize_kernel[(triton.cdiv(packed.numel(), 1024),)](
-            packed, scale_codes, scale_absmax, scale_offset, *_tables(packed.device), out, out.numel(), BYTES=1024
-        )
+        _dequantize_kernel[(triton.cdiv(stored.weight.numel(), 1024),)](*_fields(stored), out, out.numel(), BYTES=1024)
     return out
 
 
-def nf4_linear(
-    x: Tensor,
-    packed: Tensor,
-    scale_codes: Tensor,
-    scale_absmax: Tensor,
-    scale_offset: Tensor,
-    out_features: int,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """`x W^T + b` with W `[out_features, k]` in NF4, rounded to x's dtype as it is unpacked; sums in float32.
+def nf4_linear(x: Tensor, layer) -> Tensor:
+    """`x W^T + b` with W an `NF4Linear`'s codes, rounded to x's dtype as they are unpacked; sums in float32.
 
-    x: float `[m, k]`, contiguous; the other fields as in `nf4.NF4`. Returns `[m, out_features]` in x's dtype. Few rows are
-    multiplied tile by tile; more than 128, or k no multiple of 64 (then a block spans two rows), go through a buffer.
+    x: float `[..., k]`. Returns `[..., out_features]` in x's dtype. Few rows are multiplied tile by tile; more than 128, or k
+    no multiple of 64 (then a block spans two rows), go through a buffer of one layer.
     """
-    m, k = x.shape
+    k, n = x.shape[-1], layer.out_features
+    rows = x.reshape(-1, k)
+    m = len(rows)
     if m > _ROWS_FOR_TILEWISE or k % BLOCK:
-        weight = nf4_dequantize(packed, scale_codes, scale_absmax, scale_offset, torch.Size((out_features, k)), x.dtype)
-        return torch.nn.functional.linear(x, weight, bias)
-    out = torch.empty((m, out_features), dtype=x.dtype, device=x.device)
+        return torch.nn.functional.linear(x, nf4_dequantize(layer, torch.Size((n, k)), x.dtype), layer.bias)
+    out = torch.empty((m, n), dtype=x.dtype, device=x.device)
     if out.numel():
         block_m = max(16, triton.next_power_of_2(min(m, 64)))
-        _nf4_gemm_kernel[(triton.cdiv(m, block_m), triton.cdiv(out_features, 32))](
-            x, packed, scale_codes, scale_absmax, scale_offset, *_tables(x.device), bias, out, m, out_features, k,
-            HAS_BIAS=bias is not None, BLOCK_M=block_m, BLOCK_N=32, num_warps=4, num_stages=3,
+        _nf4_gemm_kernel[(triton.cdiv(m, block_m), triton.cdiv(n, 32))](
+            rows, *_fields(layer), layer.bias, out, m, n, k,
+            HAS_BIAS=layer.bias is not None, BLOCK_M=block_m, BLOCK_N=32, num_warps=4, num_stages=3,
         )  # fmt: skip
-    return out
+    return out.view(*x.shape[:-1], n)
 
 
-def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    return dynamic_map(device), levels(device)
+def _fields(stored) -> tuple[Tensor, ...]:
+    """The kernels' arguments that describe the weights."""
+    device = stored.weight.device
+    state = (stored.weight, stored.scale_codes, stored.scale_absmax, stored.scale_offset)
+    return (*state, dynamic_map(device), levels(device))

@@ -49,9 +49,7 @@ def _quantize_kernel(x_ptr, codes_ptr, scale_ptr, n_columns, GELU: tl.constexpr,
 
 
 @triton.jit
-def _layer_norm_quantize_kernel(
-    x_ptr, weight_ptr, bias_ptr, codes_ptr, scale_ptr, n_columns, epsilon, BLOCK: tl.constexpr
-):
+def _layer_norm_quantize_kernel(x_ptr, weight_ptr, bias_ptr, codes_ptr, scale_ptr, n_columns, epsilon, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < n_columns
