@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from .comparison import MIB, Comparison, Row
-from .plots import FAINT, INK, look, save, style
+from .plots import FAINT, INK, confusion_matrix, look, reliability, save, style
 
 SCORES = {
     "accuracy": "accuracy",
@@ -181,8 +181,13 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def paired_differences(comparison: Comparison, path: Path) -> list[Path]:
-    """Accuracy and macro F1 minus the baseline's with paired 95% intervals, in points, beside the equivalence margin."""
+    """Accuracy and macro F1 minus the baseline's with paired 95% intervals, in points, beside the equivalence margin.
+
+    Draws nothing when there is no row but the baseline.
+    """
     rows = [row for row in comparison.present if row.against]
+    if not rows:
+        return []
     looks = style([row.key for row in comparison.present])
     with look():
         figure, panels = _rows_figure(len(rows), 2, 10, extra=1.1)
@@ -240,3 +245,37 @@ def latency_sweep(comparison: Comparison, path: Path) -> list[Path]:
             handles += panels[0].plot([], [], line, color=INK, label=mode)
         figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8)
         return save(figure, path)
+
+
+def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
+    """Every figure of the comparison into `results_dir`; figure name -> its PDF, in the order of the report.
+
+    Files: the published names, then pareto, paired_differences, latency_sweep and reliability. A figure that would be
+    empty is not drawn.
+    """
+    drawn = {}
+    for name, draw in (
+        ("performance_comparison", performance_comparison),
+        ("efficiency_comparison", efficiency_comparison),
+        ("pareto", pareto),
+        ("paired_differences", paired_differences),
+        ("latency_sweep", latency_sweep),
+    ):
+        if files := draw(comparison, results_dir / f"{name}.png"):
+            drawn[name] = files[-1]
+    calibrated = [
+        {
+            "key": row.key,
+            "label": row.label,
+            "labels": row.source.labels,
+            "logits": row.source.logits,
+            "ece": row.metrics["ece"]["value"],
+            "temperature": row.temperature,
+        }
+        for row in comparison.present
+    ]
+    drawn["reliability"] = reliability(calibrated, results_dir / "reliability.png")[-1]
+    for row in comparison.present:
+        name = f"{row.key}_confusion_matrix"
+        drawn[name] = confusion_matrix(row.source.labels, row.source.logits, row.label, results_dir / f"{name}.png")[-1]
+    return drawn
