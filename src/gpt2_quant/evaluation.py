@@ -4,6 +4,7 @@ Nothing here knows how a model was quantized. Latency is not measured here: it i
 in one process, which latency.py does afterwards.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from . import plots, predictions, records, scores
@@ -23,11 +24,12 @@ def evaluate_variant(
     folder: Path,
     baseline: Path,
     extra: dict | None = None,
+    predict: Callable = predictions.predict,
 ) -> dict:
     """Run `model` over validation and test, and write predictions, confusion matrix and record of variant `key`.
 
     `folder` is the variant's own checkpoint, `baseline` the FP32 classifier that it came from (its weights' sha256 names
-    the experiment in every record). `extra` joins the record. Returns the record.
+    the experiment in every record). `extra` joins the record; `predict` may spread the rows over processes. Returns the record.
     """
     variant = VARIANTS[key]
     parts = size_in_parts(model)  # before the first forward: bitsandbytes moves and casts tensors in it
@@ -35,7 +37,7 @@ def evaluate_variant(
     for name, suffix in (("validation", ".validation"), ("test", "")):
         tokens = tokenize(tokenizer, splits[name], settings.max_length)
         truncated[name] = tokens.truncated
-        logits = predictions.predict(
+        logits = predict(
             model, tokens, settings.batch_size, tokenizer.pad_token_id, f"{variant.label} on {name} ({settings.device})"
         )
         predictions.save_predictions(settings.results_dir, key + suffix, tokens.labels, logits)
