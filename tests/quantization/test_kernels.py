@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt2_quant.quantization import affine, kernels, nf4
+from gpt2_quant.quantization import affine, kernels, layers, nf4
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -215,3 +215,10 @@ def test_int8_linear_on_floats_equals_codes_times_codes():
     rows, scale = affine.quantize_rows(x.view(10, 100))
     expected = kernels.int8_gemm(rows, scale, weight, weight_scale, bias, dtype=torch.float32)
     assert torch.equal(kernels.int8_linear(x, weight, weight_scale, bias), expected.view(2, 5, 24))
+
+
+@pytest.mark.parametrize("rows, columns", [(20, 96), (7, 64), (5, 34)])
+def test_nf4_embedding(rows, columns):
+    table = layers.NF4Embedding(rows, columns, torch.float32).quantize_(normal(rows, columns).cpu(), "table").to(DEVICE)
+    ids = torch.tensor([[0, rows - 1, 2], [2, 2, 1]], device=DEVICE)
+    torch.testing.assert_close(kernels.nf4_embedding(ids, table), table(ids), rtol=4 * HALF_ULP[torch.float32], atol=0)

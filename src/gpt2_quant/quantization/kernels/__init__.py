@@ -11,7 +11,7 @@ tests. The functions take torch tensors, allocate their results and launch; noth
 
 from .attention import causal_attention
 from .gemm import int8_gemm, int8_linear
-from .nf4 import nf4_dequantize, nf4_linear
+from .nf4 import nf4_dequantize, nf4_embedding, nf4_linear
 from .rows import gelu_quantize, int8_embedding, layer_norm_quantize, quantize_rows
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "int8_linear",
     "layer_norm_quantize",
     "nf4_dequantize",
+    "nf4_embedding",
     "nf4_linear",
     "quantize_rows",
 ]

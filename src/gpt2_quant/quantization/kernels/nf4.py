@@ -48,6 +48,24 @@ def _dequantize_kernel(
 
 
 @triton.jit
+def _nf4_embedding_kernel(
+    ids_ptr, packed_ptr, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr, level_ptr, out_ptr, n_columns,
+    BLOCK_BYTES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    first = tl.load(ids_ptr + row).to(tl.int64) * n_columns
+    byte = tl.arange(0, BLOCK_BYTES)
+    inside = 2 * byte < n_columns
+    packed = tl.load(packed_ptr + first // 2 + byte, mask=inside, other=0).to(tl.int32)
+    blocks = (first + 2 * byte) // _BLOCK
+    scale = _read_scales(blocks, inside, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr)
+    pair = tl.join(tl.load(level_ptr + (packed >> 4)) * scale, tl.load(level_ptr + (packed & 15)) * scale)
+    columns = tl.arange(0, 2 * BLOCK_BYTES)
+    values = pair.reshape(2 * BLOCK_BYTES).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * n_columns + columns, values, mask=columns < n_columns)
+
+
+@triton.jit
 def _nf4_gemm_kernel(
     x_ptr, packed_ptr, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr, level_ptr, bias_ptr, out_ptr, M, N, K,
     HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -81,6 +99,15 @@ def nf4_dequantize(stored, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     out = torch.empty(shape, dtype=dtype, device=stored.weight.device)
     if out.numel():
         _dequantize_kernel[(triton.cdiv(stored.weight.numel(), 1024),)](*_fields(stored), out, out.numel(), BYTES=1024)
+    return out
+
+
+def nf4_embedding(ids: Tensor, table) -> Tensor:
+    """The rows of an `NF4Embedding` that are asked for: integers `[...]` -> `[..., columns]` in its compute dtype."""
+    out = torch.empty((*ids.shape, table.columns), dtype=table.compute_dtype, device=ids.device)
+    if out.numel():
+        block_bytes = triton.next_power_of_2(table.columns // 2)
+        _nf4_embedding_kernel[(ids.numel(),)](ids.contiguous(), *_fields(table), out, table.columns, BLOCK_BYTES=block_bytes)
     return out
 
 

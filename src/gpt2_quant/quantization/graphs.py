@@ -1,0 +1,82 @@
+"""CUDA graphs over a handful of shapes: a forward pass of any batch and length for the price of one launch.
+
+A short forward pass is dominated by the host: GPT-2 launches a hundred kernels that take a few microseconds each. A CUDA
+graph records them once and replays them with one call, but only for the very shapes and addresses recorded. So inputs
+are copied into buffers of the next larger *bucket*: batches are powers of two, lengths multiples of 16 up to 128 and powers
+of two above. Padding is on the right, where causal attention never looks, and rows added are thrown away.
+
+A bucket is captured when it is first needed. All captures share one memory pool: at any time only one of them runs, so
+together they need the activations of the largest.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LARGEST_BATCH = 256
+FINE_LENGTHS_UP_TO = 128
+WARMUP_RUNS = 2  # lets kernels compile and libraries allocate their workspaces, which a capture may not
+
+
+def bucket(texts: int, length: int, longest: int) -> tuple[int, int]:
+    """The captured shape that serves `[texts, length]`, texts at most 256, length at most `longest`."""
+    fine = length <= FINE_LENGTHS_UP_TO
+    padded = -(-length // 16) * 16 if fine else 1 << (length - 1).bit_length()
+    return 1 << (texts - 1).bit_length(), min(padded, longest)
+
+
+class GraphedClassifier:
+    """Wraps `forward(input_ids, attention_mask | None) -> logits [B, classes]`, which must need neither host nor dropout.
+
+    pad_token_id  what fills the buckets. longest: the model's number of positions.
+    `skip_mask` drops a mask that only says "padding on the right": worth a look at the mask where masked attention is slower.
+    """
+
+    def __init__(self, forward: Callable, pad_token_id: int, longest: int, device: torch.device, skip_mask: bool):
+        self.forward, self.pad_token_id, self.longest = forward, pad_token_id, longest
+        self.device, self.skip_mask = device, skip_mask
+        self.pool = torch.cuda.graph_pool_handle()
+        self.captures: dict[tuple, tuple] = {}
+
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits float32 `[B, classes]` for int64 ids `[B, L]` and a mask of the same shape, on any device."""
+        if len(ids) > LARGEST_BATCH:
+            masks = mask.split(LARGEST_BATCH) if mask is not None else [None] * -(-len(ids) // LARGEST_BATCH)
+            return torch.cat([self(*part) for part in zip(ids.split(LARGEST_BATCH), masks, strict=True)])
+        if mask is not None and self.skip_mask and is_right_padded(mask):
+            mask = None
+        texts, length = ids.shape
+        shape = bucket(texts, length, self.longest)
+        if (shape, mask is None) not in self.captures:
+            self.captures[shape, mask is None] = self._capture(shape, mask is not None)
+        graph, static_ids, static_mask, static_logits = self.captures[shape, mask is None]
+        if shape != (texts, length):
+            static_ids.fill_(self.pad_token_id)
+            if mask is not None:
+                static_mask.zero_()
+        static_ids[:texts, :length].copy_(ids)
+        if mask is not None:
+            static_mask[:texts, :length].copy_(mask)
+        graph.replay()
+        return static_logits[:texts].clone()
+
+    def _capture(self, shape: tuple[int, int], with_mask: bool) -> tuple:
+        ids = torch.full(shape, self.pad_token_id, dtype=torch.int64, device=self.device)
+        mask = torch.ones(shape, dtype=torch.int64, device=self.device) if with_mask else None
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARMUP_RUNS):
+                self.forward(ids, mask)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            logits = self.forward(ids, mask)
+        return graph, ids, mask, logits
+
+
+def is_right_padded(mask: Tensor) -> bool:
+    """Whether no token of a `[B, L]` mask follows a padded one. Such a mask changes nothing that a causal model reads."""
+    return not bool((mask[:, 1:] > mask[:, :-1]).any())
