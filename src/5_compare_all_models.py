@@ -48,7 +48,9 @@ def main() -> None:
     figures = comparison_plots.draw_all(comparison, results)
     changed, texts_note = changed_texts.describe(comparison, args.dataset)
     written += [changed_texts.write(changed, results)]
-    compile_report("report_2.typ", report_data(comparison, changed, texts_note), figures, results / "report_2.pdf")
+    figures["quantization_error_heatmap"] = results / "quantization_error_heatmap.pdf"
+    data = report_data(comparison, changed, texts_note, results)
+    compile_report("report_2.typ", data, figures, results / "report_2.pdf")
     written += [results / "report_2.pdf"]
     if args.write_readme:
         changed_now = tables.write_readme(comparison, ROOT / "README.md")

@@ -57,6 +57,22 @@ def published_claims(comparison: Comparison) -> list[dict]:
     ]
 
 
+def claims_scope(comparison: Comparison) -> str:
+    """What this run's figures say about the published ones: the device, and whether it is the published model at all."""
+    record, baseline = comparison.record, comparison.row("baseline")
+    if not (record and baseline and baseline.size):
+        return "Nothing is known of sizes and times here, so most claims stay open."
+    megabytes = baseline.size["stored_bytes"] / MIB
+    published = PUBLISHED["baseline"][1]
+    device = record["provenance"].get("device")
+    if abs(megabytes / published - 1) < 0.01:
+        return f"Times were measured on {device}; the published ones on a GPU that is not named."
+    return (
+        f"This run's model is not the published one ({megabytes:.2f} MB against {published} in FP32), and it was timed on "
+        f"{device}: the verdicts below are about this run and do not settle the published claims."
+    )
+
+
 def _nf4_faster(comparison: Comparison) -> dict:
     nf4, baseline = comparison.row("nf4_bitsandbytes"), comparison.row("baseline")
     ratio = time_ratio(nf4, baseline)

@@ -177,15 +177,14 @@ def _time(present: dict[str, Row], baseline: str) -> list[str]:
         entries = [entry for entry in record.get("latency", []) if (entry["batch_size"], entry["seq_len"]) == shape]
         if not entries:
             continue
-        by_mode = {entry["mode"]: entry for entry in entries}
-        throughput = record.get("throughput") or {}
+        by_mode = {entry["mode"]: _with_interval(entry) for entry in entries}
         row.latency = {
             "shape": shape,
             "eager": by_mode.get("eager"),
             "best": by_mode.get("best"),
             "same_session": session is not None and all(entry["session"] == session for entry in entries),
-            "texts_per_s": throughput.get("texts_per_s"),
-            "joules_per_1000_texts": (record.get("energy") or {}).get("joules_per_1000_texts"),
+            "texts_per_s": _by_mode(record.get("throughput"), "texts_per_s"),
+            "joules_per_1000_texts": _by_mode(record.get("energy"), "joules_per_1000_texts"),
         }
     apart = [row.label for row in present.values() if row.latency and not row.latency["same_session"]]
     if apart:
@@ -194,6 +193,18 @@ def _time(present: dict[str, Row], baseline: str) -> list[str]:
             "run python src/3_bitsandbytes_quant.py --overwrite to time all in turns"
         )
     return notes
+
+
+def _with_interval(entry: dict) -> dict:
+    """The entry with an interval in any case: below six values there is none of the median at 95%, so their range stands."""
+    if entry["median_low_ms"] is not None:
+        return entry
+    return {**entry, "median_low_ms": min(entry["values_ms"]), "median_high_ms": max(entry["values_ms"])}
+
+
+def _by_mode(section: dict | None, name: str) -> dict[str, float]:
+    """One figure of a record's section for each mode, `eager` and `best`, that was measured."""
+    return {mode: section[mode][name] for mode in ("eager", "best") if mode in (section or {})}
 
 
 def _common_shape(present: dict[str, Row]) -> tuple[int, int] | None:

@@ -70,8 +70,9 @@ def all_cells(row: Row) -> dict[str, str | float | None]:
         for name in ("median_ms", "median_low_ms", "median_high_ms", "p95_ms"):
             cells[f"{mode} {name}"] = entry.get(name)
     cells["Timed with the baseline"] = latency.get("same_session")
-    cells["Texts/s"] = latency.get("texts_per_s")
-    cells["J per 1000 texts"] = latency.get("joules_per_1000_texts")
+    for mode in ("eager", "best"):
+        cells[f"{mode} texts/s"] = latency.get("texts_per_s", {}).get(mode)
+        cells[f"{mode} J per 1000 texts"] = latency.get("joules_per_1000_texts", {}).get(mode)
     cells["Note"] = row.missing or "; ".join(row.notes) or None
     return cells
 

@@ -4,14 +4,22 @@ The template holds the words that are true of any run. Whatever depends on this 
 same rows as the tables, so that no sentence of the report can outlive the result it was written about.
 """
 
-from ..claims import published_claims, time_ratio
+from pathlib import Path
+
+import pandas as pd
+
+from ..claims import claims_scope, published_claims, time_ratio
 from ..comparison import MIB, Comparison, Row
 from ..data import LABELS
 from ..tables import footnotes, printed_cells
 
 
-def report_data(comparison: Comparison, changed: list[dict], texts_note: str) -> dict:
-    """All values of the report as JSON-able data. `changed` are rows of `most_changed`, with `text` where it is known."""
+def report_data(comparison: Comparison, changed: list[dict], texts_note: str, results_dir: Path) -> dict:
+    """All values of the report as JSON-able data.
+
+    `changed` are rows of `changed_texts.describe`; the error analysis is read from the tables that script 2 left in
+    `results_dir`.
+    """
     rows = comparison.present
     printed = [printed_cells(row, comparison.baseline) for row in comparison.rows]
     return {
@@ -33,12 +41,9 @@ def report_data(comparison: Comparison, changed: list[dict], texts_note: str) ->
         "sizes": [{"label": row.label, **row.size} for row in rows if row.size],
         "latency": [_latency(row) for row in rows if row.latency],
         "sweep": _sweep(comparison),
-        "quantization": [
-            {"label": row.label, **row.source.record["quantization"]}
-            for row in rows
-            if row.source.record and row.source.record.get("quantization")
-        ],
+        "errors": _errors(results_dir),
         "claims": published_claims(comparison) if comparison.row("baseline") else [],
+        "claims_scope": claims_scope(comparison),
         "choices": _choices(comparison),
         "changed": changed,
         "texts_note": texts_note,
@@ -182,9 +187,15 @@ def _choices(comparison: Comparison) -> list[dict]:
         choices.append({"aim": "the shortest time without compiling", "choice": best.label, "because": because})
     through = [row for row in timed if row.latency["texts_per_s"]]
     if through:
-        best = max(through, key=lambda row: row.latency["texts_per_s"])
-        because = f"{best.latency['texts_per_s']:,.0f} texts a second over the test set at its real lengths"
+        best = max(through, key=lambda row: max(row.latency["texts_per_s"].values()))
+        rate = max(best.latency["texts_per_s"].values())
+        because = f"{rate:,.0f} texts a second over test texts at their real lengths"
         choices.append({"aim": "the most texts a second", "choice": best.label, "because": because})
+    frugal = [row for row in timed if row.latency["joules_per_1000_texts"]]
+    if frugal:
+        best = min(frugal, key=lambda row: min(row.latency["joules_per_1000_texts"].values()))
+        because = f"{min(best.latency['joules_per_1000_texts'].values()):.2f} J a thousand texts"
+        choices.append({"aim": "the least energy", "choice": best.label, "because": because})
     return choices
 
 
@@ -207,6 +218,41 @@ def _sweep(comparison: Comparison) -> dict | None:
             if found:
                 lines.append({"label": row.label, "mode": mode, "values": [found.get(shape) for shape in shapes]})
     return {"shapes": [list(shape) for shape in shapes], "rows": lines}
+
+
+def _errors(results_dir: Path) -> dict | None:
+    """Script 2's error analysis, condensed: None when it has not run.
+
+    weights: mean SQNR over layers, scheme by matrix; outliers: the five worst activation channels; effects: KL by scheme
+    and part; choices: as the file has them.
+    """
+    names = ("quantization_error", "activation_outliers", "quantization_effect", "quantization_choices")
+    paths = [results_dir / f"{name}.csv" for name in names]
+    if not all(path.is_file() for path in paths):
+        return None
+    weights, outliers, effects, choices = (pd.read_csv(path) for path in paths)
+    sqnr = weights.pivot_table(index="scheme", columns="matrix", values="sqnr_db", sort=False)
+    bits = weights.groupby("scheme")["bits_per_weight"].mean()
+    kl = effects.pivot_table(index="part", columns="scheme", values="kl_nats", sort=False)
+    worst = outliers.nlargest(5, "outlier_ratio")
+    spread = weights.drop_duplicates(["layer", "matrix"]).nlargest(1, "absmax_over_sigma").iloc[0]
+    layer = "" if pd.isna(spread["layer"]) else f" of layer {int(spread['layer'])}"
+    return {
+        "weights": {
+            "matrices": list(sqnr.columns),
+            "rows": [[scheme, bits[scheme], *values] for scheme, values in zip(sqnr.index, sqnr.to_numpy(), strict=True)],
+        },
+        "spread": f"{spread['matrix']}{layer}: its largest weight is {spread['absmax_over_sigma']:.0f} standard deviations out",
+        "outliers": [
+            [int(row["layer"]), row["matrix"], int(row["top_channel"]), row["outlier_ratio"]] for _, row in worst.iterrows()
+        ],
+        "effects": {
+            "schemes": list(kl.columns),
+            "rows": [[part, *values] for part, values in zip(kl.index, kl.to_numpy(), strict=True)],
+            "n": int(effects["n"].iloc[0]),
+        },
+        "choices": choices.to_dict("records"),
+    }
 
 
 def _provenance(row: Row) -> dict:
