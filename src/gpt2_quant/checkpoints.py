@@ -97,13 +97,19 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     elif config.num_labels != len(LABELS):
         raise UserError(f"{folder} has {config.num_labels} labels where {len(LABELS)} are needed: fine-tune it with script 1")
     config.pad_token_id = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+    scheme = getattr(config, "quantization_config", None) or {}
+    from_bitsandbytes = scheme.get("quant_method") == "bitsandbytes" if isinstance(scheme, dict) else False
+    if from_bitsandbytes:
+        from . import bnb
+
+        bnb.require()
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
             dtype=dtype or torch.float32,
             output_loading_info=True,
-            device_map={"": device} if getattr(config, "quantization_config", None) else None,
+            device_map={"": device} if scheme else None,
         )
     except SafetensorError as fault:
         raise UserError(f"{folder}/model.safetensors is damaged or cut short ({fault}): {remake}") from fault
@@ -116,13 +122,22 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {remake}")
+    if from_bitsandbytes:
+        bnb.settle(model, device)
     return model.eval()
+
+
+def has_half_arithmetic(device: str) -> bool:
+    """Whether `device` multiplies float16 matrices in hardware. A CPU without it emulates them, 60 times as slowly."""
+    import torch
+
+    return device == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def float_dtype(key: str, device: str):
     """The dtype of what a variant does not quantize: float16 on CUDA, float32 on the CPU, where float16 is slow.
 
-    The baseline and the published INT8 compute in float32 everywhere, the control row in float16 everywhere.
+    The baseline and the published INT8 compute in float32 everywhere; the control row is loaded in float16 everywhere.
     """
     import torch
 
@@ -139,7 +154,10 @@ def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None
         folder = models_dir / variant.folder
         if not folder.is_dir():
             raise UserError(f"{folder} is not there yet: run python {variant.script} with the same flags first")
-    return load_classifier(folder, device, float_dtype(key, device))
+    model = load_classifier(folder, device, float_dtype(key, device))
+    if key == "baseline_fp16" and not has_half_arithmetic(device):
+        model = model.float()  # the weights keep float16's rounding; only the arithmetic is float32
+    return model
 
 
 def size_in_parts(model) -> dict[str, int]:

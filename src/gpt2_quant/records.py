@@ -25,6 +25,8 @@ from pathlib import Path
 from .settings import ROOT, Settings, UserError
 
 SCHEMA_VERSION = 1
+# What latency.py renews in a record whenever all variants are timed together again.
+TIMED_SECTIONS = ("latency", "throughput", "memory", "energy", "notes", "timing")
 PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy", "scikit-learn",
     "safetensors", "tokenizers", "sentence-transformers", "bert-score", "rouge-score", "sacrebleu", "nltk",
