@@ -18,9 +18,13 @@ kernel, elsewhere one layer at a time, so no float copy of the model ever exists
 Scales stay float32 whatever `.to(dtype)` asks for; `compute_dtype` is the dtype of a layer's output.
 """
 
+import warnings
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
+from ..settings import UserError
 from . import affine, nf4
 
 HEAD_TILE_ROWS = 4096
@@ -106,6 +110,9 @@ class Int8Embedding(QuantizedLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (int64, any shape) -> `[..., d]` in the compute dtype."""
+        kernels = kernels_for(ids.device)
+        if kernels is not None:
+            return kernels.int8_embedding(ids, self.weight, self.weight_scale, self.compute_dtype)
         return affine.dequantize(self.weight[ids], self.weight_scale[ids].unsqueeze(-1)).to(self.compute_dtype)
 
     def head(self, x: Tensor) -> Tensor:
@@ -189,10 +196,12 @@ class NF4Linear(NF4Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x `[..., in]` -> `[..., out]` in the dtype of x."""
-        kernels = _kernels(x)
-        if kernels is not None:
-            return kernels.nf4_linear(x, self)
-        return nn.functional.linear(x, self.dequantize().to(x.dtype), self.bias)
+        kernels = kernels_for(x.device)
+        if kernels is None:
+            return nn.functional.linear(x, self.dequantize().to(x.dtype), self.bias)
+        fields = self.weight, self.scale_codes, self.scale_absmax, self.scale_offset
+        rows = x.reshape(-1, self.in_features).contiguous()
+        return kernels.nf4_linear(rows, *fields, self.out_features, self.bias).view(*x.shape[:-1], self.out_features)
 
 
 class NF4Embedding(NF4Layer):
@@ -228,29 +237,54 @@ class TiedHead(nn.Module):
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """Quantize the rows of `x`, multiply as integers, scale back, add the bias; shapes as in `Int8Linear`."""
-    kernels = _kernels(x)
+    rows = x.reshape(-1, x.shape[-1])
+    kernels = kernels_for(x.device)
     if kernels is not None:
-        return kernels.int8_linear(x, weight, weight_scale, bias)
-    codes, scale = affine.quantize_rows(x.reshape(-1, x.shape[-1]))
-    y = int8_matmul(codes, weight).float() * scale * weight_scale
-    if bias is not None:
-        y = y + bias
-    return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0])
+        codes, scale = kernels.quantize_rows(rows.contiguous())
+        y = kernels.int8_linear(codes, scale, weight, weight_scale, bias, dtype=x.dtype)
+    else:
+        codes, scale = affine.quantize_rows(rows)
+        y = int8_matmul(codes, weight).float() * scale * weight_scale
+        y = (y if bias is None else y + bias).to(x.dtype)
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The exact product int8 `[m, k]` x int8 `[n, k]` -> int32 `[m, n]`."""
-    return torch._int_mm(a, b.t())
+    """The exact product int8 `[m, k]` x int8 `[n, k]` -> int32 `[m, n]`, by torch."""
+    if not a.is_cuda:
+        return torch._int_mm(a, b.t())
+    # cuBLAS wants more than 16 rows and multiples of 8 elsewhere. Zeros change no sum.
+    (m, k), n = a.shape, b.shape[0]
+    a = nn.functional.pad(a, (0, -k % 8, 0, max(0, 17 - m)))
+    b = nn.functional.pad(b, (0, -k % 8, 0, -n % 8))
+    return torch._int_mm(a, b.t())[:m, :n]
+
+
+@cache
+def kernels_for(device: torch.device):
+    """The Triton kernels where `device` is a GPU that can run them, else None: torch then computes the same integers.
+
+    Falls back, with a warning, without Triton and on GPUs before Ampere. Raises UserError for GPUs before Turing (7.5),
+    which have no int8 matrix product at all.
+    """
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (7, 5):
+        raise UserError(
+            f"this GPU (compute capability {major}.{minor}) has no int8 matrix product, which needs 7.5 or newer: use --device cpu"
+        )
+    reason = f"this GPU (compute capability {major}.{minor}) is older than the Triton kernels' 8.0"
+    if major >= 8:
+        try:
+            from . import kernels
+
+            return kernels
+        except ImportError:
+            reason = "Triton is not installed (pip install triton)"
+    warnings.warn(f"{reason}: quantized layers run through torch, with the same results but slower", stacklevel=2)
+    return None
 
 
 def _frozen(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
-
-
-def _kernels(x: Tensor):
-    """The Triton kernels when `x` lies on a GPU, else None; imported here because a CPU has no use for Triton."""
-    if not x.is_cuda:
-        return None
-    from . import kernels
-
-    return kernels

@@ -18,6 +18,7 @@ tensors of the wrong shape into quantized models without a word, so shapes, dtyp
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -70,10 +71,11 @@ class ScratchQuantizer(HfQuantizer):
         if scheme == "int8_scratch":
             stored_int8.replace_parameters(model)
         else:
-            _replace_modules(model, scheme, dtype or torch.get_default_dtype(), fill=False)
+            replace_modules(model, scheme, dtype or torch.get_default_dtype(), fill=False)
         integrity.check_files(model, checkpoint_files or [], self.quantization_config.sha256)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
+        warn_if_slow(self.quantization_config.scheme, str(model.device))
         if not self.pre_quantized:
             quantize_model(model, self.quantization_config.scheme)
         elif self.quantization_config.scheme == "int8_scratch":
@@ -115,7 +117,7 @@ def quantize_model(model: GPT2PreTrainedModel, scheme: str) -> GPT2PreTrainedMod
         stored_int8.quantize_parameters(model)
         config.sha256 = integrity.checksum(stored_int8.encode_state(model, None))
     else:
-        _replace_modules(model, scheme, model.dtype, fill=True)
+        replace_modules(model, scheme, model.dtype, fill=True)
         config.sha256 = integrity.checksum(model.state_dict())
     quantizer = ScratchQuantizer(config, pre_quantized=True)
     model.hf_quantizer, model.quantization_method, model.is_quantized = quantizer, METHOD, True
@@ -138,10 +140,17 @@ def cpu_has_int8_dot() -> bool:
     return torch.cpu._is_vnni_supported()
 
 
-def _replace_modules(model: GPT2PreTrainedModel, scheme: str, dtype: torch.dtype, fill: bool) -> None:
-    """Put quantized layers in the place of Conv1D, embeddings and language-model head; `fill` them from the weights."""
+def replace_modules(
+    model: GPT2PreTrainedModel, scheme: str, dtype: torch.dtype, fill: bool, wanted: Callable[[str], bool] = lambda path: True
+) -> None:
+    """Put quantized layers in the place of Conv1D, embeddings and language-model head; `fill` them from the weights.
+
+    `wanted(path)` picks among them, to study one kind of matrix at a time.
+    """
     tied = _has_tied_head(model)
     for path, module in list(model.named_modules()):
+        if not wanted(path):
+            continue
         if path == "lm_head":
             new = TiedHead(model.transformer.wte) if tied else _linear_like(module, scheme, dtype, path, fill)
         elif isinstance(module, Conv1D):
@@ -151,8 +160,8 @@ def _replace_modules(model: GPT2PreTrainedModel, scheme: str, dtype: torch.dtype
         else:
             continue
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, new.to(module.weight.device) if fill else new)
-    if tied:
+        setattr(model.get_submodule(parent), name, new)
+    if tied and wanted("lm_head"):
         model._tied_weights_keys = None
         model.all_tied_weights_keys = {}
 
