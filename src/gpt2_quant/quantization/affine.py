@@ -80,7 +80,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     scale = (x.abs().amax(dim=-1, keepdim=True) / SYMMETRIC_MAX).clamp_min(SMALLEST_SCALE)
-    return torch.round(x / scale).to(torch.int8), scale
+    return torch.round(x * (1.0 / scale)).to(torch.int8), scale
 
 
 def quantize_tensor(

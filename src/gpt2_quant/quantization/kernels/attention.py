@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import await_predecessor, early_launch
+
 # Added to the score of a key that must not be seen. Finite: a row without any visible key (left padding) then becomes
 # an unused average instead of NaN, which would spread through 0 * NaN.
 _HIDDEN = tl.constexpr(-1.0e30)
@@ -23,8 +25,9 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 def _attention_kernel(
     query_ptr, key_ptr, value_ptr, mask_ptr, position_ptr, out_ptr, n_queries, n_keys, query_stride, key_stride, scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_MASK: tl.constexpr, SINGLE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    await_predecessor(EARLY)
     text = (tl.program_id(1) // HEADS).to(tl.int64)
     head = tl.program_id(1) % HEADS
     queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -93,6 +96,6 @@ def causal_attention(
     _attention_kernel[(triton.cdiv(n_queries, block_q), texts * heads)](
         query, key, value, mask, positions, out, n_queries, n_keys, query.stride(0), key.stride(0), scale,
         HEADS=heads, HEAD_DIM=width // heads, HAS_MASK=mask is not None, SINGLE=single,
-        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=2,
+        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=2, **early_launch(query.device),
     )  # fmt: skip
     return out

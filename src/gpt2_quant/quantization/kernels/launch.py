@@ -1,0 +1,31 @@
+"""Starting a kernel before its predecessor has ended.
+
+A forward pass is a chain of a hundred short kernels, and between two of them the GPU idles for one to two microseconds:
+the last program must end before the first one of the next kernel is even placed. Since Hopper a kernel may be placed
+early ("programmatic dependent launch", CUDA programming guide); it then waits, already on its multiprocessor, until
+everything before it has been written. CUDA graphs keep such launches.
+
+Every kernel here begins with `await_predecessor`, so a kernel that sees its predecessor complete knows that all kernels
+before that one are complete too.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def await_predecessor(EARLY: tl.constexpr):
+    """Wait until all that earlier kernels wrote can be read; then let the next kernel be placed."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@cache
+def early_launch(device: torch.device) -> dict[str, bool]:
+    """Launch options of a kernel whose first line is `await_predecessor(EARLY)`, for where its tensors are."""
+    early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
