@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .hub import hub_faults
+from .hub import hub_faults, retried
 from .settings import Settings, UserError, looks_like_path
 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")
@@ -178,7 +178,7 @@ def _read_hub(name: str, revision: str | None) -> dict[str, tuple[list[str], lis
     from datasets import load_dataset
 
     with hub_faults(name, "--dataset"):
-        loaded = load_dataset(name, revision=revision)
+        loaded = retried(lambda: load_dataset(name, revision=revision))
     result = {}
     for split in ("train", "test"):
         if split not in loaded or not {"text", "label"} <= set(loaded[split].column_names):

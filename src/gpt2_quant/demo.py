@@ -21,9 +21,9 @@ from .demo_corpus import generate_corpus
 from .records import atomic_path, write_json
 from .settings import seed_everything
 
-TRAIN_ROWS, TEST_ROWS, PRETRAIN_ROWS = 5_000, 1_000, 16_000
+TRAIN_ROWS, TEST_ROWS, PRETRAIN_ROWS = 5_000, 1_000, 8_000
 VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 2_048, 256, 128, 4, 4
-STEPS, BATCH, LEARNING_RATE, WARMUP = 450, 8, 2e-3, 40
+STEPS, BATCH, LEARNING_RATE, WARMUP = 480, 4, 2e-3, 40
 END_OF_TEXT = "<|endoftext|>"
 STAMP = "demo.json"
 

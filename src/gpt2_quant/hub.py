@@ -1,15 +1,21 @@
 """The Hugging Face hub, where weights and data come from unless a folder is named.
 
 A model is fetched as a folder of safetensors, config and tokenizer files at one commit; nothing that would have to be
-unpickled is downloaded. huggingface_hub checks sizes, retries and caches; here its faults become one sentence.
+unpickled is downloaded. huggingface_hub checks sizes and caches; it asks again when a connection breaks, but not when the
+hub answers 503 to the download of a file, so that is done here. What goes wrong becomes one sentence.
 """
 
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from .settings import UserError, looks_like_path
 
+T = TypeVar("T")
+WAITS_SECONDS = (1, 2, 4, 8)
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "merges.txt", "*.md")
 
 
@@ -28,7 +34,22 @@ def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--ba
     from huggingface_hub import snapshot_download
 
     with hub_faults(name, flag):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+        return Path(retried(lambda: snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES))))
+
+
+def retried(download: Callable[[], T]) -> T:
+    """The result of `download`, begun again after a while each time the hub answers that it is busy (5xx)."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for wait in WAITS_SECONDS:
+        try:
+            return download()
+        except HfHubHTTPError as fault:
+            if fault.response is None or fault.response.status_code < 500:
+                raise
+            print(f"the hub answers {fault.response.status_code}; asking again in {wait} s", file=sys.stderr)
+            time.sleep(wait)
+    return download()
 
 
 def local_commit(folder: Path) -> str | None:

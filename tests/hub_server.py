@@ -1,0 +1,138 @@
+"""A hub on this machine: as much of the Hugging Face hub's HTTP interface as downloading a model or a dataset uses.
+
+Repositories live in memory: `{("models", "owner/name"): {"path": bytes}}`, all at one commit. Faults are planted by name:
+`busy["GET config.json"] = 2` answers 503 to the first two such requests; `cut` are files whose first half is sent, once,
+before the connection breaks; `short` are files of which half is sent as if it were the whole.
+"""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+class Hub:
+    """The server and what it has been asked: `hub.url`, `hub.asked` (method and path, in order)."""
+
+    def __init__(self, repositories: dict[tuple[str, str], dict[str, bytes]]):
+        self.repositories = repositories
+        self.busy: dict[str, int] = {}
+        self.cut: set[str] = set()
+        self.short: set[str] = set()
+        self.asked: list[tuple[str, str]] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> "Hub":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_) -> None:
+        """Silence: the tests look at `hub.asked`."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def do_POST(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        url = urlsplit(self.path)
+        path = unquote(url.path)
+        self.hub.asked.append((self.command, path))
+        for name, left in self.hub.busy.items():
+            if left and f"{self.command} {path}".startswith(name.split()[0]) and path.endswith(name.split()[1]):
+                self.hub.busy[name] -= 1
+                return self.send(503, b"busy", {"Retry-After": "0"})
+        parts = path.strip("/").split("/")
+        if parts[0] == "api":
+            return self.interface(parts[1], "/".join(parts[2:4]), parts[4:], body)
+        kind = "models"
+        if parts[0] == "datasets":
+            kind, parts = parts[0], parts[1:]
+        files = self.files(kind, "/".join(parts[:2]), parts[3])
+        return files is not None and self.file(files, "/".join(parts[4:]))
+
+    def files(self, kind: str, name: str, revision: str) -> dict[str, bytes] | None:
+        files = self.hub.repositories.get((kind, name))
+        if files is None:
+            self.send(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        elif revision not in (COMMIT, "main"):
+            self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+            return None
+        return files
+
+    def interface(self, kind: str, name: str, rest: list[str], body: bytes) -> None:
+        """/api/<kind>/<owner>/<name>/{revision,tree,paths-info}/<revision>/<path…>"""
+        what, revision, inside = (rest + ["revision", "main", ""])[:3] if not rest else (rest[0], rest[1], "/".join(rest[2:]))
+        files = self.files(kind, name, revision)
+        if files is None:
+            return
+        if what == "revision":
+            siblings = [{"rfilename": path} for path in files]
+            self.json({"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0, "likes": 0})
+        elif what == "paths-info":
+            wanted = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+            self.json([entry for path in wanted for entry in _entries(files, path) if entry["path"] == path])
+        elif what == "tree":
+            found = [entry for entry in _entries(files, inside) if entry["path"] != inside]
+            if found or not inside:
+                self.json(found)
+            else:
+                self.send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+
+    def file(self, files: dict[str, bytes], path: str) -> None:
+        content = files.get(path)
+        if content is None:
+            missing = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": COMMIT}
+            return self.send(404, b"", missing)
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_sha1(content)}"', "Accept-Ranges": "bytes"}
+        if self.command == "GET" and path in self.hub.short:
+            return self.send(200, content[: len(content) // 2], headers)
+        start = 0
+        if ranged := self.headers.get("Range"):
+            start = int(ranged.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        cut = self.command == "GET" and path in self.hub.cut
+        self.hub.cut -= {path} if cut else set()
+        self.send(206 if start else 200, content[start:], headers, cut=cut)
+
+    def json(self, value: object) -> None:
+        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def send(self, status: int, body: bytes, headers: dict[str, str], cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.close_connection = self.close_connection or cut
+
+
+def _sha1(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+def _entries(files: dict[str, bytes], folder: str) -> list[dict]:
+    """Files and folders at or below `folder`, as the tree interface lists them."""
+    below = {path: content for path, content in files.items() if path == folder or path.startswith(f"{folder}/" if folder else "")}
+    folders = {"/".join(path.split("/")[:depth]) for path in below for depth in range(1, path.count("/") + 1)}
+    entries = [{"type": "directory", "path": path, "oid": _sha1(path.encode()), "size": 0} for path in sorted(folders)]
+    return entries + [{"type": "file", "path": path, "oid": _sha1(c), "size": len(c)} for path, c in sorted(below.items())]
