@@ -33,8 +33,10 @@ def main() -> None:
     seed_everything(settings.seed)
     splits = data.load_splits(settings)
     tokenizer = data.load_tokenizer(baseline)
-    model = checkpoints.load_variant("baseline_fp16", settings.models_dir, settings.device, args.checkpoint)
-    measure(settings, "baseline_fp16", model, tokenizer, splits, baseline, baseline)
+    # A checkpoint of someone else's has no FP32 row yet; script 1 has written its own.
+    for key in ("baseline", "baseline_fp16") if args.checkpoint else ("baseline_fp16",):
+        model = checkpoints.load_variant(key, settings.models_dir, settings.device, args.checkpoint)
+        measure(settings, key, model, tokenizer, splits, baseline, baseline)
 
     for key in bnb.KEYS:
         folder = settings.models_dir / checkpoints.VARIANTS[key].folder

@@ -4,7 +4,8 @@ A latency is a property of model, shape, machine and moment. So that two rows co
 
 - every variant gets the same batch: real test texts, cut or padded to the length on the right, already on the device;
 - every variant is warmed up at a shape first (kernels are chosen, compiled, captured), then timed in *rounds*, each
-  variant once a round in rotating order: drift of clock and temperature hits all alike;
+  variant once a round in an order shuffled anew: drift of clock and temperature hits all alike, and nobody always runs
+  behind the same neighbour;
 - each call stands between two `torch.cuda.synchronize()`, without which only the launch would be timed;
 - every value is kept. The median is shown with a 95% interval of order statistics, which assumes no distribution: the
   number of values below the true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it with
@@ -74,14 +75,13 @@ def time_interleaved(
         for _ in range(warmup):
             call()
     values = {name: [] for name in calls}
-    names = list(calls)
+    shuffle = np.random.default_rng(0)
     gc.collect()
     gc.disable()
     try:
         start = time.perf_counter()
         for done in range(1, max_rounds + 1):
-            for i in range(len(names)):
-                name = names[(i + done) % len(names)]
+            for name in shuffle.permutation(list(calls)).tolist():
                 values[name].append(time_once(calls[name], device))
             used = time.perf_counter() - start
             if done >= min_rounds and used * (done + 1) / done > seconds:
