@@ -43,7 +43,6 @@ def main() -> None:
     from gpt2_quant.reports.quantization_report import report_data
 
     comparison = compare_results(results, args.baseline, args.predictions)
-    print(tables.FORMATS[args.format](comparison))
     written = tables.write_tables(comparison, results)
     figures = comparison_plots.draw_all(comparison, results)
     changed, texts_note = changed_texts.describe(comparison, args.dataset)
@@ -52,10 +51,18 @@ def main() -> None:
     data = report_data(comparison, changed, texts_note, results)
     compile_report("report_2.typ", data, figures, results / "report_2.pdf")
     written += [results / "report_2.pdf"]
+    notes = []
+    if (results / "records" / "text_metrics.json").is_file():
+        from gpt2_quant.text_metrics.study import typeset
+
+        written += [typeset(results)]
+    else:
+        notes += ["report_1.pdf is left out: run python src/4_evaluation_metrics.py first"]
     if args.write_readme:
-        changed_now = tables.write_readme(comparison, ROOT / "README.md")
-        print(f"README.md: the results table {'is written anew' if changed_now else 'was up to date'}")
-    print(f"\nwritten to {results}: {', '.join(path.name for path in written)} and {len(figures)} figures (.png, .pdf)")
+        renewed = tables.write_readme(comparison, ROOT / "README.md")
+        notes += [f"README.md: the results table {'is written anew' if renewed else 'was up to date'}"]
+    print(tables.FORMATS[args.format](comparison), *notes, sep="\n")
+    print(f"\nwritten to {results}: {', '.join(path.name for path in written)} and the figures (.png, .pdf)")
 
 
 if __name__ == "__main__":

@@ -277,5 +277,8 @@ def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
     drawn["reliability"] = reliability(calibrated, results_dir / "reliability.png")[-1]
     for row in comparison.present:
         name = f"{row.key}_confusion_matrix"
-        drawn[name] = confusion_matrix(row.source.labels, row.source.logits, row.label, results_dir / f"{name}.png")[-1]
+        drawn[name] = results_dir / f"{name}.pdf"
+        # Ours are drawn when the predictions are made (evaluation.py), and are still of these predictions.
+        if row.source.record is None or not (drawn[name].is_file() and drawn[name].with_suffix(".png").is_file()):
+            confusion_matrix(row.source.labels, row.source.logits, row.label, results_dir / f"{name}.png")
     return drawn

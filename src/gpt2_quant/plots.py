@@ -66,6 +66,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
     No dates go into the files: the same results give the same bytes.
     """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is settled: once for both files
     written = []
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         target = Path(path).with_suffix(suffix)
