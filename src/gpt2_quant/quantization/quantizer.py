@@ -75,11 +75,11 @@ class ScratchQuantizer(HfQuantizer):
         integrity.check_files(model, checkpoint_files or [], self.quantization_config.sha256)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        warn_if_slow(self.quantization_config.scheme, str(model.device))
         if not self.pre_quantized:
-            quantize_model(model, self.quantization_config.scheme)
-        elif self.quantization_config.scheme == "int8_scratch":
+            return quantize_model(model, self.quantization_config.scheme)
+        if self.quantization_config.scheme == "int8_scratch":
             stored_int8.restore_parameters(model)
+        warn_if_slow(self.quantization_config.scheme, model.device.type)
         return model
 
     def get_state_dict_and_metadata(self, model):
@@ -122,7 +122,7 @@ def quantize_model(model: GPT2PreTrainedModel, scheme: str) -> GPT2PreTrainedMod
     quantizer = ScratchQuantizer(config, pre_quantized=True)
     model.hf_quantizer, model.quantization_method, model.is_quantized = quantizer, METHOD, True
     model.config.quantization_config = config
-    warn_if_slow(scheme, str(model.device))
+    warn_if_slow(scheme, model.device.type)
     return model.eval()
 
 

@@ -92,10 +92,13 @@ def causal_attention(
     out = torch.empty((query.shape[0], width), dtype=query.dtype, device=query.device)
     single = positions is not None
     block_q = 16 if single else min(64, max(16, triton.next_power_of_2(n_queries)))
-    block_k = min(64, max(16, triton.next_power_of_2(n_keys)))
-    _attention_kernel[(triton.cdiv(n_queries, block_q), texts * heads)](
+    grid = (triton.cdiv(n_queries, block_q), texts * heads)
+    # Shorter steps need fewer registers, which pays once there are several programs for each multiprocessor slot.
+    crowded = grid[0] * grid[1] > 1024
+    block_k = min(32 if crowded else 64, max(16, triton.next_power_of_2(n_keys)))
+    _attention_kernel[grid](
         query, key, value, mask, positions, out, n_queries, n_keys, query.stride(0), key.stride(0), scale,
         HEADS=heads, HEAD_DIM=width // heads, HAS_MASK=mask is not None, SINGLE=single,
-        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=2, **early_launch(query.device),
+        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=3 if crowded else 2, **early_launch(query.device),
     )  # fmt: skip
     return out

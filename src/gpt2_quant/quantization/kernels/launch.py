@@ -29,3 +29,9 @@ def early_launch(device: torch.device) -> dict[str, bool]:
     """Launch options of a kernel whose first line is `await_predecessor(EARLY)`, for where its tensors are."""
     early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs a GPU runs side by side at the least; 1 under the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

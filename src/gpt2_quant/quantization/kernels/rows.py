@@ -23,9 +23,16 @@ _ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
-def _gelu(x):
-    """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3); equal to x * sigmoid(2 u)."""
+def _gelu(x, EARLY: tl.constexpr):
+    """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
+
+    Exponential and quotient keep the special function unit busy for longer than the data takes to move, so Hopper's own
+    tanh is used (one instruction, relative error 2^-11, that of float16), and 1 + tanh u = 2 sigmoid(2 u) elsewhere.
+    """
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    if EARLY:
+        tanh = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1)
+        return 0.5 * x * (1.0 + tanh)
     return x * tl.sigmoid(2.0 * u)
 
 
@@ -47,7 +54,7 @@ def _quantize_kernel(x_ptr, codes_ptr, scale_ptr, n_columns, GELU: tl.constexpr,
     inside = columns < n_columns
     values = tl.load(x_ptr + row * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
     if GELU:
-        values = _gelu(values)
+        values = _gelu(values, EARLY)
     _store_codes(values, inside, codes_ptr, scale_ptr, row, columns, n_columns)
 
 
