@@ -7,6 +7,7 @@ train again.
 """
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import time
@@ -60,7 +61,8 @@ class Run:
 
     def identity(self, plan: Plan) -> dict[str, str]:
         """What must be the same for a checkpoint to be continued, by the names that a user knows."""
-        sources = sorted([Path(__file__).with_name("data.py"), *Path(__file__).parent.glob("training*.py")])
+        here = Path(__file__).parent
+        sources = sorted([here / "data.py", *here.glob("training*.py"), *here.glob("fused_*.py")])
         code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
         return {
             "--base-model weights": records.file_sha256(weights_file(self.base))[:16],
@@ -81,8 +83,18 @@ class Run:
         }
 
     def make_step(self, model: torch.nn.Module, plan: Plan) -> TrainingStep:
-        """The fastest step that serves this machine and model."""
-        return PlainStep(model, self.tokens["train"], plan, self.accelerator)
+        """The fastest step that serves this machine and model: fused on one CUDA GPU with Triton, plain elsewhere."""
+        tokens = self.tokens["train"]
+        if self.settings.device == "cuda" and self.accelerator.num_processes == 1 and importlib.util.find_spec("triton"):
+            from . import fused_step
+
+            if fused_step.serves(model, plan, self.settings.max_length):
+                try:
+                    return fused_step.FusedStep(model, tokens, plan)
+                except torch.OutOfMemoryError:
+                    # Nothing is trained yet, and the model is whole. The plain step can take a batch in parts.
+                    print("too little GPU memory for the fused step: training with the plain one")
+        return PlainStep(model, tokens, plan, self.accelerator)
 
     def train_all(self, seeds: list[int]) -> list[dict]:
         """Train once a seed; the first one's model goes to `folder`. Returns the outcomes, with test scores if several."""
