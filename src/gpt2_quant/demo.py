@@ -124,7 +124,7 @@ def _pretrain(folder: Path, seed: int, stamp: dict) -> dict:
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = contexts[order[step * BATCH : (step + 1) * BATCH]]
-        loss = model(batch, labels=batch).loss
+        loss = model(batch, attention_mask=torch.ones_like(batch), labels=batch).loss
         loss.backward()
         clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
