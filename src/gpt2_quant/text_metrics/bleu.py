@@ -41,7 +41,8 @@ def chrf(candidates: Sequence[str], references: Sequence[Sequence[str]], cache: 
 def _sacrebleu(name: str, sentence, corpus, candidates, references, cache: Cache | None) -> Scored:
     check_pairs(candidates, references)
     groups = [[text for text in group if has_words(text)] for group in references]
-    fixed = f"{name}|{version('sacrebleu')}|{'13a tokens|exp smoothing|effective order' if name == 'BLEU' else 'char 6, word 0, beta 2'}"
+    settings = "13a tokens|exp smoothing|effective order" if name == "BLEU" else "char 6, word 0, beta 2"
+    fixed = f"{name}|{version('sacrebleu')}|{settings}"
     keys = [content_key(fixed, candidate, *group) for candidate, group in zip(candidates, groups, strict=True)]
 
     def compute(missing: list[int]) -> np.ndarray:

@@ -1,0 +1,98 @@
+"""Task 1: what ROUGE, BLEU, chrF, BERTScore, perplexity and the Semantic Coherence Score measure, and where they fail.
+
+Parts of the study, all run unless --only names some:
+  scores        every metric on a built-in set of retold stories       -> metric_scores.csv
+  edits         controlled damage: what does each metric notice?       -> metric_edits.csv, .png
+  humans        SummEval and STS Benchmark: agreement with people      -> metric_meta_evaluation.csv
+  coherence     shuffle test and controls for coherence metrics        -> metric_coherence.csv, .png
+  quantization  the language model under every weight scheme           -> language_model_quantization.csv, .png
+All go into records/text_metrics.json and report_1.pdf. Scores are cached by content in results/cache.
+
+    python src/4_evaluation_metrics.py
+    python src/4_evaluation_metrics.py --human-judgements path/to/folder --only humans coherence
+    python src/4_evaluation_metrics.py --candidates mine.txt --references theirs.txt    # scores your files, prints the table
+"""
+
+from pathlib import Path
+
+from gpt2_quant import settings as common
+
+PARTS = ("scores", "edits", "humans", "coherence", "quantization")
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"run some parts: {', '.join(PARTS)}")
+    parser.add_argument("--human-judgements", metavar="hub|FOLDER", help="people's ratings (default: hub; in the demo none)")
+    parser.add_argument("--candidates", type=Path, metavar="FILE", help="score this file: one text a line, or JSONL")
+    parser.add_argument("--references", type=Path, metavar="FILE", help="its references, line by line")
+    args = parser.parse_args()
+    settings = common.settings_from(args)
+    if args.references and not args.candidates:
+        raise common.UserError("--references needs --candidates: name the file to score")
+    if args.candidates:
+        score_own_files(args, settings)
+    else:
+        run_study(args, settings)
+
+
+def score_own_files(args, settings) -> None:
+    """The part for daily use: the table of all metrics for a user's files."""
+    from gpt2_quant.text_metrics.suite import load_tools, score_files
+    from gpt2_quant.text_metrics.texts import check_files
+
+    check_files(args.candidates, args.references)
+    output = settings.results_dir / "own_scores.csv"
+    table, blank = score_files(args.candidates, args.references, load_tools(settings), output)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    print(f"Each text's values: {output}" + (f"; {blank} blank texts have none." if blank else "."))
+
+
+def run_study(args, settings) -> None:
+    """The parts asked for, the record, the report."""
+    from gpt2_quant.data import load_splits
+    from gpt2_quant.hub import fetch_model_folder
+    from gpt2_quant.steps import Step
+    from gpt2_quant.text_metrics import study, suite
+
+    parts = args.only or list(PARTS)
+    weights = fetch_model_folder(settings.base_model, settings.base_revision) / "model.safetensors"
+    step = Step(settings.results_dir, "4_evaluation_metrics", vars(args), [weights])
+    if step.complete() and not settings.overwrite:
+        print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
+        return
+    common.seed_everything(settings.seed)
+    humans = load_humans(args, settings)
+    if humans is None and "humans" in parts:
+        parts = [part for part in parts if part != "humans"]
+    test = load_splits(settings)["test"]
+    inputs = study.Inputs(settings, suite.load_tools(settings), list(test.texts), humans)
+    sections = {}
+    for part in parts:
+        sections[part], shown = study.RUNNERS[part](inputs)
+        print(f"\n{part}\n{shown}", flush=True)
+    study.store(inputs, sections, test.describe())
+    report = study.typeset(settings.results_dir)
+    outputs = [settings.results_dir / name for part in parts for name in study.OUTPUTS[part]]
+    step.finish([*outputs, report])
+    print(f"\nReport: {report}")
+
+
+def load_humans(args, settings):
+    """People's judgements, or None with a sentence that says why the part is left out."""
+    from gpt2_quant.text_metrics.human_judgements import load_human_judgements
+
+    if args.human_judgements is None and settings.preset == "demo":
+        print("Left out: humans (the demo has no human judgements; --human-judgements hub|FOLDER adds them).")
+        return None
+    try:
+        return load_human_judgements(args.human_judgements or "hub")
+    except common.UserError as fault:
+        if args.human_judgements:
+            raise
+        print(f"Left out: humans ({fault}).")
+        return None
+
+
+if __name__ == "__main__":
+    common.run(main)
