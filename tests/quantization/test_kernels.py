@@ -17,6 +17,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
 
+TANH_ERROR = 2.0**-11  # of the GPU's own tanh
 # Relative rounding error of one operation in each format: half a unit in the last place.
 HALF_ULP = {torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 
@@ -30,17 +31,21 @@ def codes(*shape, seed=0):
     return torch.randint(-127, 128, shape, dtype=torch.int8, generator=generator).to(DEVICE)
 
 
-def assert_codes_close(got, scale, exact):
-    """Codes of a float result may differ by the one step that a last-bit difference before rounding makes, and rarely do."""
+def assert_codes_close(got, scale, exact, relative_error=1e-5):
+    """Codes of an inexact float differ by at most the step that its error can tip, as often as it comes near a boundary.
+
+    An error e (in steps) tips a value that lies within e of a boundary: a share of 2 e of them, e being at most 127
+    relative errors.
+    """
     expected, expected_scale = affine.quantize_rows(exact)
-    torch.testing.assert_close(scale, expected_scale, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scale, expected_scale, rtol=relative_error, atol=0)
     difference = (got.int() - expected.int()).abs()
     assert difference.max() <= 1
-    assert difference.float().mean() < 0.002
+    assert difference.float().mean() < 2 * 127 * relative_error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (5, 768), (2, 3072), (0, 64)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (5, 768), (2, 3072), (0, 64), (4099, 5)])
 def test_quantize_rows_equals_the_arithmetic(shape, dtype):
     x = normal(*shape, dtype=dtype) * torch.logspace(-6, 4, max(1, shape[0]))[: shape[0], None].to(DEVICE)
     x = x.to(dtype)
@@ -75,7 +80,7 @@ def test_layer_norm_quantize(rows, width):
 def test_gelu_quantize(rows, width):
     x = normal(rows, width, dtype=torch.float16) * 3
     exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
-    assert_codes_close(*kernels.gelu_quantize(x), exact)
+    assert_codes_close(*kernels.gelu_quantize(x), exact, relative_error=1e-5 if INTERPRETED else TANH_ERROR)
 
 
 GEMM_SHAPES = [(1, 8, 16), (17, 33, 100), (64, 128, 128), (130, 96, 256), (5, 768, 3072)]
@@ -86,6 +91,14 @@ def test_integer_product_is_exact(m, n, k):
     x, weight = codes(m, k), codes(n, k, seed=1)
     got = kernels.int8_gemm(x, None, weight, None)
     assert got.dtype == torch.int32
+    assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
+
+
+@pytest.mark.parametrize("tiles", [(64, 32, 128, False), (128, 128, 64, True)])
+def test_every_kind_of_grid_gives_the_product(tiles):
+    x, weight = codes(300, 200), codes(152, 200, seed=1)
+    sizes = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "PERSISTENT"), tiles, strict=True), num_warps=4, num_stages=3)
+    got = kernels.int8_gemm(x, None, weight, None, tiles=sizes)
     assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
 
 
@@ -114,6 +127,8 @@ def test_epilogue(m, n, k, with_bias, gelu, with_residual, dtype):
     # Up to 6 float32 roundings of terms no larger than `magnitude` (GELU amplifies by at most 1.13, its sigmoid costs
     # a few more), then one rounding to the result's format.
     bound = 16 * HALF_ULP[torch.float32] * magnitude + HALF_ULP[dtype] * exact.abs() + 1e-7
+    if gelu and not INTERPRETED:
+        bound += TANH_ERROR * magnitude
     assert got.dtype == dtype
     assert ((got.double() - exact).abs() <= bound).all()
 
@@ -154,7 +169,9 @@ def test_attention(length, dtype):
     joint = normal(texts * length, 3 * width, dtype=dtype)
     mask = torch.ones(texts, length, dtype=torch.int64, device=DEVICE)
     mask[1, : length // 3] = 0  # left padding, the harder side: some queries see no key at all
-    got = kernels.causal_attention(*joint.split(width, dim=1), texts, heads, 1 / math.sqrt(width // heads), mask)
+    got = kernels.causal_attention(
+        *joint.split(width, dim=1), texts, heads, 1 / math.sqrt(width // heads), kernels.padding_bias(mask)
+    )
     exact = reference_attention(joint, texts, heads, mask, None)
     seen = mask.cumsum(1).flatten() > 0
     assert torch.isfinite(got).all()
@@ -173,7 +190,7 @@ def test_attention_of_one_query_a_text():
     query, key, value = joint.split(width, dim=1)
     scale = 1 / math.sqrt(width // heads)
     every = kernels.causal_attention(query, key, value, texts, heads, scale)
-    single = kernels.causal_attention(query[rows], key, value, texts, heads, scale, mask, positions)
+    single = kernels.causal_attention(query[rows], key, value, texts, heads, scale, kernels.padding_bias(mask), positions)
     exact = reference_attention(joint, texts, heads, mask, positions)
     bound = 4 * 2.0**-11 * joint.abs().max().double()
     assert (single.double() - exact).abs().max() <= bound

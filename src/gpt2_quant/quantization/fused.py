@@ -118,16 +118,17 @@ class FusedClassifier:
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         transformer, (texts, length) = self.model.transformer, ids.shape
         x = self.arithmetic.embed(transformer, ids).view(texts * length, -1)
+        bias = None if mask is None else kernels.padding_bias(mask)
         for block in transformer.h[:-1]:
-            x = self._mlp(block, self._attention(block, x, texts, mask))
+            x = self._mlp(block, self._attention(block, x, texts, bias))
         positions = pooled_positions(ids, self.model.config.pad_token_id)
         block = transformer.h[-1]
-        x = self._mlp(block, self._attention(block, x, texts, mask, positions))
+        x = self._mlp(block, self._attention(block, x, texts, bias, positions))
         norm = transformer.ln_f
         x = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
         return self.model.score(x).float()
 
-    def _attention(self, block, x: Tensor, texts: int, mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
+    def _attention(self, block, x: Tensor, texts: int, bias: Tensor | None, positions: Tensor | None = None) -> Tensor:
         """The block's first half, residual included; for the rows at `positions` only when they are given."""
         attention, width = block.attn, x.shape[1]
         operand = self.arithmetic.normalize(block.ln_1, x)
@@ -139,7 +140,7 @@ class FusedClassifier:
             x = x[rows]
             query = self._product(attention.c_attn, self.arithmetic.take(operand, rows), slice(width))
         heads, scale = self.model.config.n_head, self._score_scale(attention)
-        out = kernels.causal_attention(query, key, value, texts, heads, scale, mask, positions)
+        out = kernels.causal_attention(query, key, value, texts, heads, scale, bias, positions)
         return self._product(attention.c_proj, self.arithmetic.operand(out), residual=x)
 
     def _mlp(self, block, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import await_predecessor, early_launch
+from .launch import await_predecessor, hopper_options
 
 # Added to the score of a key that must not be seen. Finite: a row without any visible key (left padding) then becomes
 # an unused average instead of NaN, which would spread through 0 * NaN.
@@ -23,11 +23,11 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _attention_kernel(
-    query_ptr, key_ptr, value_ptr, mask_ptr, position_ptr, out_ptr, n_queries, n_keys, query_stride, key_stride, scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_MASK: tl.constexpr, SINGLE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+    query_ptr, key_ptr, value_ptr, bias_ptr, position_ptr, out_ptr, n_queries, n_keys, query_stride, key_stride, scale,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_BIAS: tl.constexpr, SINGLE: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
-    await_predecessor(EARLY)
+    await_predecessor(HOPPER)
     text = (tl.program_id(1) // HEADS).to(tl.int64)
     head = tl.program_id(1) % HEADS
     queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -51,10 +51,10 @@ def _attention_kernel(
         where = (text * n_keys + keys)[:, None] * key_stride + channels[None, :]
         key = tl.load(key_ptr + where, mask=is_key[:, None], other=0.0)
         scores = tl.dot(query, key.T) * (scale * _LOG2_E)
-        visible = (keys[None, :] <= positions[:, None]) & is_key[None, :]
-        if HAS_MASK:
-            visible &= (tl.load(mask_ptr + text * n_keys + keys, mask=is_key, other=0) != 0)[None, :]
-        scores = tl.where(visible, scores, _HIDDEN)
+        if HAS_BIAS:
+            scores += tl.load(bias_ptr + text * n_keys + keys, mask=is_key, other=0.0)[None, :]
+        # No query stands beyond the last key, so the comparison also hides what lies over the edge.
+        scores = tl.where(keys[None, :] <= positions[:, None], scores, _HIDDEN)
         raised = tl.maximum(highest, tl.max(scores, axis=1))
         weights = tl.exp2(scores - raised[:, None])
         shrink = tl.exp2(highest - raised)
@@ -67,6 +67,11 @@ def _attention_kernel(
     tl.store(out_ptr + out_where, result.to(out_ptr.dtype.element_ty), mask=is_query[:, None])
 
 
+def padding_bias(mask: Tensor) -> Tensor:
+    """What hides padded keys: float32 of the mask's shape, 0 where it is 1 and hugely negative where it is 0."""
+    return (mask == 0).float() * _HIDDEN.value
+
+
 def causal_attention(
     query: Tensor,
     key: Tensor,
@@ -74,7 +79,7 @@ def causal_attention(
     texts: int,
     heads: int,
     scale: float,
-    mask: Tensor | None = None,
+    bias: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention in which a token sees itself and what precedes it.
@@ -82,7 +87,7 @@ def causal_attention(
     query, key, value  float `[texts * length, width]`, column slices of a wider matrix allowed; key and value alike
     texts, heads       how many texts the rows hold; heads split the width evenly (into a power of two, at least 16)
     scale              factor on the scores, 1 / sqrt(width / heads) in GPT-2
-    mask               integer or bool `[texts, length]`, 0 where a token is padding
+    bias               float32 `[texts, length]` added to the scores of a key (in units of log 2): `padding_bias` of a mask
     positions          int64 `[texts]`: `query` is then `[texts, width]`, one query a text, standing at this position
 
     Returns `[rows of query, width]`, contiguous, in the query's dtype.
@@ -97,8 +102,8 @@ def causal_attention(
     crowded = grid[0] * grid[1] > 1024
     block_k = min(32 if crowded else 64, max(16, triton.next_power_of_2(n_keys)))
     _attention_kernel[grid](
-        query, key, value, mask, positions, out, n_queries, n_keys, query.stride(0), key.stride(0), scale,
-        HEADS=heads, HEAD_DIM=width // heads, HAS_MASK=mask is not None, SINGLE=single,
-        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=3 if crowded else 2, **early_launch(query.device),
+        query, key, value, bias, positions, out, n_queries, n_keys, query.stride(0), key.stride(0), scale,
+        HEADS=heads, HEAD_DIM=width // heads, HAS_BIAS=bias is not None, SINGLE=single,
+        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=3 if crowded else 2, **hopper_options(query.device),
     )  # fmt: skip
     return out

@@ -25,11 +25,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .launch import await_predecessor, early_launch, multiprocessors
+from .launch import await_predecessor, hopper_options, multiprocessors
 from .rows import _gelu, quantize_rows
 
 _TMA_BYTES = 16  # rows that the copy engine reads or writes begin at multiples of this
-_GROUP_M = tl.constexpr(8)
 
 
 @triton.jit
@@ -37,16 +36,16 @@ def _corner(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """First row and column of a program's tile. Neighbouring programs take 8 tiles of one column of tiles, then the next
     column: what they share is still in the L2 cache."""
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    group, within = program // (_GROUP_M * tiles_n), program % (_GROUP_M * tiles_n)
-    group_m = min(tiles_m - group * _GROUP_M, _GROUP_M)
-    return (group * _GROUP_M + within % group_m) * BLOCK_M, within // group_m * BLOCK_N
+    group, within = program // (8 * tiles_n), program % (8 * tiles_n)
+    group_m = min(tiles_m - group * 8, 8)
+    return (group * 8 + within % group_m) * BLOCK_M, within // group_m * BLOCK_N
 
 
 @triton.jit
 def _finish(
     total, first_row, first_column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
     SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     """The epilogue: from exact integers to what is stored."""
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -58,7 +57,7 @@ def _finish(
         if HAS_BIAS:
             result += tl.load(bias_ptr + first_column + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
         if GELU:
-            result = _gelu(result, EARLY)
+            result = _gelu(result, HOPPER)
         if HAS_RESIDUAL:
             # The corner with 64 bits, what lies inside the tile with 32: fewer registers.
             corner = residual_ptr + first_row.to(tl.int64) * N + first_column
@@ -73,9 +72,9 @@ def _finish(
 def _int8_gemm_kernel(
     x, weight, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N, K,
     SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
-    await_predecessor(EARLY)
+    await_predecessor(HOPPER)
     if PERSISTENT:
         tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
         # Flattened with the loop over k, the pipeline runs on across tiles.
@@ -87,16 +86,16 @@ def _int8_gemm_kernel(
             # In two halves: half the shared memory for the way out, which leaves room for a second program.
             left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
             _finish(left, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-                    SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N // 2, EARLY)  # fmt: skip
+                    SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N // 2, HOPPER)  # fmt: skip
             _finish(right, row, column + BLOCK_N // 2, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-                    SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N // 2, EARLY)  # fmt: skip
+                    SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N // 2, HOPPER)  # fmt: skip
     else:
         row, column = _corner(tl.program_id(0), M, N, BLOCK_M, BLOCK_N)
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
         for k in range(0, K, BLOCK_K):
             total = tl.dot(x.load([row, k]), weight.load([column, k]).T, total, out_dtype=tl.int32)
         _finish(total, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-                SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N, EARLY)  # fmt: skip
+                SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N, HOPPER)  # fmt: skip
 
 
 def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
@@ -159,7 +158,7 @@ def int8_gemm(
         TensorDescriptor.from_tensor(out, [block_m, block_n // 2 if sizes["PERSISTENT"] else block_n]),
         x_scale, weight_scale, bias, residual, m, n, x.shape[1],
         SCALED=scaled, HAS_BIAS=bias is not None, GELU=gelu, HAS_RESIDUAL=residual is not None,
-        **sizes, **early_launch(x.device),
+        **sizes, **hopper_options(x.device),
     )  # fmt: skip
     return out[:, :n]
 

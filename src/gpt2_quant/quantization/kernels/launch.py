@@ -17,18 +17,18 @@ import triton.language as tl
 
 
 @triton.jit
-def await_predecessor(EARLY: tl.constexpr):
+def await_predecessor(HOPPER: tl.constexpr):
     """Wait until all that earlier kernels wrote can be read; then let the next kernel be placed."""
-    if EARLY:
+    if HOPPER:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @cache
-def early_launch(device: torch.device) -> dict[str, bool]:
-    """Launch options of a kernel whose first line is `await_predecessor(EARLY)`, for where its tensors are."""
-    early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+def hopper_options(device: torch.device) -> dict[str, bool]:
+    """Launch options of a kernel whose first line is `await_predecessor(HOPPER)`, for where its tensors are."""
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"HOPPER": True, "launch_pdl": True} if hopper else {"HOPPER": False}
 
 
 @cache

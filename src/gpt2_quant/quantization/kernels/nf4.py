@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..nf4 import BLOCK, SCALES_PER_BLOCK, dynamic_map, levels
-from .launch import await_predecessor, early_launch
+from .launch import await_predecessor, hopper_options
 
 _BLOCK = tl.constexpr(BLOCK)
 _SCALES_PER_BLOCK = tl.constexpr(SCALES_PER_BLOCK)
@@ -36,9 +36,9 @@ def _read_scales(blocks, inside, scale_codes_ptr, scale_absmax_ptr, scale_offset
 @triton.jit
 def _dequantize_kernel(
     packed_ptr, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr, level_ptr, out_ptr, n,
-    BYTES: tl.constexpr, EARLY: tl.constexpr,
+    BYTES: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
-    await_predecessor(EARLY)
+    await_predecessor(HOPPER)
     at = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
     inside = at < tl.cdiv(n, 2)
     packed = tl.load(packed_ptr + at, mask=inside, other=0).to(tl.int32)
@@ -53,9 +53,9 @@ def _dequantize_kernel(
 @triton.jit
 def _nf4_embedding_kernel(
     ids_ptr, packed_ptr, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr, level_ptr, out_ptr, n_columns,
-    BLOCK_BYTES: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
-    await_predecessor(EARLY)
+    await_predecessor(HOPPER)
     row = tl.program_id(0).to(tl.int64)
     first = tl.load(ids_ptr + row).to(tl.int64) * n_columns
     byte = tl.arange(0, BLOCK_BYTES)
@@ -72,9 +72,9 @@ def _nf4_embedding_kernel(
 @triton.jit
 def _nf4_gemm_kernel(
     x_ptr, packed_ptr, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr, level_ptr, bias_ptr, out_ptr, M, N, K,
-    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, EARLY: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
-    await_predecessor(EARLY)
+    await_predecessor(HOPPER)
     # One step of the loop is one NF4 block: each row of the weight tile then has a single scale.
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -104,7 +104,7 @@ def nf4_dequantize(stored, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     out = torch.empty(shape, dtype=dtype, device=stored.weight.device)
     if out.numel():
         _dequantize_kernel[(triton.cdiv(stored.weight.numel(), 1024),)](
-            *_fields(stored), out, out.numel(), BYTES=1024, **early_launch(out.device)
+            *_fields(stored), out, out.numel(), BYTES=1024, **hopper_options(out.device)
         )
     return out
 
@@ -115,7 +115,7 @@ def nf4_embedding(ids: Tensor, table) -> Tensor:
     if out.numel():
         block_bytes = triton.next_power_of_2(table.columns // 2)
         _nf4_embedding_kernel[(ids.numel(),)](
-            ids.contiguous(), *_fields(table), out, table.columns, BLOCK_BYTES=block_bytes, **early_launch(out.device)
+            ids.contiguous(), *_fields(table), out, table.columns, BLOCK_BYTES=block_bytes, **hopper_options(out.device)
         )
     return out
 
@@ -136,7 +136,7 @@ def nf4_linear(x: Tensor, layer) -> Tensor:
         block_m = max(16, triton.next_power_of_2(min(m, 64)))
         _nf4_gemm_kernel[(triton.cdiv(m, block_m), triton.cdiv(n, 32))](
             rows, *_fields(layer), layer.bias, out, m, n, k,
-            HAS_BIAS=layer.bias is not None, BLOCK_M=block_m, BLOCK_N=32, num_warps=4, num_stages=3, **early_launch(out.device),
+            HAS_BIAS=layer.bias is not None, BLOCK_M=block_m, BLOCK_N=32, num_warps=4, num_stages=3, **hopper_options(out.device),
         )  # fmt: skip
     return out.view(*x.shape[:-1], n)
 

@@ -1,4 +1,4 @@
-"""Kernels with one program a row: a token's activations fit in registers, so each is read once and written once.
+"""Kernels that hold whole rows: a token's activations fit in registers, so each is read once and written once.
 
 Quantizing a row needs its absmax before the first code can be written. Whoever computes the row anyway (LayerNorm, GELU)
 should therefore also quantize it: float activations of 2 bytes are read, codes of 1 byte are written, and the float
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..affine import SMALLEST_SCALE, SYMMETRIC_MAX
-from .launch import await_predecessor, early_launch
+from .launch import await_predecessor, hopper_options
 
 _CODE_MAX = tl.constexpr(float(SYMMETRIC_MAX))
 _SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
@@ -23,64 +23,72 @@ _ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
-def _gelu(x, EARLY: tl.constexpr):
+def _gelu(x, HOPPER: tl.constexpr):
     """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
 
     Exponential and quotient keep the special function unit busy for longer than the data takes to move, so Hopper's own
     tanh is used (one instruction, relative error 2^-11, that of float16), and 1 + tanh u = 2 sigmoid(2 u) elsewhere.
     """
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    if EARLY:
+    if HOPPER:
         tanh = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1)
         return 0.5 * x * (1.0 + tanh)
     return x * tl.sigmoid(2.0 * u)
 
 
 @triton.jit
-def _store_codes(values, inside, codes_ptr, scale_ptr, row, columns, n_columns):
-    """Quantize one row held in registers (float32, 0 outside) and store codes and scale."""
-    absmax = tl.max(tl.abs(values), axis=0)
+def _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr):
+    """Quantize rows held in registers (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and scales."""
+    absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
-    codes = (values * tl.div_rn(1.0, scale) + _ROUNDER) - _ROUNDER
-    tl.store(codes_ptr + row * n_columns + columns, codes.to(tl.int8), mask=inside)
-    tl.store(scale_ptr + row, scale)
+    codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
+    tl.store(codes_ptr + where, codes.to(tl.int8), mask=inside)
+    tl.store(scale_ptr + rows, scale, mask=is_row)
 
 
 @triton.jit
-def _quantize_kernel(x_ptr, codes_ptr, scale_ptr, n_columns, GELU: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    await_predecessor(EARLY)
-    row = tl.program_id(0).to(tl.int64)
+def _quantize_kernel(
+    x_ptr, codes_ptr, scale_ptr, n_rows, n_columns,
+    GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
+):  # fmt: skip
+    await_predecessor(HOPPER)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
-    inside = columns < n_columns
-    values = tl.load(x_ptr + row * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
+    is_row = rows < n_rows
+    inside = is_row[:, None] & (columns < n_columns)[None, :]
+    where = rows[:, None] * n_columns + columns[None, :]
+    values = tl.load(x_ptr + where, mask=inside, other=0.0).to(tl.float32)
     if GELU:
-        values = _gelu(values, EARLY)
-    _store_codes(values, inside, codes_ptr, scale_ptr, row, columns, n_columns)
+        values = _gelu(values, HOPPER)
+    _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr)
 
 
 @triton.jit
 def _layer_norm_quantize_kernel(
-    x_ptr, weight_ptr, bias_ptr, codes_ptr, scale_ptr, n_columns, epsilon, BLOCK: tl.constexpr, EARLY: tl.constexpr
-):
-    await_predecessor(EARLY)
-    row = tl.program_id(0).to(tl.int64)
+    x_ptr, weight_ptr, bias_ptr, codes_ptr, scale_ptr, n_rows, n_columns, epsilon,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
+):  # fmt: skip
+    await_predecessor(HOPPER)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
-    inside = columns < n_columns
-    x = tl.load(x_ptr + row * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    centred = tl.where(inside, x - tl.sum(x, axis=0) / n_columns, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / n_columns
-    values = centred * tl.rsqrt(variance + epsilon) * weight + bias
-    _store_codes(values, inside, codes_ptr, scale_ptr, row, columns, n_columns)
+    is_row, is_column = rows < n_rows, columns < n_columns
+    inside = is_row[:, None] & is_column[None, :]
+    where = rows[:, None] * n_columns + columns[None, :]
+    x = tl.load(x_ptr + where, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+    centred = tl.where(inside, x - (tl.sum(x, axis=1) / n_columns)[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / n_columns
+    values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
+    _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr)
 
 
 @triton.jit
 def _embedding_kernel(
     ids_ptr, codes_ptr, scale_ptr, position_codes_ptr, position_scale_ptr, out_ptr,
-    n_columns, length, HAS_POSITION: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    n_columns, length, HAS_POSITION: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
-    await_predecessor(EARLY)
+    await_predecessor(HOPPER)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < n_columns
@@ -94,9 +102,11 @@ def _embedding_kernel(
     tl.store(out_ptr + row * n_columns + columns, values.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _warps(block: int) -> int:
-    """Threads enough for about 8 elements each, a 16-byte load of float16."""
-    return max(1, min(16, block // 256))
+def _grouping(n_rows: int, n_columns: int) -> dict[str, int]:
+    """Block and launch sizes of a row kernel. Short rows share a program once there are enough of them to fill the GPU."""
+    block = triton.next_power_of_2(n_columns)
+    rows = 4 if block <= 1024 and n_rows > 4096 else 1
+    return {"ROWS": rows, "BLOCK": block, "num_warps": max(1, min(4, block // 256))}
 
 
 def _empty_codes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,11 +130,10 @@ def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _quantize(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     codes, scale = _empty_codes(x)
-    block = triton.next_power_of_2(x.shape[1])
     if len(x):
-        _quantize_kernel[(len(x),)](
-            x, codes, scale, x.shape[1], GELU=gelu, BLOCK=block, num_warps=_warps(block), **early_launch(x.device)
-        )
+        sizes = _grouping(*x.shape)
+        grid = (triton.cdiv(len(x), sizes["ROWS"]),)
+        _quantize_kernel[grid](x, codes, scale, *x.shape, GELU=gelu, **sizes, **hopper_options(x.device))
     return codes, scale
 
 
@@ -134,11 +143,10 @@ def layer_norm_quantize(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float)
     x: float `[rows, n]`, contiguous; weight, bias: float `[n]`. Returns codes int8 `[rows, n]`, scale float32 `[rows, 1]`.
     """
     codes, scale = _empty_codes(x)
-    block = triton.next_power_of_2(x.shape[1])
     if len(x):
-        _layer_norm_quantize_kernel[(len(x),)](
-            x, weight, bias, codes, scale, x.shape[1], epsilon, BLOCK=block, num_warps=_warps(block), **early_launch(x.device)
-        )
+        sizes = _grouping(*x.shape)
+        grid = (triton.cdiv(len(x), sizes["ROWS"]),)
+        _layer_norm_quantize_kernel[grid](x, weight, bias, codes, scale, *x.shape, epsilon, **sizes, **hopper_options(x.device))
     return codes, scale
 
 
@@ -162,6 +170,6 @@ def int8_embedding(
     if ids.numel():
         _embedding_kernel[(ids.numel(),)](
             ids, codes, scale, position_codes, position_scale, out, n_columns, ids.shape[-1] if ids.dim() else 1,
-            HAS_POSITION=position_codes is not None, BLOCK=block, num_warps=_warps(block), **early_launch(codes.device),
+            HAS_POSITION=position_codes is not None, BLOCK=block, num_warps=4, **hopper_options(codes.device),
         )  # fmt: skip
     return out
