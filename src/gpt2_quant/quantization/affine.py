@@ -135,8 +135,9 @@ def _slices(x: Tensor, per: str, layout: str, group_size: int) -> Tensor:
     rows = x if layout == "linear" else x.t()
     if per == "channel":
         return rows
-    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % group_size))
-    return padded.reshape(rows.shape[0], -1, group_size)
+    groups = -(-rows.shape[1] // group_size)
+    padded = torch.nn.functional.pad(rows, (0, groups * group_size - rows.shape[1]))
+    return padded.reshape(rows.shape[0], groups, group_size)
 
 
 def _spread(parameter: Tensor, quantized: Quantized) -> Tensor:

@@ -260,15 +260,17 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch._int_mm(a, b.t())[:m, :n]
 
 
-@cache
 def kernels_for(device: torch.device):
     """The Triton kernels where `device` is a GPU that can run them, else None: torch then computes the same integers.
 
     Falls back, with a warning, without Triton and on GPUs before Ampere. Raises UserError for GPUs before Turing (7.5),
     which have no int8 matrix product at all.
     """
-    if device.type != "cuda":
-        return None
+    return _kernels_on(device) if device.type == "cuda" else None
+
+
+@cache  # beneath a plain function, because torch.compile looks through caches and says so
+def _kernels_on(device: torch.device):
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < (7, 5):
         raise UserError(

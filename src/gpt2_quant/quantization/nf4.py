@@ -26,6 +26,7 @@ from torch import Tensor
 from .affine import require_finite
 
 BLOCK = 64
+ZERO_CODE = 7
 SCALES_PER_BLOCK = 256
 # Probability of the outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, half a step inside 1 for 16 and 15 levels.
 OUTERMOST = (1 - 1 / 32 + 1 - 1 / 30) / 2
@@ -125,8 +126,8 @@ def decode(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Two 4-bit codes a byte, the first in the high nibble; an odd last code is followed by 0. `[n]` -> `[ceil(n/2)]`."""
-    pairs = torch.nn.functional.pad(codes, (0, codes.numel() % 2)).view(-1, 2)
+    """Two 4-bit codes a byte, the first in the high nibble; an odd last one is followed by the code of 0. `[n]` -> `[ceil(n/2)]`."""
+    pairs = torch.nn.functional.pad(codes, (0, codes.numel() % 2), value=ZERO_CODE).view(-1, 2)
     return (pairs[:, 0] << 4) | pairs[:, 1]
 
 

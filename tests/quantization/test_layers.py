@@ -1,0 +1,143 @@
+"""Quantized layers against float layers that hold the dequantized weights, and integer sums against int64."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from gpt2_quant.quantization import affine, layers
+from gpt2_quant.quantization.layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, TiedHead, int8_matmul
+from gpt2_quant.settings import UserError
+
+
+@pytest.mark.parametrize("m,n,k", [(1, 1, 1), (3, 5, 7), (17, 33, 65), (64, 48, 192), (2, 768, 3072)])
+def test_integer_product_equals_int64(m, n, k):
+    a, b = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((m, k), (n, k)))
+    product = int8_matmul(a, b)
+    assert product.dtype == torch.int32
+    assert torch.equal(product.long(), a.long() @ b.t().long())
+
+
+def test_extreme_codes_do_not_overflow():
+    a, b = torch.full((2, 3072), 127, dtype=torch.int8), torch.full((3, 3072), -127, dtype=torch.int8)
+    assert (int8_matmul(a, b) == -127 * 127 * 3072).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("out_features,in_features", [(96, 64), (33, 50), (1, 8)])
+def test_int8_linear_is_a_float_layer_on_what_the_codes_stand_for(out_features, in_features, bias):
+    float_layer = nn.Linear(in_features, out_features, bias=bias)
+    layer = Int8Linear(in_features, out_features, bias, torch.float32)
+    layer.quantize_(float_layer.weight, float_layer.bias, "w")
+    x = torch.randn(2, 5, in_features) * torch.tensor([1e-3, 1.0, 30.0, 0.0, 1.0]).view(5, 1)
+    codes, scale = affine.quantize_rows(x.view(-1, in_features))
+    weight = affine.dequantize(layer.weight, layer.weight_scale[:, None]).double()
+    expected = affine.dequantize(codes, scale).double() @ weight.t()
+    expected = (expected + float_layer.bias.double() if bias else expected).view(2, 5, out_features)
+    # Four float32 roundings (the sum to float, two scales, the bias), each half a unit in the last place.
+    assert torch.allclose(layer(x).double(), expected, rtol=4 * 2**-24, atol=2**-24 * expected.abs().max().item() * 4)
+    assert layer(x).dtype == x.dtype
+
+
+def test_a_wrong_scale_would_be_seen():
+    layer = Int8Linear(16, 8, False, torch.float32).quantize_(torch.randn(8, 16), None, "w")
+    x = torch.randn(4, 16)
+    before = layer(x)
+    layer.weight_scale[3] *= 1.01
+    assert not torch.allclose(layer(x), before, rtol=1e-3)
+
+
+@pytest.mark.parametrize("in_features", [64, 128, 50])
+def test_nf4_linear_is_a_float_layer_on_what_the_codes_stand_for(in_features):
+    float_layer = nn.Linear(in_features, 24)
+    layer = NF4Linear(in_features, 24, True, torch.float32).quantize_(float_layer.weight, float_layer.bias, "w")
+    x = torch.randn(3, 7, in_features)
+    assert torch.allclose(layer(x), nn.functional.linear(x, layer.dequantize(), float_layer.bias), rtol=1e-6, atol=1e-6)
+    assert (layer.dequantize() - float_layer.weight).norm() / float_layer.weight.norm() < 0.1
+
+
+@pytest.mark.parametrize("width", [64, 50, 2])
+def test_embeddings_read_back_the_rows_of_the_whole_table(width):
+    table = torch.randn(40, width)
+    ids = torch.tensor([[0, 39, 5], [5, 5, 17]])
+    int8 = Int8Embedding(40, width, torch.float32).quantize_(table, "wte")
+    assert torch.equal(int8(ids), affine.quantize_tensor(table).dequantize()[ids])
+    nf4 = NF4Embedding(40, width, torch.float32).quantize_(table, "wte")
+    assert torch.equal(nf4(ids), nf4.dequantize()[ids])
+
+
+def test_an_odd_nf4_row_is_refused():
+    with pytest.raises(ValueError, match="even"):
+        NF4Embedding(4, 3, torch.float32)
+
+
+@pytest.mark.parametrize("kind", [Int8Embedding, NF4Embedding])
+def test_tied_head_multiplies_by_the_table_and_stores_nothing(kind, monkeypatch):
+    monkeypatch.setattr(layers, "HEAD_TILE_ROWS", 16)  # several tiles, the last one shorter
+    embedding = kind(40, 64, torch.float32).quantize_(torch.randn(40, 64), "wte")
+    head = TiedHead(embedding)
+    x = torch.randn(2, 3, 64)
+    table = embedding(torch.arange(40))
+    tolerance = 0.02 * (x.norm(dim=-1).max() * table.norm(dim=-1).max()).item() if kind is Int8Embedding else 1e-4
+    assert torch.allclose(head(x), x @ table.t(), atol=tolerance)
+    assert not head.state_dict() and not list(head.parameters())
+    both = nn.ModuleList([embedding, head])
+    twin = copy.deepcopy(both)
+    assert twin[1]._embedding[0] is twin[0]
+
+
+def test_dtype_moves_the_output_but_not_the_scales():
+    layer = Int8Linear(16, 8, True, torch.float32).quantize_(torch.randn(8, 16), torch.randn(8), "w").to(torch.float16)
+    assert layer.weight_scale.dtype == torch.float32 and layer.bias.dtype == torch.float16
+    assert layer(torch.randn(2, 16, dtype=torch.float16)).dtype == torch.float16
+    embedding = NF4Embedding(8, 64, torch.float32).quantize_(torch.randn(8, 64) / 3, "wte")
+    scales = embedding.scale_absmax.clone(), embedding.scale_offset.clone()
+    embedding.half()
+    assert embedding(torch.tensor([1])).dtype == torch.float16
+    assert torch.equal(embedding.scale_absmax, scales[0]) and torch.equal(embedding.scale_offset, scales[1])
+
+
+def test_layers_compile_on_the_cpu_to_the_same_results():
+    layer = Int8Linear(64, 32, True, torch.float32).quantize_(torch.randn(32, 64), torch.randn(32), "w")
+    x = torch.randn(20, 64)
+    compiled = torch.compile(layer, backend="aot_eager")
+    assert torch.allclose(compiled(x), layer(x), rtol=1e-6, atol=1e-6)
+
+
+def _pretend_gpu(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    layers._kernels_on.cache_clear()
+
+
+def test_a_gpu_without_an_int8_product_is_refused(monkeypatch):
+    _pretend_gpu(monkeypatch, (7, 0))
+    with pytest.raises(UserError, match=r"7\.0.*7\.5 or newer"):
+        layers.kernels_for(torch.device("cuda", 0))
+
+
+def test_an_old_gpu_falls_back_and_says_so(monkeypatch):
+    _pretend_gpu(monkeypatch, (7, 5))
+    with pytest.warns(UserWarning, match="older than the Triton kernels"):
+        assert layers.kernels_for(torch.device("cuda", 0)) is None
+    layers._kernels_on.cache_clear()
+
+
+def test_without_triton_it_falls_back_and_says_so(monkeypatch):
+    import sys
+
+    _pretend_gpu(monkeypatch, (9, 0))
+    for name in [name for name in sys.modules if name.startswith("gpt2_quant.quantization.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("gpt2_quant.quantization.kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.warns(UserWarning, match="Triton is not installed"):
+        assert layers.kernels_for(torch.device("cuda", 0)) is None
+    layers._kernels_on.cache_clear()
+
+
+def test_on_the_cpu_nothing_is_said():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert layers.kernels_for(torch.device("cpu")) is None
