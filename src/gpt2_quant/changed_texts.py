@@ -52,7 +52,7 @@ def most_changed(comparison: Comparison, count: int = 10) -> list[dict]:
     return result
 
 
-def test_texts(comparison: Comparison, dataset: str | None = None) -> tuple[list[str] | None, str]:
+def read_test_texts(comparison: Comparison, dataset: str | None = None) -> tuple[list[str] | None, str]:
     """The test set's texts, or None, and a sentence that says where they are from or why they are not shown.
 
     `dataset` is a folder to read instead of the one that the records name.
@@ -80,7 +80,7 @@ def test_texts(comparison: Comparison, dataset: str | None = None) -> tuple[list
 def describe(comparison: Comparison, dataset: str | None = None) -> tuple[list[dict], str]:
     """`most_changed` rows with their `text` where it is at hand, and the sentence about the texts."""
     rows = most_changed(comparison)
-    texts, note = test_texts(comparison, dataset)
+    texts, note = read_test_texts(comparison, dataset)
     return [{**row, "text": texts[row["id"]]} if texts else row for row in rows], note
 
 

@@ -105,7 +105,7 @@ def confusion_matrix(
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         accuracy = counts.trace() / max(counts.sum(), 1)
-        axes.set_title(f"{title}\n", loc="left")
+        axes.set_title(title, loc="left", pad=20)
         axes.text(0, 1.02, f"accuracy {accuracy:.4f}, n = {counts.sum():,}", transform=axes.transAxes, color=FAINT)
         return save(figure, path)
 

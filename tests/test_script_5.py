@@ -1,0 +1,153 @@
+"""Script 5 as a user runs it."""
+
+import csv
+import shutil
+import time
+
+import numpy as np
+import pandas as pd
+import pypdf
+import pytest
+from conftest import ROOT
+from result_folders import change_record, classifier, logits, write_results
+
+from gpt2_quant import tables
+from gpt2_quant.comparison import compare_results
+
+SCRIPT = "src/5_compare_all_models.py"
+PUBLISHED_FIGURES = [
+    "baseline_confusion_matrix", "int8_scratch_confusion_matrix", "int8_bitsandbytes_confusion_matrix",
+    "nf4_bitsandbytes_confusion_matrix", "performance_comparison", "efficiency_comparison",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, run_script):
+    """A results folder after script 5 has run, and what it printed."""
+    folder = write_results(tmp_path_factory.mktemp("results"))
+    done = run_script(SCRIPT, "--results-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture
+def results(made, tmp_path):
+    return shutil.copytree(made[0], tmp_path / "results")
+
+
+def pages(path):
+    return [" ".join(page.extract_text().split()) for page in pypdf.PdfReader(path).pages]
+
+
+def test_every_file_is_there(made):
+    folder, _ = made
+    names = ["comparison_table.csv", "comparison_table.md", "comparison_table.tex", "changed_texts.csv", "report_2.pdf"]
+    names += [f"{name}{suffix}" for name in PUBLISHED_FIGURES for suffix in (".png", ".pdf")]
+    names += [f"{name}.png" for name in ("pareto", "paired_differences", "latency_sweep", "reliability")]
+    assert [name for name in names if not (folder / name).is_file()] == []
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_the_printed_table_is_readable_at_100_columns(made):
+    _, printed = made
+    table = printed[: printed.index("written to")]
+    assert max(map(len, table.splitlines())) <= 100
+    assert "Baseline FP32" in table and "NF4 BitsAndBytes" in table
+    assert "report_1.pdf is left out: run python src/4_evaluation_metrics.py first" in printed
+
+
+def test_the_report_holds_the_tables_numbers(made):
+    folder, _ = made
+    text = " ".join(pages(folder / "report_2.pdf")).replace("\u00a0", " ")
+    with open(folder / "comparison_table.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            for name in ("Model", "Accuracy", "F1-Score", "Size (MB)", "Compression"):
+                assert row[name] in text, row
+    for section in ("In short", "Paired tests", "Calibration", "Size", "Latency", "trade-off", "error comes from", "claims",
+                    "Threats to validity", "provenance"):  # fmt: skip
+        assert section in text
+    assert "No error analysis in these records: python src/2_quantization_scratch.py" in text
+
+
+def test_a_second_run_writes_the_same(made, results, run_script):
+    folder, _ = made
+    assert run_script(SCRIPT, "--results-dir", results).returncode == 0
+    for name in ("comparison_table.csv", "comparison_table.md", "pareto.png", "pareto.pdf"):
+        assert (results / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_it_builds_from_two_variants_and_says_what_is_missing(tmp_path, run_script):
+    folder = write_results(tmp_path, ("baseline", "int8_scratch"), preset="demo")
+    done = run_script(SCRIPT, "--preset", "demo", "--results-dir", folder, "--format", "markdown")
+    assert done.returncode == 0, done.stderr
+    sentence = "NF4 BitsAndBytes is missing: run python src/3_bitsandbytes_quant.py --preset demo."
+    assert sentence in done.stdout and done.stdout.startswith("| Model |")
+    assert sentence in " ".join(pages(folder / "report_2.pdf"))
+
+
+def test_it_builds_from_the_baseline_alone(tmp_path, run_script):
+    folder = write_results(tmp_path, ("baseline",))
+    done = run_script(SCRIPT, "--results-dir", folder, "--format", "latex")
+    assert done.returncode == 0, done.stderr
+    assert r"\toprule" in done.stdout
+    assert "nothing to compare it with" in " ".join(pages(folder / "report_2.pdf"))
+
+
+def test_someone_elses_predictions_alone(tmp_path, run_script):
+    (tmp_path / "theirs").mkdir()
+    frame = pd.DataFrame({"id": np.arange(1000), "label": classifier()["labels"]})
+    for name in ("float", "four_bits"):
+        values = logits("baseline" if name == "float" else "nf4_scratch")
+        frame.assign(logits=[str(row.tolist()) for row in values]).to_csv(tmp_path / "theirs" / f"{name}.csv", index=False)
+    done = run_script(SCRIPT, "--results-dir", tmp_path, "--predictions", tmp_path / "theirs", "--baseline", "float")
+    assert done.returncode == 0, done.stderr
+    assert "four bits" in done.stdout
+    assert (tmp_path / "four_bits_confusion_matrix.png").is_file()
+    assert "only predictions were given" in " ".join(pages(tmp_path / "report_2.pdf"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--baseline", "mine"], "the baseline mine has no results"),
+        (["--predictions", "nowhere"], "--predictions nowhere: there is no such folder"),
+        (["--format", "html"], "invalid choice: 'html'"),
+    ],
+)
+def test_faults_are_one_sentence_and_exit_code_2(made, run_script, arguments, words):
+    done = run_script(SCRIPT, "--results-dir", made[0], *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_two_presets_are_refused_and_nothing_is_written(tmp_path, run_script):
+    folder = write_results(tmp_path, ("baseline", "nf4_scratch"))
+    change_record(folder, "nf4_scratch", lambda record: record["settings"].update(preset="demo"))
+    done = run_script(SCRIPT, "--results-dir", folder)
+    assert done.returncode == 2
+    assert "these results come from two presets (baseline has paper and nf4_scratch has demo)" in done.stderr
+    assert not (folder / "comparison_table.csv").exists()
+
+
+def test_help_answers_at_once(run_script):
+    start = time.perf_counter()
+    done = run_script(SCRIPT, "--help")
+    assert done.returncode == 0 and "--predictions" in done.stdout
+    assert time.perf_counter() - start < 3  # a second on an idle machine; torch alone would take longer than this
+
+
+def test_readme_shows_the_table_of_the_committed_results():
+    """What `--write-readme` would write now is what README holds."""
+    if not (ROOT / "results" / "records" / "baseline.json").is_file():
+        pytest.skip("results/ holds no reference run: python run_all_experiments.py makes it")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = tables.README_MARKS
+    shown = text[text.index(begin) + len(begin) : text.index(end)]
+    assert shown.strip() == tables.markdown(compare_results(ROOT / "results")).strip()
+
+
+def test_write_readme_says_which_marks_are_needed(results, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{tables.README_MARKS[0]}\n{tables.README_MARKS[1]}\n")
+    assert tables.write_readme(compare_results(results), readme)
+    assert "| Baseline FP32 |" in readme.read_text()
