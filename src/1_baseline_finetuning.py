@@ -84,6 +84,7 @@ def fine_tune(args, settings, preset, seeds, step) -> None:
         model = load_classifier(run.folder, str(accelerator.device))
         if not accelerator.is_main_process:
             run.join_evaluation(model)
+            run.clean_up()
             return
         record = evaluate_variant(
             settings, "baseline", model, run.tokenizer, run.splits, folder=run.folder, baseline=run.folder,

@@ -22,7 +22,7 @@ from scipy.special import log_softmax
 
 from . import plots, records, scores
 from .checkpoints import VARIANTS, load_classifier, weights_file
-from .data import Split, load_splits, load_tokenizer, tokenize
+from .data import Split, Tokens, load_splits, load_tokenizer, tokenize
 from .hub import fetch_model_folder
 from .settings import Settings, UserError, seed_everything
 from .training import Plan, TrainingStep, curve, train
@@ -31,6 +31,10 @@ from .training_step import PlainStep, gathered_predict
 
 FOLDER = VARIANTS["baseline"].folder
 EVALUATION_BATCH = 64
+
+# A fresh head and how far a file has been read are no news.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 
 @dataclass
@@ -82,20 +86,6 @@ class Run:
             "transformers version": transformers.__version__,
         }
 
-    def make_step(self, model: torch.nn.Module, plan: Plan) -> TrainingStep:
-        """The fastest step that serves this machine and model: fused on one CUDA GPU with Triton, plain elsewhere."""
-        tokens = self.tokens["train"]
-        if self.settings.device == "cuda" and self.accelerator.num_processes == 1 and importlib.util.find_spec("triton"):
-            from . import fused_step
-
-            if fused_step.serves(model, plan, self.settings.max_length):
-                try:
-                    return fused_step.FusedStep(model, tokens, plan)
-                except torch.OutOfMemoryError:
-                    # Nothing is trained yet, and the model is whole. The plain step can take a batch in parts.
-                    print("too little GPU memory for the fused step: training with the plain one")
-        return PlainStep(model, tokens, plan, self.accelerator)
-
     def train_all(self, seeds: list[int]) -> list[dict]:
         """Train once a seed; the first one's model goes to `folder`. Returns the outcomes, with test scores if several."""
         outcomes = []
@@ -105,7 +95,6 @@ class Run:
             if len(seeds) > 1:
                 outcome = outcome | {"test": self.test_scores(folder)}
             outcomes.append(outcome)
-        self.accelerator.end_training()
         return outcomes
 
     def train_seed(self, plan: Plan, folder: Path) -> dict:
@@ -125,7 +114,7 @@ class Run:
             torch.cuda.reset_peak_memory_stats()
         # Every process loads the same weights; the head that is missing from them is drawn from the seed.
         model = load_classifier(self.base, str(self.accelerator.device), new_head=True)
-        step = self.make_step(model, plan)
+        step = choose_step(model, self.tokens["train"], plan, self.accelerator, self.settings.max_length)
 
         best, progress = train(
             step,
@@ -197,8 +186,10 @@ class Run:
         return [self.settings.results_dir / name for name in names]
 
     def clean_up(self) -> None:
-        """Remove the checkpoints: the model is saved and evaluated."""
-        shutil.rmtree(self.settings.models_dir / f"{FOLDER}.training", ignore_errors=True)
+        """Remove the checkpoints: the model is saved and evaluated. Every process ends with this."""
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.settings.models_dir / f"{FOLDER}.training", ignore_errors=True)
 
 
 def make_accelerator(settings: Settings, precision: str, report_to: str) -> tuple[Accelerator, str]:
@@ -220,6 +211,21 @@ def make_accelerator(settings: Settings, precision: str, report_to: str) -> tupl
     if report_to != "none":
         accelerator.init_trackers("fine-tuning", config={name: str(value) for name, value in settings.as_dict().items()})
     return accelerator, precision
+
+
+def choose_step(model, tokens: Tokens, plan: Plan, accelerator: Accelerator, max_length: int) -> TrainingStep:
+    """The fastest step that serves this machine and model: fused on one CUDA GPU with Triton, plain elsewhere."""
+    one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    if one_gpu and importlib.util.find_spec("triton"):
+        from . import fused_step
+
+        if fused_step.serves(model, plan, max_length):
+            try:
+                return fused_step.FusedStep(model, tokens, plan)
+            except torch.OutOfMemoryError:
+                # Nothing is trained yet, and the model is whole. The plain step can take a batch in parts.
+                print("too little GPU memory for the fused step: training with the plain one")
+    return PlainStep(model, tokens, plan, accelerator)
 
 
 def save_model(model: torch.nn.Module, tokenizer, folder: Path) -> None:

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_executable_batch_size, gather_object
+from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.functional import cross_entropy
 
@@ -117,21 +117,20 @@ class PlainStep:
 def gathered_predict(accelerator: Accelerator):
     """`predictions.predict` spread over all processes: each takes every P-th row, all end up with all logits.
 
-    Every row is counted once, also where rows do not divide: rows are gathered with their numbers and put in their places,
-    nothing is padded or repeated.
+    Every row is counted once, also where rows do not divide: nothing is padded or repeated. Each process lays its logits
+    into an array of zeros and ones into an array of counts; both are summed over processes, and every count must be 1.
     """
 
     def predict(model, tokens: Tokens, batch_size: int, pad_id: int, description: str) -> np.ndarray:
         if accelerator.num_processes == 1:
             return predictions.predict(model, tokens, batch_size, pad_id, description)
         own = np.arange(accelerator.process_index, len(tokens), accelerator.num_processes)
-        part = predictions.predict(model, select_rows(tokens, own), batch_size, pad_id, description)
-        logits = np.full((len(tokens), len(LABELS)), np.nan, dtype=np.float32)
-        for rows, values in gather_object([(own, part)]):
-            assert np.isnan(logits[rows]).all(), "two processes answered for one row"
-            logits[rows] = values
-        assert not np.isnan(logits).any(), "no process answered for some row"
-        return logits
+        answers = np.zeros((len(tokens), len(LABELS) + 1), dtype=np.float32)
+        answers[own, :-1] = predictions.predict(model, select_rows(tokens, own), batch_size, pad_id, description)
+        answers[own, -1] = 1
+        answers = accelerator.reduce(torch.from_numpy(answers).to(accelerator.device), "sum").cpu().numpy()
+        assert (answers[:, -1] == 1).all(), "a row was answered for by no process, or by two"
+        return answers[:, :-1]
 
     return predict
 
