@@ -1,0 +1,254 @@
+"""Fine-tuning speed: this repository's training step against transformers' Trainer, same rows, batch, updates, machine.
+
+  python benchmarks/bench_training.py --base-model FOLDER --dataset FOLDER                  # one H200: about four minutes
+  python benchmarks/bench_training.py --updates 200 --seeds 0 --variants ours trainer_best   # less of it
+
+Every variant trains in a process of its own, so that its cold wall time (imports, tokenizing, compiling, training, no
+evaluation) and its peak memory are its own. ms an update is the time after the first third of the updates, the device
+waited for at both ends. Accuracy is on the validation split after the same number of updates of the same size, mean and
+deviation over seeds: speed that costs accuracy would show there.
+
+The floor is what the update cannot do without on this machine, from ceilings measured here: bytes that AdamW must move
+(28 a parameter in the blocks: weight and two moments read and written, bf16 gradient read, bf16 copy written) over the
+rate of a large copy, plus 6 x parameters x real tokens operations over the rate of a large bf16 product.
+
+Where the time of one of our updates goes, kernel by kernel, and what did not help, stands in benchmarks/README.md.
+Prints a table, and as the last line the same as JSON.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+STARTED = time.perf_counter()
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from gpt2_quant import settings as common  # noqa: E402
+
+VARIANTS = {  # name: (what it is, Trainer's arguments; None for our own loop)
+    "ours": ("this repository", None),
+    "trainer_default": ("Trainer, defaults, padded to 128", {}),
+    "trainer_bf16": (
+        "Trainer, bf16, tf32, dynamic padding, grouped by length",
+        {"bf16": True, "tf32": True, "train_sampling_strategy": "group_by_length"},
+    ),
+    "trainer_best": (
+        "the same with torch.compile",
+        {"bf16": True, "tf32": True, "train_sampling_strategy": "group_by_length", "torch_compile": True},
+    ),
+}
+COMPARED_ROWS = 1_000  # validation rows that every variant is scored on
+
+
+def flags():
+    parser = common.parser(__doc__)
+    add = parser.add_argument_group("benchmark flags").add_argument
+    add("--updates", type=common.positive_int, default=300, metavar="N", help="updates a training (default: 300)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="trainings a variant (default: 0 1 2)")
+    add("--learning-rate", type=float, default=5e-5, metavar="RATE", help="peak rate, for all (default: 5e-5)")
+    add("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS), help="which to run (default: all)")
+    add("--worker", choices=sorted(VARIANTS), help="run one variant in this process and print its JSON")
+    return parser.parse_args()
+
+
+def prepare(args):
+    """Settings, base folder, tokenizer, and tokens of train and of the compared validation rows."""
+    from gpt2_quant.data import load_splits, load_tokenizer, tokenize
+    from gpt2_quant.hub import fetch_model_folder
+    from gpt2_quant.training_step import select_rows
+
+    settings = common.settings_from(args)
+    splits = load_splits(settings)
+    base = fetch_model_folder(settings.base_model, settings.base_revision)
+    tokenizer = load_tokenizer(base)
+    tokens = {name: tokenize(tokenizer, splits[name], settings.max_length) for name in ("train", "validation")}
+    kept = range(min(COMPARED_ROWS, len(tokens["validation"])))
+    return settings, base, tokenizer, tokens["train"], select_rows(tokens["validation"], list(kept))
+
+
+def plan_of(args, settings, rows: int, seed: int):
+    from gpt2_quant.training import Plan
+
+    epochs = math.ceil(args.updates * settings.batch_size / rows)
+    precision = "bf16" if settings.device == "cuda" else "fp32"
+    return Plan(epochs, args.learning_rate, settings.batch_size, seed, precision, max_steps=args.updates)
+
+
+def wait(device: str) -> float:
+    """The time, once the device has done all it was given."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def train_ours(args, settings, base, tokenizer, train, seed):
+    """Our loop's batches through our step; returns (model, seconds of the last two thirds, updates timed)."""
+    from accelerate import Accelerator
+
+    from gpt2_quant.checkpoints import load_classifier
+    from gpt2_quant.data import length_grouped_batches
+    from gpt2_quant.training_run import choose_step
+
+    common.seed_everything(seed)
+    plan = plan_of(args, settings, len(train), seed)
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="bf16" if plan.precision == "bf16" else "no")
+    model = load_classifier(base, settings.device, new_head=True)
+    step = choose_step(model, train, plan, accelerator, settings.max_length)
+    number, warm = 0, args.updates // 3
+    for epoch in range(plan.epochs):
+        batches = length_grouped_batches(train.lengths, plan.batch_size, seed, epoch)[: args.updates - number]
+        step.begin_epoch(batches)
+        for batch in range(len(batches)):
+            if number == warm:
+                start = wait(settings.device)
+            step.update(number, batch)
+            number += 1
+    seconds = wait(settings.device) - start
+    step.tensors()  # brings the model's own weights up to date
+    return model, seconds, args.updates - warm
+
+
+def train_trainer(args, settings, base, tokenizer, train, seed, options):
+    """transformers' Trainer on the same rows; returns what train_ours does."""
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    from gpt2_quant.checkpoints import load_classifier
+
+    common.seed_everything(seed)
+    warm, at = args.updates // 3, {}
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, arguments, state, control, **kwargs):
+            if state.global_step in (warm, args.updates):
+                at[state.global_step] = wait(settings.device)
+
+    padded = "longest" if options else "max_length"
+    rows = [{"input_ids": train.row(i).tolist(), "labels": int(train.labels[i])} for i in range(len(train))]
+    if options:
+        rows = [row | {"length": int(n)} for row, n in zip(rows, train.lengths, strict=True)]
+    plan = plan_of(args, settings, len(train), seed)
+    model = load_classifier(base, settings.device, new_head=True)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(settings.models_dir / "bench_trainer"),
+            per_device_train_batch_size=settings.batch_size, max_steps=args.updates, learning_rate=args.learning_rate,
+            warmup_steps=math.ceil(0.06 * args.updates), seed=seed, save_strategy="no", report_to="none",
+            use_cpu=settings.device == "cpu", disable_tqdm=True, logging_steps=args.updates, **options,
+        ),
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(
+            tokenizer, padding=padded, max_length=settings.max_length, pad_to_multiple_of=8 if options else None
+        ),
+        callbacks=[Clock()],
+    )  # fmt: skip
+    assert plan.updates(len(train)) == args.updates
+    trainer.train()
+    return model, at[args.updates] - at[warm], args.updates - warm
+
+
+def worker(args) -> dict:
+    """Train one variant once a seed; the first training's wall time, from the start of the process, is the cold one."""
+    import torch
+
+    settings, base, tokenizer, train, validation = prepare(args)
+    from gpt2_quant.predictions import predict
+
+    options = VARIANTS[args.worker][1]
+    times, accuracies, cold_s = [], [], None
+    for seed in args.seeds:
+        arguments = (args, settings, base, tokenizer, train, seed)
+        model, seconds, timed = train_ours(*arguments) if options is None else train_trainer(*arguments, options)
+        cold_s = cold_s or wait(settings.device) - STARTED
+        times.append(1000 * seconds / timed)
+        logits = predict(model.eval(), validation, 64, tokenizer.pad_token_id, f"{args.worker}, seed {seed}")
+        accuracies.append(float((logits.argmax(1) == validation.labels).mean()))
+    tokens_an_update = float(train.lengths.mean()) * settings.batch_size
+    return {
+        "variant": args.worker, "ms_per_update": times, "cold_wall_s": cold_s, "accuracy": accuracies,
+        "tokens_per_s": 1000 * tokens_an_update / min(times),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if settings.device == "cuda" else None,
+        "tokens_per_update": tokens_an_update, "parameters": count_parameters(model),
+    }  # fmt: skip
+
+
+def count_parameters(model) -> int:
+    """Parameters that a token passes through: the blocks'."""
+    return sum(p.numel() for name, p in model.named_parameters() if ".h." in name)
+
+
+def ceilings() -> dict:
+    """Bytes a second of a large copy (read plus written) and operations a second of an 8192³ bf16 product, measured."""
+    import torch
+
+    def seconds(work, n=10) -> float:
+        work()
+        start = wait("cuda")
+        for _ in range(n):
+            work()
+        return (wait("cuda") - start) / n
+
+    a = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()
+    b = torch.empty_like(a)
+    m, n, o = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(3))
+    return {
+        "bytes_per_s": 2 * a.numel() / seconds(lambda: b.copy_(a)),
+        "operations_per_s": 2 * 8192**3 / seconds(lambda: torch.mm(m, n, out=o)),
+    }
+
+
+def main() -> None:
+    args = flags()
+    if args.worker:
+        print(json.dumps(worker(args)))
+        return
+    device = common.resolve_device(args.device)
+    limits = json.loads(_child([__file__, "--ceilings"])) if device == "cuda" else None
+    results = []
+    for name in args.variants:
+        results.append(json.loads(_child([__file__, *sys.argv[1:], "--worker", name])))
+        row = results[-1]
+        if limits:
+            floor_ms = 1000 * (28 * row["parameters"] / limits["bytes_per_s"])
+            floor_ms += 1000 * 6 * row["parameters"] * row["tokens_per_update"] / limits["operations_per_s"]
+            row["floor_ms"], row["share_of_floor"] = floor_ms, floor_ms / min(row["ms_per_update"])
+        print(_line(row), flush=True)
+    baseline = next((row for row in results if row["variant"] == "trainer_default"), None)
+    for row in results if baseline else []:
+        row["times_trainer_default"] = min(baseline["ms_per_update"]) / min(row["ms_per_update"])
+    print(json.dumps({"updates": args.updates, "seeds": args.seeds, "ceilings": limits, "results": results}))
+
+
+def _child(arguments: list[str]) -> str:
+    """Run this file in a fresh process; returns the last line that it prints."""
+    environment = {**os.environ, "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    if done.returncode:
+        raise common.UserError(f"{' '.join(arguments[1:])} ended with exit code {done.returncode}; its own words are above")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def _line(row: dict) -> str:
+    import statistics
+
+    accuracy = statistics.mean(row["accuracy"])
+    spread = f" ± {statistics.stdev(row['accuracy']):.4f}" if len(row["accuracy"]) > 1 else ""
+    memory = f"{row['peak_memory_bytes'] / 2**30:5.1f} GiB" if row["peak_memory_bytes"] else ""
+    share = f"{100 * row['share_of_floor']:3.0f}% of floor" if "share_of_floor" in row else ""
+    return (
+        f"{VARIANTS[row['variant']][0]:56s} {min(row['ms_per_update']):8.2f} ms  cold {row['cold_wall_s']:6.1f} s  "
+        f"{row['tokens_per_s']:10,.0f} tokens/s  {memory}  accuracy {accuracy:.4f}{spread}  {share}"
+    )
+
+
+if __name__ == "__main__":
+    if "--ceilings" in sys.argv:
+        print(json.dumps(ceilings()))
+    else:
+        common.run(main)
