@@ -9,10 +9,13 @@ import pandas as pd
 import pypdf
 import pytest
 from conftest import ROOT
-from result_folders import change_record, classifier, logits, write_results
+from result_folders import change_record, classifier, logits, rounded, write_results
 
 from gpt2_quant import tables
+from gpt2_quant.changed_texts import describe
 from gpt2_quant.comparison import compare_results
+from gpt2_quant.reports import compile_report
+from gpt2_quant.reports.quantization_report import report_data
 
 SCRIPT = "src/5_compare_all_models.py"
 PUBLISHED_FIGURES = [
@@ -69,13 +72,6 @@ def test_the_report_holds_the_tables_numbers(made):
     assert "No error analysis in these records: python src/2_quantization_scratch.py" in text
 
 
-def test_a_second_run_writes_the_same(made, results, run_script):
-    folder, _ = made
-    assert run_script(SCRIPT, "--results-dir", results).returncode == 0
-    for name in ("comparison_table.csv", "comparison_table.md", "pareto.png", "pareto.pdf"):
-        assert (results / name).read_bytes() == (folder / name).read_bytes(), name
-
-
 def test_it_builds_from_two_variants_and_says_what_is_missing(tmp_path, run_script):
     folder = write_results(tmp_path, ("baseline", "int8_scratch"), preset="demo")
     done = run_script(SCRIPT, "--preset", "demo", "--results-dir", folder, "--format", "markdown")
@@ -85,12 +81,36 @@ def test_it_builds_from_two_variants_and_says_what_is_missing(tmp_path, run_scri
     assert sentence in " ".join(pages(folder / "report_2.pdf"))
 
 
-def test_it_builds_from_the_baseline_alone(tmp_path, run_script):
-    folder = write_results(tmp_path, ("baseline",))
-    done = run_script(SCRIPT, "--results-dir", folder, "--format", "latex")
-    assert done.returncode == 0, done.stderr
-    assert r"\toprule" in done.stdout
-    assert "nothing to compare it with" in " ".join(pages(folder / "report_2.pdf"))
+def test_the_report_builds_from_the_baseline_alone(tmp_path):
+    comparison = compare_results(write_results(tmp_path, ("baseline",)))
+    changed, note = describe(comparison)
+    compile_report("report_2.typ", report_data(comparison, changed, note, tmp_path), {}, tmp_path / "report_2.pdf")
+    assert "nothing to compare it with" in " ".join(pages(tmp_path / "report_2.pdf"))
+    assert r"\toprule" in tables.latex(comparison)
+
+
+def test_the_report_shows_script_2s_error_analysis(tmp_path):
+    """With tables in script 2's columns, made from the outside classifier's own matrix."""
+    comparison = compare_results(write_results(tmp_path, ("baseline", "int8_scratch")))
+    weights = classifier()["weights"]
+    rows = []
+    for scheme, step in (("int8 per tensor", 0.02), ("nf4", 1.0)):
+        error = rounded(step) - weights
+        sqnr = 10 * np.log10((weights**2).sum() / (error**2).sum())
+        rows.append({"layer": None, "matrix": "score", "scheme": scheme, "bits_per_weight": 8.0, "sqnr_db": sqnr,
+                     "absmax_over_sigma": abs(weights).max() / weights.std()})  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "quantization_error.csv", index=False)
+    outlier = {"layer": 0, "matrix": "attn.c_attn", "top_channel": 42, "outlier_ratio": 12.5}
+    pd.DataFrame([outlier]).to_csv(tmp_path / "activation_outliers.csv", index=False)
+    effect = {"scheme": "W8A8", "part": "all", "kl_nats": 3.4e-5, "accuracy": 0.9, "agreement": 0.99, "n": 512}
+    pd.DataFrame([effect]).to_csv(tmp_path / "quantization_effect.csv", index=False)
+    choice = {**effect, "choice": "absmax scales", "taken": True}
+    pd.DataFrame([choice]).to_csv(tmp_path / "quantization_choices.csv", index=False)
+    data = report_data(comparison, *describe(comparison), tmp_path)
+    compile_report("report_2.typ", data, {}, tmp_path / "report_2.pdf")
+    text = " ".join(pages(tmp_path / "report_2.pdf"))
+    assert f"{rows[0]['sqnr_db']:.1f}" in text and f"{rows[1]['sqnr_db']:.1f}" in text
+    assert "channel 42: 12.5×" in text and "3.4·10" in text and "on 512 validation texts" in text
 
 
 def test_someone_elses_predictions_alone(tmp_path, run_script):

@@ -44,7 +44,6 @@ _RC = {
     "axes.axisbelow": True,
     "grid.color": "#e3e6e9",
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # text in the PDF stays text
     "savefig.dpi": 160,
 }
 
