@@ -199,9 +199,7 @@ class NF4Linear(NF4Layer):
         kernels = kernels_for(x.device)
         if kernels is None:
             return nn.functional.linear(x, self.dequantize().to(x.dtype), self.bias)
-        fields = self.weight, self.scale_codes, self.scale_absmax, self.scale_offset
-        rows = x.reshape(-1, self.in_features).contiguous()
-        return kernels.nf4_linear(rows, *fields, self.out_features, self.bias).view(*x.shape[:-1], self.out_features)
+        return kernels.nf4_linear(x, self)
 
 
 class NF4Embedding(NF4Layer):
@@ -215,7 +213,8 @@ class NF4Embedding(NF4Layer):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (int64, any shape) -> `[..., d]` in the compute dtype."""
-        return self.read_rows(ids)
+        kernels = kernels_for(ids.device)
+        return self.read_rows(ids) if kernels is None else kernels.nf4_embedding(ids, self)
 
     def head(self, x: Tensor) -> Tensor:
         """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer, read back tile by tile."""
@@ -237,15 +236,12 @@ class TiedHead(nn.Module):
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """Quantize the rows of `x`, multiply as integers, scale back, add the bias; shapes as in `Int8Linear`."""
-    rows = x.reshape(-1, x.shape[-1])
     kernels = kernels_for(x.device)
     if kernels is not None:
-        codes, scale = kernels.quantize_rows(rows.contiguous())
-        y = kernels.int8_linear(codes, scale, weight, weight_scale, bias, dtype=x.dtype)
-    else:
-        codes, scale = affine.quantize_rows(rows)
-        y = int8_matmul(codes, weight).float() * scale * weight_scale
-        y = (y if bias is None else y + bias).to(x.dtype)
+        return kernels.int8_linear(x, weight, weight_scale, bias)
+    codes, scale = affine.quantize_rows(x.reshape(-1, x.shape[-1]))
+    y = int8_matmul(codes, weight).float() * scale * weight_scale
+    y = (y if bias is None else y + bias).to(x.dtype)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
