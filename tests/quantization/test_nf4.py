@@ -36,16 +36,22 @@ def test_codes_and_values_equal_bitsandbytes(shape):
     x = torch.randn(shape) * 0.02
     theirs, state = functional.quantize_4bit(x, blocksize=64, quant_type="nf4", compress_statistics=True)
     ours = nf4.quantize(x)
-    assert torch.equal(ours.packed, theirs.flatten())
-    # A scale half way between two entries of the map may go either way: such ties are set aside, and must be rare.
-    scales = nf4.read_scales(ours.scale_codes, ours.scale_absmax, ours.scale_offset)
+    scales = nf4.to_blocks(x).abs().amax(1)
+    # A weight between two levels, to the last bit, may go to either; it must not go anywhere else.
+    ours_at, theirs_at = (nf4.dequantize(packed.flatten(), scales, x.numel()).view(shape) for packed in (ours.packed, theirs))
+    assert ((ours_at - x).abs() - (theirs_at - x).abs()).abs().max() <= 1e-6 * scales.max()
+    assert (ours.packed != theirs.flatten()).sum() <= 2
+    # The scales' own codes likewise; bitsandbytes' search for the nearest entry of the map is exact to a few thousandths.
+    our_scales = nf4.read_scales(ours.scale_codes, ours.scale_absmax, ours.scale_offset)
     their_scales = nf4.read_scales(state.absmax, state.state2.absmax, state.offset)
-    same = torch.isclose(scales, their_scales, rtol=1e-6)
-    steps = (ours.scale_codes.int() - state.absmax.int()).abs()
-    assert same.float().mean() > 0.99 and (same | (steps == 1)).all()
-    element = same.repeat_interleave(64)[: x.numel()].view(shape)
+    spread = (scales - scales.mean()).abs().max()
+    assert ((our_scales - scales).abs() <= (their_scales - scales).abs() + 1e-6 * scales.max()).all()
+    assert ((their_scales - scales).abs() - (our_scales - scales).abs()).max() <= 1e-3 * spread + 1e-9
+    same = torch.isclose(our_scales, their_scales, rtol=1e-6).repeat_interleave(64)[: x.numel()].view(shape) & (ours_at == theirs_at)
     back = functional.dequantize_4bit(theirs, state).view(shape)
-    assert torch.allclose(ours.dequantize()[element], back[element], rtol=1e-6, atol=1e-9)
+    assert torch.allclose(ours.dequantize()[same], back[same], rtol=1e-6, atol=1e-9)
+    assert same.float().mean() > 0.7  # of a few blocks one may be a tie; of many hardly any is
+    assert x.numel() < 10_000 or same.float().mean() > 0.98
 
 
 @pytest.mark.parametrize("fit", ["absmax", "mse"])

@@ -1,0 +1,255 @@
+"""The transformers plug-in: quantize, save, load in a fresh process, and refuse folders that are not what they say."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
+from transformers.pytorch_utils import Conv1D
+
+from gpt2_quant.quantization import affine, folders, quantizer, stored_int8
+from gpt2_quant.quantization.layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, TiedHead
+from gpt2_quant.quantization.quantizer import SCHEMES, ScratchConfig, quantize_model
+from gpt2_quant.settings import ROOT, UserError
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(10, 900, (3, 20))
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def answer(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("head", ["classifier", "language model"])
+def test_save_and_reload_give_the_same_bits(scheme, head, tiny_gpt2, tiny_gpt2_lm, batch, tmp_path):
+    model = tiny_gpt2 if head == "classifier" else tiny_gpt2_lm
+    auto = AutoModelForSequenceClassification if head == "classifier" else AutoModelForCausalLM
+    expected = answer(model, batch)
+    model.save_pretrained(tmp_path / "float")
+    quantized = quantize_model(model, scheme)
+    logits = answer(quantized, batch)
+    # NF4's relative weight error is about 0.09; two layers of random weights stay within a few times that.
+    assert 0 < (logits - expected).norm() / expected.norm() < (0.35 if scheme == "nf4_scratch" else 0.06)
+    quantized.save_pretrained(tmp_path / "first")
+    first = auto.from_pretrained(tmp_path / "first", dtype=torch.float32)
+    assert torch.equal(answer(first, batch), logits)
+    first.save_pretrained(tmp_path / "second")
+    assert torch.equal(answer(auto.from_pretrained(tmp_path / "second", dtype=torch.float32), batch), logits)
+    at_load = auto.from_pretrained(tmp_path / "float", dtype=torch.float32, quantization_config=ScratchConfig(scheme))
+    assert torch.equal(answer(at_load, batch), logits)
+    written = json.loads((tmp_path / "second" / "config.json").read_text())["quantization_config"]
+    assert written["scheme"] == scheme and written["sha256"] == at_load.config.quantization_config.sha256
+
+
+def test_a_fresh_process_needs_one_import(tiny_gpt2, batch, tmp_path):
+    model = quantize_model(tiny_gpt2, "int8_scratch_w8a8")
+    model.save_pretrained(tmp_path / "w8a8")
+    torch.save(batch, tmp_path / "batch.pt")
+    code = f"""
+import torch, gpt2_quant.quantization.quantizer
+from transformers import AutoModelForSequenceClassification as Auto
+model = Auto.from_pretrained({str(tmp_path / "w8a8")!r})
+batch = torch.load({str(tmp_path / "batch.pt")!r}, weights_only=True)
+with torch.no_grad():
+    torch.save(model(**batch).logits, {str(tmp_path / "logits.pt")!r})
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), answer(model, batch))
+
+
+def test_what_becomes_which_layer(tiny_gpt2, tiny_gpt2_lm):
+    w8a8 = quantize_model(copy.deepcopy(tiny_gpt2), "int8_scratch_w8a8")
+    assert sum(isinstance(m, Int8Linear) for m in w8a8.modules()) == 8  # 4 x 2 layers
+    assert sum(isinstance(m, Int8Embedding) for m in w8a8.modules()) == 2
+    assert not any(isinstance(m, (Conv1D, torch.nn.Embedding)) for m in w8a8.modules())
+    assert type(w8a8.score) is torch.nn.Linear
+    nf4 = quantize_model(copy.deepcopy(tiny_gpt2), "nf4_scratch")
+    assert sum(isinstance(m, NF4Linear) for m in nf4.modules()) == 8
+    assert isinstance(nf4.transformer.wte, NF4Embedding) and isinstance(nf4.transformer.wpe, Int8Embedding)
+    assert isinstance(quantize_model(tiny_gpt2_lm, "nf4_scratch").lm_head, TiedHead)
+    assert folders.describe(w8a8)["layers"] == {"Int8Embedding": 2, "Int8Linear": 8}
+
+
+def test_conv1d_is_quantized_along_its_output_axis(tiny_gpt2):
+    layer = tiny_gpt2.transformer.h[0].attn.c_proj  # square: a transposed copy would fit, and be wrong
+    weight = layer.weight.detach().clone()
+    quantized = quantize_model(tiny_gpt2, "int8_scratch_w8a8").transformer.h[0].attn.c_proj
+    back = affine.dequantize(quantized.weight, quantized.weight_scale[:, None])
+    assert ((back - weight.t()).abs() <= quantized.weight_scale[:, None] / 2 * 1.001).all()
+    assert torch.allclose(quantized.weight_scale, weight.abs().amax(0) / 127)
+
+
+def test_int8_scratch_stores_one_byte_a_parameter(tiny_gpt2, tmp_path):
+    n_parameters = sum(p.numel() for p in tiny_gpt2.parameters())
+    n_tensors = len(list(tiny_gpt2.parameters()))
+    quantize_model(tiny_gpt2, "int8_scratch").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
+    assert n_bytes == n_parameters + 5 * n_tensors  # a float32 scale and an int8 zero-point each
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+    name = "transformer.h.1.mlp.c_fc.weight"
+    expected = (tensors[name].float() - tensors[f"{name}_zero_point"]) * tensors[f"{name}_scale"]
+    assert torch.equal(loaded.get_parameter(name), expected)
+
+
+def test_int8_scratch_in_half_precision_saves_the_same_codes_and_refuses_changed_weights(tiny_gpt2, tmp_path):
+    quantize_model(tiny_gpt2, "int8_scratch").save_pretrained(tmp_path / "a")
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a", dtype=torch.float16)
+    half.save_pretrained(tmp_path / "b")
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    half.transformer.wpe.weight.data += 0.1
+    with pytest.raises(UserError, match="no longer those"):
+        half.save_pretrained(tmp_path / "c")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_float16_parts(scheme, tiny_gpt2, batch, tmp_path):
+    model = quantize_model(tiny_gpt2, scheme)
+    model.save_pretrained(tmp_path)
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float16)
+    assert half.dtype == torch.float16 and half.transformer.ln_f.weight.dtype == torch.float16
+    scales = [b for name, b in half.named_buffers() if name.endswith(("_scale", "absmax"))]
+    assert scales and all(scale.dtype == torch.float32 for scale in scales)
+    assert torch.allclose(answer(half, batch).float(), answer(model, batch), atol=0.02)
+
+
+def test_generation_with_a_cache(tiny_gpt2_lm):
+    ids = torch.randint(10, 900, (2, 9))
+    model = quantize_model(tiny_gpt2_lm, "int8_scratch_w8a8")
+    kwargs = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids), "eos_token_id": None}
+    with torch.no_grad():
+        assert torch.equal(model.generate(ids, use_cache=True, **kwargs), model.generate(ids, use_cache=False, **kwargs))
+
+
+def _tamper(folder, name, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "scheme,name,change,message",
+    [
+        ("int8_scratch_w8a8", "transformer.h.0.attn.c_attn.weight", lambda t: t ^ (torch.arange(64) == 3).char(), "sha256"),
+        ("nf4_scratch", "transformer.wte.weight", lambda t: t.flip(0), "sha256"),
+        ("int8_scratch", "transformer.wpe.weight_zero_point", lambda t: t + 1, "sha256"),
+        ("int8_scratch_w8a8", "transformer.h.0.attn.c_attn.weight_scale", lambda t: t * 1.001, "sha256"),
+        ("int8_scratch_w8a8", "transformer.h.1.mlp.c_fc.weight_scale", lambda t: t[:-1].clone(), r"\[255\].*\[256\]"),
+        ("nf4_scratch", "transformer.wte.scale_absmax", lambda t: t.double(), "float64.*float32"),
+        ("int8_scratch", "transformer.ln_f.weight_scale", lambda t: t.repeat(2), r"\[2\].*\[\]"),
+    ],
+)
+def test_tampered_folders_are_refused(scheme, name, change, message, tiny_gpt2, tmp_path):
+    quantize_model(tiny_gpt2, scheme).save_pretrained(tmp_path)
+    _tamper(tmp_path, name, change)
+    with pytest.raises(UserError, match=message) as caught:
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert "2_quantization_scratch.py" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_tensor_another_version_and_an_unknown_scheme(tiny_gpt2, tmp_path):
+    quantize_model(tiny_gpt2, "nf4_scratch").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for change, message in (({"format_version": 2}, "layout version 2"), ({"scheme": "int3"}, "int3.*nf4_scratch")):
+        path.write_text(json.dumps({**config, "quantization_config": {**config["quantization_config"], **change}}))
+        with pytest.raises(UserError, match=message):
+            AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    path.write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["transformer.h.0.mlp.c_fc.scale_codes"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no tensor transformer\.h\.0\.mlp\.c_fc\.scale_codes"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged or cut short"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_models_that_cannot_be_quantized(tiny_gpt2):
+    with pytest.raises(UserError, match="BertModel is not a GPT-2"):
+        quantize_model(BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)), "nf4_scratch")
+    with pytest.raises(UserError, match="unknown quantization scheme"):
+        quantize_model(tiny_gpt2, "int2")
+    broken = copy.deepcopy(tiny_gpt2)
+    broken.transformer.h[1].mlp.c_fc.weight.data[0, 0] = float("nan")
+    for scheme in SCHEMES:
+        with pytest.raises(UserError, match=r"h\.1\.mlp\.c_fc"):
+            quantize_model(copy.deepcopy(broken), scheme)
+    for scheme in SCHEMES:
+        twice = quantize_model(copy.deepcopy(tiny_gpt2), scheme)
+        with pytest.raises(UserError, match="already"):
+            quantize_model(twice, scheme)
+
+
+def test_a_cpu_without_the_int8_instruction_says_so_once_and_computes_the_same(tiny_gpt2, batch, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(quantizer, "cpu_has_int8_dot", lambda: True)
+        fast = quantize_model(copy.deepcopy(tiny_gpt2), "int8_scratch_w8a8")
+    monkeypatch.setattr(quantizer, "cpu_has_int8_dot", lambda: False)
+    with pytest.warns(UserWarning, match="same results, but slower"):
+        slow = quantize_model(tiny_gpt2, "int8_scratch_w8a8")
+    assert torch.equal(answer(fast, batch), answer(slow, batch))
+
+
+def test_codes_survive_re_encoding(tiny_gpt2):
+    model = quantize_model(tiny_gpt2, "int8_scratch")
+    state = stored_int8.encode_state(model, model.config.quantization_config.sha256)
+    assert all(tensor.dtype in (torch.int8, torch.float32) for tensor in state.values())
+    assert {name for name in state if state[name].dim() == 0} == {
+        name for name in state if name.endswith(("_scale", "_zero_point"))
+    }
+
+
+def test_real_classifier_keeps_its_answers(gpt2_news_mini):
+    """The language model's greedy next tokens on real text agree with the float model's."""
+    from gpt2_quant.data import load_tokenizer
+
+    tokenizer = load_tokenizer(gpt2_news_mini)
+    text = "Oil prices rose sharply on Tuesday after the central bank said that growth would slow next year ."
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(gpt2_news_mini, dtype=torch.float32)
+    with torch.no_grad():
+        expected = torch.log_softmax(model(ids).logits, -1)
+        for scheme, bound in (("int8_scratch", 0.01), ("int8_scratch_w8a8", 0.01), ("nf4_scratch", 0.2)):
+            found = torch.log_softmax(quantize_model(copy.deepcopy(model), scheme)(ids).logits, -1)
+            kl = (expected.exp() * (expected - found)).sum(-1).mean().item()
+            assert 0 <= kl < bound, (scheme, kl)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("scheme,limit_mib", [("int8_scratch_w8a8", 122), ("nf4_scratch", 63.5)])
+def test_resident_bytes_of_gpt2_124m(scheme, limit_mib, dtype):
+    """Sizes follow from shapes, so the real model is built without memory."""
+    with torch.device("meta"):
+        model = GPT2ForSequenceClassification(GPT2Config(num_labels=4)).to(dtype)
+        assert sum(p.numel() for p in model.parameters()) == 124_442_880
+        quantizer.replace_modules(model, scheme, dtype, fill=False)
+    n_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    assert n_bytes <= limit_mib * 2**20
