@@ -95,7 +95,7 @@ def record_of(folder: Path, key: str, preset: str) -> dict:
         "notes": ["energy: not measured"],
         "provenance": {
             "git_commit": "0" * 40, "git_dirty": False, "source_sha256": "1" * 64, "time_utc": "2026-11-23T22:00:00+00:00",
-            "command": f"python {variant.script}", "seed": 0, "python": "3.11", "packages": {"numpy": np.__version__},
+            "command": variant.script, "seed": 0, "python": "3.11", "packages": {"numpy": np.__version__},
             "device": "a processor", "driver": None,
         },
     }  # fmt: skip

@@ -122,6 +122,25 @@ def footnotes(comparison: Comparison) -> list[str]:
     return lines + comparison.notes + [row.missing + "." for row in comparison.rows if row.missing]
 
 
+def origins(comparison: Comparison) -> list[str]:
+    """Checkpoint, test set, device and commands behind the rows, from the records; empty when no row has one."""
+    record = comparison.record
+    if record is None:
+        return []
+    data, checkpoint, made = record["data"], record["checkpoint"], record["provenance"]
+    commands: dict[str, list[str]] = {}
+    for row in comparison.present:
+        if row.source.record:
+            commands.setdefault(row.source.record["provenance"]["command"], []).append(row.label)
+    return [
+        f"Checkpoint: fine-tuned from `{checkpoint['base_model']}` (weights sha256 `{checkpoint['baseline_sha256'][:16]}`); "
+        f"test set: `{data['name']}`, {data['n']:,} rows (sha256 `{data['sha256'][:16]}`); made on {made.get('device')}.",
+        "Commands: "
+        + "; ".join(f"`python {command}` ({', '.join(labels)})" for command, labels in commands.items())
+        + "; this table: `python src/5_compare_all_models.py --write-readme`.",
+    ]
+
+
 def _half_width(comparison: Comparison) -> float:
     """Half the width of the baseline's 95% interval of accuracy, in points."""
     accuracy = comparison.row(comparison.baseline).metrics["accuracy"]
@@ -129,12 +148,12 @@ def _half_width(comparison: Comparison) -> float:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The printed table as a GitHub table with its footnotes."""
+    """The printed table as a GitHub table with its footnotes and what made each row."""
     rows = [printed_cells(row, comparison.baseline) for row in comparison.rows]
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
     lines += ["| " + " | ".join((row[name] or "–").replace("|", "\\|") for name in names) + " |" for row in rows]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in footnotes(comparison)) + "\n"
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in footnotes(comparison) + origins(comparison)) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
