@@ -24,12 +24,12 @@ def main() -> None:
     from gpt2_quant import bnb, checkpoints, data, latency
     from gpt2_quant.steps import Step
 
-    bnb.require()
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
     step = Step(settings.results_dir, "3_bitsandbytes_quant", vars(args), step_inputs(settings, baseline))
     if step.complete() and not settings.overwrite:
         print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
         return
+    bnb.require()
     seed_everything(settings.seed)
     splits = data.load_splits(settings)
     tokenizer = data.load_tokenizer(baseline)

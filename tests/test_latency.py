@@ -14,7 +14,8 @@ from gpt2_quant.session import Protocol, Session, eager, measure_memory
 from gpt2_quant.steps import Step
 
 QUICK = Protocol(
-    shapes=((2, 16), (1, 8)), best_shapes=((2, 16), (1, 8)), best_seconds=60.0, warmup=1, min_rounds=6, max_rounds=6,
+    shapes=((2, 16), (1, 8)), best_shapes=((2, 16), (1, 8)), best_seconds=60, best_seconds_each=60,
+    warmup=1, min_rounds=6, max_rounds=6,
     seconds_a_shape=0.0, texts=20, texts_a_batch=8, passes=2, seconds_a_pass=0.0,
 )  # fmt: skip
 
@@ -184,9 +185,10 @@ def test_best_mode_that_cannot_be_had_is_noted(session, monkeypatch, best_mode, 
     assert any("best mode: given up at 2 x 16" in note and sentence in note for note in session.found["baseline"]["notes"])
 
 
-def test_best_mode_ends_with_its_time(session, monkeypatch):
+@pytest.mark.parametrize("limit", ["best_seconds", "best_seconds_each"])
+def test_best_mode_ends_with_its_time(session, monkeypatch, limit):
     fake_engine(monkeypatch, lambda model, device: lambda ids, mask: time.sleep(0.05) or eager(model)(ids, mask))
-    session.plan = latency.replace(QUICK, best_seconds=0.02)
+    session.plan = latency.replace(QUICK, **{limit: 0.02})
     with torch.inference_mode():
         ready = best.prepare_best(session)
     assert list(ready[2, 16]) == ["baseline"] and not ready[1, 8]

@@ -41,7 +41,7 @@ def flags(ground, *more):
 @pytest.fixture(scope="module")
 def finished(ground, run_script):
     """One run on a checkpoint that is not script 1's."""
-    done = run_script(SCRIPT, *flags(ground, "--checkpoint", ground / "classifier"), OMP_NUM_THREADS="2")
+    done = run_script(SCRIPT, *flags(ground, "--checkpoint", ground / "classifier"), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -25,7 +25,7 @@ def prepare_best(session: Session) -> dict[tuple[int, int], dict[str, Callable]]
     All variants are prepared for the first shape before any is for the second, so that what time there is goes to the
     shape that matters most. On CUDA the memory that a variant's first capture keeps joins its figures.
     """
-    deadline = time.monotonic() + session.plan.best_seconds
+    clock = _Clock(session.plan.best_seconds, session.plan.best_seconds_each)
     functions = {key: eager(model) for key, model in session.models.items() if key in BITSANDBYTES_KEYS}
     for key in functions:
         session.note(key, AS_IT_IS)
@@ -38,10 +38,11 @@ def prepare_best(session: Session) -> dict[tuple[int, int], dict[str, Callable]]
             if key in given_up:
                 continue
             at = f"at {shape[0]} x {shape[1]}"
-            if time.monotonic() > deadline:
+            if clock.is_over(key):
                 session.note(key, f"best mode: left out {at}, since compiling took more than the time allowed")
                 continue
             try:
+                clock.start()
                 before = footprint.allocated_bytes(session.device)
                 if first := key not in functions:
                     from .quantization.engine import best_mode
@@ -52,10 +53,28 @@ def prepare_best(session: Session) -> dict[tuple[int, int], dict[str, Callable]]
                     session.found[key]["best_memory"] = {"best_added_bytes": footprint.allocated_bytes("cuda") - before}
                 _check_same(functions[key](ids, mask).float(), eager(model)(ids, mask).float())
                 ready[shape][key] = functions[key]
+                clock.stop(key)
             except Exception as fault:  # whatever a compiler may raise: the eager figures stand without it
                 session.note(key, f"best mode: given up {at}, {_sentence(fault)}")
                 given_up.add(key)
     return ready
+
+
+class _Clock:
+    """The time that preparing has taken, of each variant and in all."""
+
+    def __init__(self, seconds: float, seconds_each: float):
+        self.seconds, self.seconds_each = seconds, seconds_each
+        self.spent: dict[str, float] = {}
+
+    def is_over(self, key: str) -> bool:
+        return sum(self.spent.values()) > self.seconds or self.spent.get(key, 0.0) > self.seconds_each
+
+    def start(self) -> None:
+        self.began = time.monotonic()
+
+    def stop(self, key: str) -> None:
+        self.spent[key] = self.spent.get(key, 0.0) + time.monotonic() - self.began
 
 
 def _check_same(best, reference) -> None:
@@ -70,16 +89,18 @@ def _sentence(fault: Exception) -> str:
 
 
 def ready_for_texts(session: Session, functions: dict[str, Callable], batches: list[dict]) -> dict[str, Callable]:
-    """Those of `functions` that have served one batch of every shape in `batches` before the time allowed was over."""
-    deadline = time.monotonic() + session.plan.best_seconds
+    """Those of `functions` that have served one batch of every shape in `batches` within half the time of `prepare_best`."""
+    clock = _Clock(session.plan.best_seconds / 2, session.plan.best_seconds_each / 2)
     shapes = {tuple(batch["input_ids"].shape): batch for batch in batches}
     served = dict(functions)
     for batch in shapes.values():
         for key in list(served):
             try:
-                if time.monotonic() > deadline:
+                if clock.is_over(key):
                     raise TimeoutError("compiling for every length took more than the time allowed")
+                clock.start()
                 served[key](batch["input_ids"].to(session.device), batch["attention_mask"].to(session.device))
+                clock.stop(key)
             except Exception as fault:
                 session.note(key, f"throughput in best mode: none, {_sentence(fault)}")
                 del served[key]

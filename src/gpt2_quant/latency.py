@@ -21,9 +21,17 @@ MEMORY_SHAPE = (16, 128)
 _SWEEP = tuple((batch, length) for length in (128, 64, 32) for batch in (16, 1, 64, 256, 4))
 _CPU_SWEEP = ((16, 128), (1, 128), (16, 32), (1, 32))
 PROTOCOLS = {
-    "cuda": Protocol(_SWEEP, _SWEEP, 45.0, 3, 6, 40, 1.0, None, 64, 2, 0.6),
-    "cpu": Protocol(_CPU_SWEEP, ((16, 128), (1, 128)), 120.0, 1, 6, 20, 4.0, 256, 16, 2, 0.0),
-}
+    "cuda": Protocol(
+        shapes=_SWEEP, best_shapes=_SWEEP, best_seconds=75, best_seconds_each=20,
+        warmup=3, min_rounds=6, max_rounds=40, seconds_a_shape=1.0,
+        texts=None, texts_a_batch=64, passes=2, seconds_a_pass=0.6,
+    ),
+    "cpu": Protocol(
+        shapes=_CPU_SWEEP, best_shapes=((16, 128), (1, 128)), best_seconds=150, best_seconds_each=45,
+        warmup=1, min_rounds=6, max_rounds=20, seconds_a_shape=4.0,
+        texts=256, texts_a_batch=16, passes=2, seconds_a_pass=0.0,
+    ),
+}  # fmt: skip
 
 
 def protocol(preset: str, device: str) -> Protocol:

@@ -27,7 +27,8 @@ class Protocol:
 
     shapes: tuple[tuple[int, int], ...]
     best_shapes: tuple[tuple[int, int], ...]  # in the order in which they are prepared
-    best_seconds: float  # for compiling and capturing, all variants together; a shape that comes too late is left out
+    best_seconds: float  # for compiling and capturing, all variants together; what comes too late is left out
+    best_seconds_each: float  # and of that, the most that one variant may take
     warmup: int
     min_rounds: int  # below 6 there is no 95% interval of the median
     max_rounds: int
