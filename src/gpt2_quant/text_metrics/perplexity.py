@@ -146,7 +146,8 @@ def perplexity(texts: Sequence[str], language_model: LanguageModel, cache: Cache
     nll, tokens = np.where(blank, np.nan, rows[:, 0]), np.where(blank, np.nan, rows[:, 1])
     words = np.array([len(text.split()) or np.nan for text in texts])
     size = np.array([len(text.encode("utf-8", "surrogatepass")) or np.nan for text in texts])
-    parts = {"per_word": np.exp(nll / words), "bits_per_byte": nll / np.log(2) / size, "tokens": tokens, "nll": nll}
+    per_word = np.exp(np.minimum(nll / words, 700))  # beyond it float64 overflows: a "word" of thousands of characters
+    parts = {"per_word": per_word, "bits_per_byte": nll / np.log(2) / size, "tokens": tokens, "nll": nll}
     additive = np.array([np.nansum(nll), np.nansum(tokens)]) if np.isfinite(nll).any() else None
     return Scored(
         "Perplexity",
