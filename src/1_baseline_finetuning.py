@@ -63,6 +63,13 @@ def main() -> None:
 
 
 def fine_tune(args, settings, preset, seeds, step) -> None:
+    from gpt2_quant.data import check_folder
+    from gpt2_quant.hub import fetch_model_folder
+
+    check_folder(settings)
+    if common.looks_like_path(settings.base_model) and args.preset != "demo":
+        fetch_model_folder(settings.base_model)
+
     from gpt2_quant import publishing, training_run
     from gpt2_quant.checkpoints import load_classifier
     from gpt2_quant.evaluation import evaluate_variant

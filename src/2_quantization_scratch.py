@@ -23,10 +23,8 @@ def main() -> None:
     args = parser.parse_args()
     settings = common.settings_from(args)
 
-    from gpt2_quant import checkpoints, latency
-    from gpt2_quant.data import load_splits, load_tokenizer, tokenize
-    from gpt2_quant.evaluation import evaluate_variant
-    from gpt2_quant.quantization import error_analysis, folders
+    from gpt2_quant import checkpoints
+    from gpt2_quant.data import check_folder, load_splits, load_tokenizer, tokenize
     from gpt2_quant.steps import Step
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
@@ -34,6 +32,12 @@ def main() -> None:
     if step.complete() and not settings.overwrite and all(path.is_file() for path in record_paths(settings)):
         print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
         return
+    check_folder(settings)
+
+    from gpt2_quant import latency
+    from gpt2_quant.evaluation import evaluate_variant
+    from gpt2_quant.quantization import error_analysis, folders
+
     common.seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
     model = checkpoints.load_classifier(baseline, settings.device)

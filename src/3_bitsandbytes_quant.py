@@ -21,7 +21,7 @@ def main() -> None:
     args = flags.parse_args()
     settings = settings_from(args)
 
-    from gpt2_quant import bnb, checkpoints, data, latency
+    from gpt2_quant import checkpoints, data
     from gpt2_quant.steps import Step
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
@@ -29,6 +29,10 @@ def main() -> None:
     if step.complete() and not settings.overwrite:
         print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
         return
+    data.check_folder(settings)
+
+    from gpt2_quant import bnb, latency
+
     bnb.require()
     seed_everything(settings.seed)
     splits = data.load_splits(settings)

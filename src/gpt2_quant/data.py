@@ -19,7 +19,7 @@ Rows of like length share a batch instead (Khomenko et al., 2016, arXiv 1708.056
 import csv
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -108,16 +108,27 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
+def _check_limit(n: int, limit: int | None, name: str) -> None:
+    if limit is not None and limit > n:
+        raise UserError(f"--max-{name}-samples {limit} asks for more than the {n} {name} rows there are: give {n} or less")
+
+
 def _smallest_digests(texts: list[str], limit: int, name: str) -> list[int]:
     """Row numbers, in order, of the `limit` rows whose text hashes lowest."""
-    if limit > len(texts):
-        raise UserError(
-            f"--max-{name}-samples {limit} asks for more than the {len(texts)} {name} rows there are: give {len(texts)} or less"
-        )
+    _check_limit(len(texts), limit, name)
     order = sorted(range(len(texts)), key=lambda row: (_digest(texts[row]), row))
     return sorted(order[:limit])
 
 
+def check_folder(settings: Settings) -> None:
+    """Read the dataset where it is a folder, so that its faults are told before the large libraries have loaded."""
+    if settings.preset != "demo" and looks_like_path(settings.dataset):
+        for name, limit in (("train", settings.max_train_samples), ("test", settings.max_test_samples)):
+            texts, _ = _read_local(Path(settings.dataset), name)
+            _check_limit(len(texts), limit, name)
+
+
+@cache
 def _read_local(folder: Path, name: str) -> tuple[list[str], list[int]]:
     """A split from `<name>.csv` in AG News' own form, or from the hub's parquet files (`data/<name>-*.parquet`)."""
     if (path := folder / f"{name}.csv").is_file():
