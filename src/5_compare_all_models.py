@@ -53,9 +53,9 @@ def main() -> None:
     written += [results / "report_2.pdf"]
     notes = []
     if (results / "records" / "text_metrics.json").is_file():
-        from gpt2_quant.text_metrics.study import typeset
+        from gpt2_quant.reports.metrics_report import write_report
 
-        written += [typeset(results)]
+        written += [write_report(results)]
     else:
         notes += ["report_1.pdf is left out: run python src/4_evaluation_metrics.py first"]
     if args.write_readme:

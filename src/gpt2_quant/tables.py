@@ -117,7 +117,7 @@ def footnotes(comparison: Comparison) -> list[str]:
         device = record["provenance"].get("device", "an unnamed device")
         lines.append(
             f"Inference: median of one eager forward, {shape[0]} texts x {shape[1]} tokens, {device}; "
-            "Best: the fastest mode of the same model."
+            "Best: compiled and captured where the layers allow it, else eager once more."
         )
     return lines + comparison.notes + [row.missing + "." for row in comparison.rows if row.missing]
 
