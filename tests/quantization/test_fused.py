@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from gpt2_quant.quantization import fused
+from gpt2_quant.quantization import fused, gpt2
 from gpt2_quant.quantization.quantizer import quantize_model
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -34,13 +34,14 @@ def logits_of(model, ids, mask):
 def test_fused_logits_are_the_models(tiny_gpt2, batch, scheme):
     model = tiny_gpt2.to(DTYPE)
     model = (quantize_model(model, scheme) if scheme else model).to(DEVICE)
-    assert fused.can_fuse(model)
+    assert gpt2.can_fuse(model)
     ids, mask = batch
     expected = logits_of(model, ids, mask)
     run = fused.FusedClassifier(model)
     # A last-bit difference before a rounding to codes moves single codes by one step; floats differ by rounding alone.
     step = 0.02 if scheme == "int8_scratch_w8a8" or HALF else 1e-4
-    for got in (run(ids, mask), run(ids, None)):
+    whole = fused.FusedClassifier(model, whole_last_block=True)
+    for got in (run(ids, mask), run(ids, None), whole(ids, mask)):
         assert got.dtype == torch.float32
         assert (got - expected).abs().max() <= step * expected.abs().max()
 
@@ -65,10 +66,10 @@ def test_scores_scaled_by_layer(tiny_gpt2, batch):
 
 def test_unknown_shapes_are_not_fused(tiny_gpt2):
     tiny_gpt2.config.activation_function = "relu"
-    assert not fused.can_fuse(tiny_gpt2)
+    assert not gpt2.can_fuse(tiny_gpt2)
 
 
 @pytest.mark.parametrize("pad", [None, 9])
 def test_pooled_positions(pad):
     ids = torch.tensor([[1, 2, 9, 9], [1, 9, 3, 9], [9, 9, 9, 9], [1, 2, 3, 4]])
-    assert fused.pooled_positions(ids, pad).tolist() == ([3] * 4 if pad is None else [1, 2, 0, 3])
+    assert gpt2.pooled_positions(ids, pad).tolist() == ([3] * 4 if pad is None else [1, 2, 0, 3])

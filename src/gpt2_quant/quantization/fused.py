@@ -18,36 +18,10 @@ those of the full computation, and a twelfth of the work falls to a sixth of tha
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from . import kernels
-from .layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear
-
-
-def can_fuse(model) -> bool:
-    """Whether a model is a GPT-2 classifier in W8A8, NF4 or float of a shape that the kernels take."""
-    config = model.config
-    if not hasattr(model, "score") or getattr(config, "model_type", None) != "gpt2":
-        return False
-    head_dim = config.n_embd // config.n_head
-    return (
-        type(model.transformer.h[0].attn.c_attn) in (Int8Linear, NF4Linear, Conv1D)
-        and config.activation_function == "gelu_new"
-        and not config.add_cross_attention
-        and head_dim >= 16
-        and head_dim & (head_dim - 1) == 0
-    )
-
-
-def pooled_positions(ids: Tensor, pad_token_id: int | None) -> Tensor:
-    """int64 `[texts]`: the last token of each text that is not padding, as transformers' classifier chooses it.
-
-    ids: int64 `[texts, length]`. Without a padding token it is the last one.
-    """
-    places = torch.arange(ids.shape[1], device=ids.device)
-    if pad_token_id is None:
-        return places[-1].expand(len(ids))
-    return ((ids != pad_token_id) * places).argmax(dim=1)
+from .gpt2 import is_w8a8, pooled_positions, score_scale
+from .layers import Int8Linear, NF4Embedding, NF4Linear
 
 
 class Integers:
@@ -107,12 +81,15 @@ class Floats:
 
 
 class FusedClassifier:
-    """`(input_ids [B, L], attention_mask [B, L] or None) -> logits [B, classes] float32`, sharing the model's tensors."""
+    """`(input_ids [B, L], attention_mask [B, L] or None) -> logits [B, classes] float32`, sharing the model's tensors.
 
-    def __init__(self, model):
-        self.model = model
+    `whole_last_block` computes the last block for every token, as transformers does: for measuring what that costs.
+    """
+
+    def __init__(self, model, whole_last_block: bool = False):
+        self.model, self.whole_last_block = model, whole_last_block
         self.dtype = model.transformer.ln_f.weight.dtype
-        self.arithmetic = Integers() if isinstance(model.transformer.wte, Int8Embedding) else Floats()
+        self.arithmetic = Integers() if is_w8a8(model) else Floats()
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -121,9 +98,12 @@ class FusedClassifier:
         bias = None if mask is None else kernels.padding_bias(mask)
         for block in transformer.h[:-1]:
             x = self._mlp(block, self._attention(block, x, texts, bias))
-        positions = pooled_positions(ids, self.model.config.pad_token_id)
-        block = transformer.h[-1]
-        x = self._mlp(block, self._attention(block, x, texts, bias, positions))
+        positions, block = pooled_positions(ids, self.model.config.pad_token_id), transformer.h[-1]
+        if self.whole_last_block:
+            rows = torch.arange(texts, device=x.device) * length + positions
+            x = self._mlp(block, self._attention(block, x, texts, bias))[rows]
+        else:
+            x = self._mlp(block, self._attention(block, x, texts, bias, positions))
         norm = transformer.ln_f
         x = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
         return self.model.score(x).float()
@@ -139,7 +119,7 @@ class FusedClassifier:
             rows = torch.arange(texts, device=x.device) * (len(x) // texts) + positions
             x = x[rows]
             query = self._product(attention.c_attn, self.arithmetic.take(operand, rows), slice(width))
-        heads, scale = self.model.config.n_head, self._score_scale(attention)
+        heads, scale = self.model.config.n_head, score_scale(self.model, attention)
         out = kernels.causal_attention(query, key, value, texts, heads, scale, bias, positions)
         return self._product(attention.c_proj, self.arithmetic.operand(out), residual=x)
 
@@ -151,9 +131,3 @@ class FusedClassifier:
     def _product(self, layer, operand, channels: slice = slice(None), residual: Tensor | None = None) -> Tensor:
         """A layer, or the given output channels of it: rows of `[out, in]`, hence no copy."""
         return self.arithmetic.product(layer, operand, channels, residual, self.dtype)
-
-    def _score_scale(self, attention) -> float:
-        """The factor on attention scores, 1 / sqrt(head size) unless the configuration says otherwise."""
-        config = self.model.config
-        scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
-        return scale / (attention.layer_idx + 1) if config.scale_attn_by_inverse_layer_idx else scale

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .gpt2 import is_right_padded
+
 LARGEST_BATCH = 256
 FINE_LENGTHS_UP_TO = 128
 WARMUP_RUNS = 2  # lets kernels compile and libraries allocate their workspaces, which a capture may not
@@ -27,15 +29,14 @@ def bucket(texts: int, length: int, longest: int) -> tuple[int, int]:
 
 
 class GraphedClassifier:
-    """Wraps `forward(input_ids, attention_mask | None) -> logits [B, classes]`, which must need neither host nor dropout.
+    """Wraps `forward(input_ids, attention_mask | None) -> logits [B, classes]`, which must not need the host.
 
-    pad_token_id  what fills the buckets. longest: the model's number of positions.
-    `skip_mask` drops a mask that only says "padding on the right": worth a look at the mask where masked attention is slower.
+    pad_token_id  what fills the buckets
+    longest       the model's number of positions
     """
 
-    def __init__(self, forward: Callable, pad_token_id: int, longest: int, device: torch.device, skip_mask: bool):
-        self.forward, self.pad_token_id, self.longest = forward, pad_token_id, longest
-        self.device, self.skip_mask = device, skip_mask
+    def __init__(self, forward: Callable, pad_token_id: int, longest: int, device: torch.device):
+        self.forward, self.pad_token_id, self.longest, self.device = forward, pad_token_id, longest, device
         self.pool = torch.cuda.graph_pool_handle()
         self.captures: dict[tuple, tuple] = {}
 
@@ -45,8 +46,8 @@ class GraphedClassifier:
         if len(ids) > LARGEST_BATCH:
             masks = mask.split(LARGEST_BATCH) if mask is not None else [None] * -(-len(ids) // LARGEST_BATCH)
             return torch.cat([self(*part) for part in zip(ids.split(LARGEST_BATCH), masks, strict=True)])
-        if mask is not None and self.skip_mask and is_right_padded(mask):
-            mask = None
+        if mask is not None and not mask.is_cuda and is_right_padded(mask):
+            mask = None  # asked where it costs nothing; on the device the mask is used as it is
         texts, length = ids.shape
         shape = bucket(texts, length, self.longest)
         if (shape, mask is None) not in self.captures:
@@ -75,8 +76,3 @@ class GraphedClassifier:
         with torch.cuda.graph(graph, pool=self.pool):
             logits = self.forward(ids, mask)
         return graph, ids, mask, logits
-
-
-def is_right_padded(mask: Tensor) -> bool:
-    """Whether no token of a `[B, L]` mask follows a padded one. Such a mask changes nothing that a causal model reads."""
-    return not bool((mask[:, 1:] > mask[:, :-1]).any())

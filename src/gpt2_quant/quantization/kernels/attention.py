@@ -50,7 +50,7 @@ def _attention_kernel(
         is_key = keys < n_keys
         where = (text * n_keys + keys)[:, None] * key_stride + channels[None, :]
         key = tl.load(key_ptr + where, mask=is_key[:, None], other=0.0)
-        scores = tl.dot(query, key.T) * (scale * _LOG2_E)
+        scores = tl.dot(query, key.T, input_precision="ieee") * (scale * _LOG2_E)
         if HAS_BIAS:
             scores += tl.load(bias_ptr + text * n_keys + keys, mask=is_key, other=0.0)[None, :]
         # No query stands beyond the last key, so the comparison also hides what lies over the edge.
@@ -59,7 +59,7 @@ def _attention_kernel(
         weights = tl.exp2(scores - raised[:, None])
         shrink = tl.exp2(highest - raised)
         value = tl.load(value_ptr + where, mask=is_key[:, None], other=0.0)
-        result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None])
+        result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee")
         total = total * shrink + tl.sum(weights, axis=1)
         highest = raised
     result /= total[:, None]
