@@ -121,7 +121,7 @@ def pareto(comparison: Comparison, path: Path) -> list[Path]:
     """Accuracy against stored size and against latency; the front is drawn through the rows that no row beats in both.
 
     Only rows timed in the baseline's session take part on the right. Both cost axes are logarithmic. Rows whose costs are
-    within 3% are drawn side by side, so that none hides another.
+    within 3% are drawn side by side, so that none hides another. Draws nothing when neither cost is known of any row.
     """
     rows = comparison.present
     looks = style([row.key for row in rows])
@@ -131,6 +131,8 @@ def pareto(comparison: Comparison, path: Path) -> list[Path]:
         for row in rows
         if row.latency and row.latency["same_session"]
     ]
+    if not (sized or timed):
+        return []
     with look():
         figure = Figure(figsize=(10, 3.6 + 0.17 * -(-len(rows) // 4)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)

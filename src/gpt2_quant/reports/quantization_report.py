@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..claims import claims_scope, published_claims, time_ratio
+from ..claims import claims_scope, published_claims
 from ..comparison import MIB, Comparison, Row
 from ..data import LABELS
 from ..tables import footnotes, printed_cells
@@ -22,6 +22,7 @@ def report_data(comparison: Comparison, changed: list[dict], texts_note: str, re
     """
     rows = comparison.present
     printed = [printed_cells(row, comparison.baseline) for row in comparison.rows]
+    missing = [f"{row.missing}." for row in comparison.rows if row.missing]
     return {
         "baseline": comparison.row(comparison.baseline).label,
         "n": len(comparison.labels),
@@ -29,8 +30,8 @@ def report_data(comparison: Comparison, changed: list[dict], texts_note: str, re
         "facts": _facts(comparison),
         "experiment": _experiment(comparison),
         "table": {"head": list(printed[0]), "rows": [list(cells.values()) for cells in printed]},
-        "notes": footnotes(comparison),
-        "missing": [row.missing for row in comparison.rows if row.missing],
+        "notes": [note for note in footnotes(comparison) if note not in missing],
+        "missing": missing,
         "findings": _findings(comparison),
         "scores": [{"label": row.label, **row.metrics} for row in rows],
         "paired": [{"label": row.label, **row.against} for row in rows if row.against],
@@ -128,31 +129,35 @@ def _findings(comparison: Comparison) -> list[str]:
 
 
 def _speed_findings(comparison: Comparison) -> list[str]:
+    """The fastest row of the baseline's session, and what is faster than float16 alone beyond both medians' intervals."""
+    timed = [row for row in comparison.present if row.latency and row.latency["same_session"]]
     baseline, half = comparison.row(comparison.baseline), comparison.row("baseline_fp16")
-    timed = [row for row in comparison.present if row.against and time_ratio(row, baseline)]
-    if not timed:
+    if len(timed) < 2:
         return []
     fast = min(timed, key=_fastest_ms)
-    shape = fast.latency["shape"]
-    own = _fastest_ms(baseline)
+    texts, tokens = fast.latency["shape"]
+    others = "" if fast is baseline else f"; {baseline.label} takes {_fastest_ms(baseline):.2f} ms"
     sentences = [
-        f"Fastest at {shape[0]} texts of {shape[1]} tokens is {fast.label} with {_fastest_ms(fast):.2f} ms in its best mode; "
-        f"{baseline.label} takes {own:.2f} ms in its own."
+        f"Fastest at {texts} texts of {tokens} tokens, each row in its faster mode, is {fast.label} with "
+        f"{_fastest_ms(fast):.2f} ms{others}."
     ]
-    if half is not None and half in timed:
-        beaten = [row for row in timed if row is not half and _fastest_ms(row) < _fastest_ms(half)]
-        control = f"float16 alone takes {_fastest_ms(half):.2f} ms"
-        sentences.append(
-            f"Against the control, {control}: {_names(beaten)} {'is' if len(beaten) == 1 else 'are'} faster than that."
-            if beaten
-            else f"Against the control, {control}, and no quantized row is faster than that."
-        )
+    if half in timed and half is not baseline:
+        quantized = [row for row in timed if row is not half and row is not baseline]
+        beaten = [row for row in quantized if _fastest(row)["median_high_ms"] < _fastest(half)["median_low_ms"]]
+        verb = "is" if len(beaten) == 1 else "are"
+        what = f"{_names(beaten)} {verb} faster than that" if beaten else "no quantized row is faster than that"
+        sentences.append(f"The control, float16 alone, takes {_fastest_ms(half):.2f} ms: {what}, beyond the medians' intervals.")
     return sentences
 
 
+def _fastest(row: Row) -> dict:
+    """The latency entry of a row's faster mode at the table's shape."""
+    return min((entry for entry in (row.latency["eager"], row.latency["best"]) if entry), key=lambda entry: entry["median_ms"])
+
+
 def _fastest_ms(row: Row) -> float:
-    """The lower of a row's eager and best medians, in ms."""
-    return min(entry["median_ms"] for entry in (row.latency["eager"], row.latency["best"]) if entry)
+    """The median of `_fastest`, in ms."""
+    return _fastest(row)["median_ms"]
 
 
 def _names(rows: list[Row]) -> str:
@@ -179,7 +184,7 @@ def _choices(comparison: Comparison) -> list[dict]:
     if timed:
         best = min(timed, key=_fastest_ms)
         shape = best.latency["shape"]
-        because = f"{_fastest_ms(best):.2f} ms for {shape[0]} texts of {shape[1]} tokens in its best mode"
+        because = f"{_fastest_ms(best):.2f} ms for {shape[0]} texts of {shape[1]} tokens in its faster mode"
         choices.append({"aim": "the shortest time of a batch", "choice": best.label, "because": because})
         plain = [row for row in timed if row.latency["eager"]]
         best = min(plain, key=lambda row: row.latency["eager"]["median_ms"])
