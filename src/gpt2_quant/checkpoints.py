@@ -10,6 +10,7 @@ and the state that a quantized layer needs beside its codes (scales, zero-points
 two modules share is counted once. MB in tables means 2**20 bytes.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ VARIANTS = {
         Variant("nf4_bitsandbytes", "NF4 BitsAndBytes", "nf4_bitsandbytes", "src/3_bitsandbytes_quant.py"),
     )
 }
+REMAKE = "make the checkpoint again or fetch it again"
 FP32_KEYS = ("baseline", "int8_scratch")
 
 
@@ -49,13 +51,39 @@ def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
     Raises UserError that names script 1 where neither is there.
     """
     if checkpoint:
-        return fetch_model_folder(checkpoint, flag="--checkpoint")
+        return check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
     folder = models_dir / VARIANTS["baseline"].folder
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is not there yet: run python src/1_baseline_finetuning.py with the same flags first, or give --checkpoint"
         )
-    return folder
+    return check_checkpoint(folder)
+
+
+def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
+    """Return `folder` after a look at its config and at its weight file's header, which needs neither torch nor time.
+
+    Raises UserError for a folder that is empty or damaged, another architecture, or (but for `new_head`) other than four
+    labels.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json: give a model folder as save_pretrained writes it")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, labels = config["model_type"], len(config.get("id2label") or range(2))  # 2 is transformers' own default
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise UserError(f"{folder}/config.json cannot be read as a model's configuration: {REMAKE}") from fault
+    if kind != "gpt2":
+        raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name a GPT-2 checkpoint")
+    if labels != len(LABELS) and not new_head:
+        raise UserError(f"{folder} has {labels} labels where {len(LABELS)} are needed: fine-tune it with script 1")
+    try:
+        with safe_open(weights_file(folder), framework="np"):
+            return folder
+    except SafetensorError as fault:
+        raise UserError(f"{folder}/model.safetensors is damaged or cut short ({fault}): {REMAKE}") from fault
 
 
 def weights_file(folder: Path) -> Path:
@@ -74,28 +102,19 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     another architecture, other than four labels, a missing head, and weights that are NaN or infinite.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from .quantization import quantizer  # noqa: F401  registers this project's schemes with transformers
 
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json: give a model folder as save_pretrained writes it")
-    weights_file(folder)
-    remake = "make the checkpoint again or fetch it again"
+    folder = check_checkpoint(Path(folder), new_head)
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as fault:
-        raise UserError(f"{folder}/config.json cannot be read as a model's configuration: {remake}") from fault
-    if config.model_type != "gpt2":
-        raise UserError(f"{folder} is a {config.model_type} model, and this project quantizes GPT-2: name a GPT-2 checkpoint")
+        raise UserError(f"{folder}/config.json cannot be read as a model's configuration: {REMAKE}") from fault
     if new_head:
         config.num_labels = len(LABELS)
         config.id2label = dict(enumerate(LABELS))
         config.label2id = {label: index for index, label in enumerate(LABELS)}
-    elif config.num_labels != len(LABELS):
-        raise UserError(f"{folder} has {config.num_labels} labels where {len(LABELS)} are needed: fine-tune it with script 1")
     config.pad_token_id = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
     scheme = getattr(config, "quantization_config", None) or {}
     from_bitsandbytes = scheme.get("quant_method") == "bitsandbytes" if isinstance(scheme, dict) else False
@@ -103,16 +122,13 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
         from . import bnb
 
         bnb.require()
-    try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype or torch.float32,
-            output_loading_info=True,
-            device_map={"": device} if scheme else None,
-        )
-    except SafetensorError as fault:
-        raise UserError(f"{folder}/model.safetensors is damaged or cut short ({fault}): {remake}") from fault
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype or torch.float32,
+        output_loading_info=True,
+        device_map={"": device} if scheme else None,
+    )
     missing = set(loading["missing_keys"])
     if new_head:
         missing -= {"score.weight"}
@@ -121,7 +137,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     model = model if hasattr(model, "hf_quantizer") else model.to(device)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {remake}")
+            raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
     if from_bitsandbytes:
         bnb.settle(model, device)
     return model.eval()

@@ -13,6 +13,7 @@ import argparse
 import errno
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -206,6 +207,14 @@ def seed_everything(seed: int) -> None:
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG}
 
 
+def _disk_fault(fault: Exception) -> int | None:
+    """The errno of a refusal by the disk, else None; safetensors, written in Rust, has it in its message only."""
+    number = getattr(fault, "errno", None)
+    if type(fault).__name__ == "SafetensorError" and (found := re.search(r"\(os error (\d+)\)", str(fault))):
+        number = int(found[1])
+    return number if number in _DISK_FAULTS else None
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's `main` and end the process with the exit code that its outcome has by contract."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -218,11 +227,12 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from what is complete", file=sys.stderr)
         code = 130
-    except OSError as fault:
-        if fault.errno not in _DISK_FAULTS:
+    except Exception as fault:
+        number = _disk_fault(fault)
+        if number is None:
             raise
-        where = fault.filename or "the disk"
-        print(f"error: {where} cannot be written ({fault.strerror}): free space or name another folder", file=sys.stderr)
+        where = getattr(fault, "filename", None) or "the disk"
+        print(f"error: {where} cannot be written ({os.strerror(number)}): free space or name another folder", file=sys.stderr)
         code = 2
     sys.stdout.flush()
     sys.exit(code)
