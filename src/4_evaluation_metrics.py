@@ -56,6 +56,7 @@ def run_study(args, settings) -> None:
     from gpt2_quant.text_metrics import study, suite
 
     parts = args.only or list(PARTS)
+    test = load_splits(settings)["test"]  # in the demo this makes the base model, too
     weights = fetch_model_folder(settings.base_model, settings.base_revision) / "model.safetensors"
     step = Step(settings.results_dir, "4_evaluation_metrics", vars(args), [weights])
     if step.complete() and not settings.overwrite:
@@ -65,7 +66,6 @@ def run_study(args, settings) -> None:
     humans = load_humans(args, settings)
     if humans is None and "humans" in parts:
         parts = [part for part in parts if part != "humans"]
-    test = load_splits(settings)["test"]
     inputs = study.Inputs(settings, suite.load_tools(settings), list(test.texts), humans)
     sections = {}
     for part in parts:

@@ -68,7 +68,8 @@ def load_splits(settings: Settings) -> dict[str, Split]:
     Raises UserError for a folder without the files, a malformed row (named by file and line), classes other than four,
     an unknown or unreachable hub id, or fewer rows than `max_train_samples` or `max_test_samples` ask for.
     """
-    if settings.preset == "demo":
+    own = {str(settings.models_dir / "dataset"), str(settings.models_dir / "base_gpt2")}
+    if settings.preset == "demo" and own & {settings.dataset, settings.base_model}:
         from . import demo
 
         demo.prepare(settings.models_dir, settings.results_dir, settings.seed)

@@ -61,7 +61,7 @@ PRESETS = {
         dataset_revision=None,
         models_dir=ROOT / "models" / "demo",
         results_dir=ROOT / "results" / "demo",
-        epochs=3,
+        epochs=2,
         learning_rate=5e-4,
     ),
 }
