@@ -1,8 +1,9 @@
 """The published README's claims, one by one, against what was measured here.
 
-Each claim becomes {claim, published, measured, verdict, why}; the verdict is `supported`, `not supported`, `in part` or
-`not measured`. A claim about speed is judged by the intervals of the two medians, one about accuracy by the equivalence
-test, one about size by bytes. Where the published figure rests on how it was measured, `why` says so.
+Each claim becomes {claim, published, measured, verdict, why}; the verdict is `supported`, `not supported`, `in part`,
+`not decided` (too few test rows for either answer) or `not measured`. A claim about speed is judged by the intervals of
+the two medians, one about accuracy by the equivalence test, one about size by bytes. Where the published figure rests on
+how it was measured, `why` says so.
 """
 
 from .comparison import MIB, Comparison, Row
@@ -133,7 +134,7 @@ def _accuracy_preserved(comparison: Comparison) -> list[dict]:
     claims = []
     for key in ("int8_scratch", "int8_bitsandbytes", "nf4_bitsandbytes"):
         row = comparison.row(key)
-        measured, holds = None, None
+        measured, holds, undecided = None, None, False
         if row and row.against:
             against = row.against
             low, high = (100 * end for end in against["score_interval_90"])
@@ -142,12 +143,14 @@ def _accuracy_preserved(comparison: Comparison) -> list[dict]:
                 f"{against['flips']:,} of {against['n']:,} answers changed"
             )
             holds = against["tost_holm_p"] < 0.05
+            undecided = not holds and against["mcnemar_holm_p"] >= 0.05
         why = (
             "Equal accuracies are no proof of equality. The finding is that the difference lies within ±0.5 points (two "
             "one-sided tests, Holm); answers that changed both ways cancel in the accuracy and are counted here."
         )
         name = row.label if row else key
-        claims.append(_claim(f"{name} preserves accuracy", f"{PUBLISHED[key][0]:.4f} against 0.9459", measured, holds, why))
+        claim = _claim(f"{name} preserves accuracy", f"{PUBLISHED[key][0]:.4f} against 0.9459", measured, holds, why)
+        claims.append(claim | {"verdict": "not decided"} if undecided else claim)
     return claims
 
 
