@@ -38,10 +38,13 @@ def main() -> None:
 
 def score_own_files(args, settings) -> None:
     """The part for daily use: the table of all metrics for a user's files."""
+    from gpt2_quant.data import load_splits
     from gpt2_quant.text_metrics.suite import load_tools, score_files
     from gpt2_quant.text_metrics.texts import check_files
 
     check_files(args.candidates, args.references)
+    if settings.preset == "demo":
+        load_splits(settings)  # makes the demo's language model where it is not there yet
     output = settings.results_dir / "own_scores.csv"
     table, blank = score_files(args.candidates, args.references, load_tools(settings), output)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))

@@ -6,6 +6,7 @@ arrays, keys uint8 [n, 32] and rows float [n, width]; numpy reads them with `all
 """
 
 import hashlib
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..records import atomic_path
+
+CHUNK = 2048  # rows computed at a time
+SAVE_EVERY_S = 20.0  # so that an interrupted run goes on from where it was
 
 
 def content_key(*parts: str) -> bytes:
@@ -41,13 +45,16 @@ class Cache:
         rows.
         """
         table = self._table(name)
-        missing = {key: position for position, key in reversed(list(enumerate(keys))) if key not in table}
-        if missing:
-            positions = sorted(missing.values())
-            fresh = np.asarray(compute(positions))
-            fresh = fresh.reshape(len(positions), -1)
+        first = {key: position for position, key in reversed(list(enumerate(keys))) if key not in table}
+        missing = sorted(first.values())
+        saved = time.monotonic()
+        for start in range(0, len(missing), CHUNK):
+            positions = missing[start : start + CHUNK]
+            fresh = np.asarray(compute(positions)).reshape(len(positions), -1)
             table.update({keys[position]: row for position, row in zip(positions, fresh, strict=True)})
-            self._save(name)
+            if start + CHUNK >= len(missing) or time.monotonic() - saved > SAVE_EVERY_S:
+                self._save(name)
+                saved = time.monotonic()
         return np.stack([table[key] for key in keys]) if keys else np.empty((0, 0))
 
     def _table(self, name: str) -> dict[bytes, np.ndarray]:

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .cache import content_key
 from .embeddings import Encoder
 from .order_model import judge
 from .scored import Scored
@@ -47,16 +48,25 @@ def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PAR
 
     The result's `parts` has every part's values and the number of sentences.
     """
-    table = np.full((len(texts), len(PARTS)), np.nan)
-    sentences = [split_sentences(text) for text in texts]
-    for row, vectors in enumerate(_vectors(sentences, encoder)):
-        if len(sentences[row]) > 1:
-            table[row] = coherence_parts(sentences[row], vectors)
+    version = f"SCS|v1|{encoder.signature}"
+    keys = [content_key(version, text) for text in texts]
+    rows = encoder.cache.rows("coherence_parts", keys, lambda missing: _all_parts([texts[i] for i in missing], encoder))
+    table = rows.reshape(-1, len(PARTS) + 1)
     chosen = [PARTS.index(part) for part in parts]
     values = np.exp(np.log(np.maximum(table[:, chosen], FLOOR)).mean(axis=1))
-    signature = f"SCS|v1|{'+'.join(parts)}|{encoder.signature}"
-    columns = {part: table[:, i] for i, part in enumerate(PARTS)}
-    return Scored.mean("SCS", values, signature, parts={**columns, "sentences": np.array([len(group) for group in sentences])})
+    columns = {part: table[:, i] for i, part in enumerate((*PARTS, "sentences"))}
+    return Scored.mean("SCS", values, f"{version}|{'+'.join(parts)}", parts=columns)
+
+
+def _all_parts(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
+    """Every part and the number of sentences of each text, float64 [len(texts), 5]; parts are NaN below two sentences."""
+    sentences = [split_sentences(text) for text in texts]
+    table = np.full((len(texts), len(PARTS) + 1), np.nan)
+    for row, vectors in enumerate(_vectors(sentences, encoder)):
+        table[row, -1] = len(sentences[row])
+        if len(sentences[row]) > 1:
+            table[row, :-1] = coherence_parts(sentences[row], vectors)
+    return table
 
 
 def coherence_parts(sentences: Sequence[str], vectors: np.ndarray) -> np.ndarray:

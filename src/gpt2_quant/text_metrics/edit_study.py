@@ -76,10 +76,17 @@ def edit_pairs(originals: Originals, limit: int, strengths: Sequence[int] = STRE
 
 
 def score_edits(originals: Originals, pairs: pd.DataFrame, tools: Tools) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """(edited scores, one column a metric beside `pairs`' rows; metric -> scores of the originals), higher meant to be better."""
+    """(edited scores, one column a metric beside `pairs`' rows; metric -> scores of the originals, NaN for those no edit used);
+    higher is meant to be better.
+    """
     edited_references = [originals.references[i] for i in pairs["text"]]
     scores = _scores(list(pairs["edited"]), edited_references, tools)
-    return pd.DataFrame(scores), _scores(originals.texts, originals.references, tools)
+    used = sorted(set(pairs["text"]))
+    before = {}
+    for name, values in _scores([originals.texts[i] for i in used], [originals.references[i] for i in used], tools).items():
+        before[name] = np.full(len(originals.texts), np.nan)
+        before[name][used] = values
+    return pd.DataFrame(scores), before
 
 
 def _scores(texts: list[str], references: list[str], tools: Tools) -> dict[str, np.ndarray]:

@@ -45,7 +45,8 @@ def summeval_metrics(data: SummEval, tools: Tools) -> dict[str, np.ndarray]:
     shape = (len(data.summaries), len(data.systems))
     candidates = [text for row in data.summaries for text in row]
     result = {}
-    for label, count in (("one reference", 1), ("eleven references", 11)):
+    # Eleven first: their pairs hold those of one reference, whose scores are then in the cache.
+    for label, count in (("eleven references", 11), ("one reference", 1)):
         references = [group[:count] for group in data.references for _ in data.systems]
         scored = [*rouge(candidates, references, tools.cache).values()]
         scored += [metric(candidates, references, tools.cache) for metric in (bleu, chrf)]

@@ -35,11 +35,14 @@ class Scale:
     permutations: int
     coherence_texts: int
     quantization_texts: int
+    baseline_texts: int
 
 
 SCALES = {
-    "paper": Scale(edits=200, strengths=(1, 2, 3), permutations=20, coherence_texts=100, quantization_texts=400),
-    "demo": Scale(edits=12, strengths=(2,), permutations=5, coherence_texts=12, quantization_texts=40),
+    "paper": Scale(
+        edits=200, strengths=(1, 2, 3), permutations=20, coherence_texts=100, quantization_texts=400, baseline_texts=500
+    ),
+    "demo": Scale(edits=8, strengths=(2,), permutations=5, coherence_texts=12, quantization_texts=24, baseline_texts=40),
 }
 
 
@@ -61,7 +64,7 @@ def scores(inputs: Inputs) -> tuple[dict, str]:
     """The built-in examples under every metric."""
     texts, table = score_examples(inputs.tools)
     write_csv(inputs.settings.results_dir / "metric_scores.csv", texts)
-    baseline = random_pair_baseline(inputs.news[:500], inputs.tools.encoder, inputs.tools.cache)
+    baseline = random_pair_baseline(inputs.news[: inputs.scale.baseline_texts], inputs.tools.encoder, inputs.tools.cache)
     section = {
         "corpus": table.to_dict("records"),
         "texts": texts.to_dict("records"),
@@ -73,7 +76,7 @@ def scores(inputs: Inputs) -> tuple[dict, str]:
 def edits(inputs: Inputs) -> tuple[dict, str]:
     """Controlled edits of SummEval's references where they are at hand, else of news items."""
     scale = inputs.scale
-    originals = originals_from_summeval(inputs.humans[0]) if inputs.humans else originals_from_news(inputs.news[: 40 * scale.edits])
+    originals = originals_from_summeval(inputs.humans[0]) if inputs.humans else originals_from_news(inputs.news[: 60 * scale.edits])
     pairs = edit_pairs(originals, scale.edits, scale.strengths)
     after, before = score_edits(originals, pairs, inputs.tools)
     table, ranking = edit_table(pairs, after, before), meaning_ranking(pairs, after, before)
