@@ -238,7 +238,7 @@ def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | 
     """Quantize the rows of `x`, multiply as integers, scale back, add the bias; shapes as in `Int8Linear`."""
     kernels = kernels_for(x.device)
     if kernels is not None:
-        return kernels.int8_linear(x, weight, weight_scale, bias)
+        return kernels.int8_linear(x.contiguous(), weight, weight_scale, bias)
     codes, scale = affine.quantize_rows(x.reshape(-1, x.shape[-1]))
     y = int8_matmul(codes, weight).float() * scale * weight_scale
     y = (y if bias is None else y + bias).to(x.dtype)
