@@ -163,6 +163,8 @@ def test_best_mode_is_taken_when_its_logits_are_the_same(session, monkeypatch):
     fake_engine(monkeypatch, lambda model, device: eager(model))
     with torch.inference_mode():
         ready = best.prepare_best(session)
+    ids, mask = session.batch((2, 16))
+    assert torch.allclose(ready[2, 16]["baseline"](ids, mask), eager(session.models["baseline"])(ids, mask), atol=1e-5)
     assert {shape: list(functions) for shape, functions in ready.items()} == {shape: ["baseline"] for shape in QUICK.best_shapes}
 
 

@@ -38,6 +38,17 @@ def allocated_bytes(device: str) -> int:
     return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 
+def kept_bytes(device: str) -> int:
+    """Bytes that torch keeps reserved on CUDA once it has given back what it can: live tensors and captured graphs' pools."""
+    import torch
+
+    if device != "cuda":
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
+
+
 def peak_bytes_of(call: Callable[[], object], device: str) -> int:
     """The most bytes that `call()` had allocated at one time beyond what was live when it began; its result counts."""
     import torch
