@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import kernels
-from .gpt2 import is_w8a8, pooled_positions, score_scale
+from .gpt2 import is_w8a8, score_scale
 from .layers import Int8Linear, NF4Embedding, NF4Linear
 
 
@@ -41,8 +41,9 @@ class Integers:
     def operand(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.quantize_rows(x)
 
-    def take(self, operand: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-        return operand[0][rows], operand[1][rows]
+    def take(self, x: Tensor, operand: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        taken, *codes = kernels.take_rows(x, *operand, rows)
+        return taken, tuple(codes)
 
     def product(self, layer: Int8Linear, operand: tuple[Tensor, Tensor], channels: slice, residual, dtype) -> Tensor:
         bias = None if layer.bias is None else layer.bias[channels]
@@ -67,8 +68,8 @@ class Floats:
     def operand(self, x: Tensor) -> Tensor:
         return x
 
-    def take(self, operand: Tensor, rows: Tensor) -> Tensor:
-        return operand[rows]
+    def take(self, x: Tensor, operand: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return x[rows], operand[rows]
 
     def product(self, layer, operand: Tensor, channels: slice, residual, dtype) -> Tensor:
         if isinstance(layer, NF4Linear):
@@ -98,28 +99,25 @@ class FusedClassifier:
         bias = None if mask is None else kernels.padding_bias(mask)
         for block in transformer.h[:-1]:
             x = self._mlp(block, self._attention(block, x, texts, bias))
-        positions, block = pooled_positions(ids, self.model.config.pad_token_id), transformer.h[-1]
+        pooled, block = kernels.pooled_rows(ids, self.model.config.pad_token_id), transformer.h[-1]
         if self.whole_last_block:
-            rows = torch.arange(texts, device=x.device) * length + positions
-            x = self._mlp(block, self._attention(block, x, texts, bias))[rows]
+            x = self._mlp(block, self._attention(block, x, texts, bias))[pooled[1]]
         else:
-            x = self._mlp(block, self._attention(block, x, texts, bias, positions))
+            x = self._mlp(block, self._attention(block, x, texts, bias, pooled))
         norm = transformer.ln_f
-        x = functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return self.model.score(x).float()
+        return kernels.layer_norm_head(x, norm.weight, norm.bias, norm.eps, self.model.score.weight)
 
-    def _attention(self, block, x: Tensor, texts: int, bias: Tensor | None, positions: Tensor | None = None) -> Tensor:
-        """The block's first half, residual included; for the rows at `positions` only when they are given."""
+    def _attention(self, block, x: Tensor, texts: int, bias: Tensor | None, pooled: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The block's first half, residual included; for the `pooled` (positions, rows) only when they are given."""
         attention, width = block.attn, x.shape[1]
         operand = self.arithmetic.normalize(block.ln_1, x)
-        if positions is None:
+        if pooled is None:
             query, key, value = self._product(attention.c_attn, operand).split(width, dim=1)
         else:
             key, value = self._product(attention.c_attn, operand, slice(width, None)).split(width, dim=1)
-            rows = torch.arange(texts, device=x.device) * (len(x) // texts) + positions
-            x = x[rows]
-            query = self._product(attention.c_attn, self.arithmetic.take(operand, rows), slice(width))
-        heads, scale = self.model.config.n_head, score_scale(self.model, attention)
+            x, operand = self.arithmetic.take(x, operand, pooled[1])
+            query = self._product(attention.c_attn, operand, slice(width))
+        heads, scale, positions = self.model.config.n_head, score_scale(self.model, attention), pooled and pooled[0]
         out = kernels.causal_attention(query, key, value, texts, heads, scale, bias, positions)
         return self._product(attention.c_proj, self.arithmetic.operand(out), residual=x)
 
