@@ -47,7 +47,8 @@ def test_codes_and_values_equal_bitsandbytes(shape):
     spread = (scales - scales.mean()).abs().max()
     assert ((our_scales - scales).abs() <= (their_scales - scales).abs() + 1e-6 * scales.max()).all()
     assert ((their_scales - scales).abs() - (our_scales - scales).abs()).max() <= 1e-3 * spread + 1e-9
-    same = torch.isclose(our_scales, their_scales, rtol=1e-6).repeat_interleave(64)[: x.numel()].view(shape) & (ours_at == theirs_at)
+    same_scale = torch.isclose(our_scales, their_scales, rtol=1e-6).repeat_interleave(64)[: x.numel()].view(shape)
+    same = same_scale & (ours_at == theirs_at)
     back = functional.dequantize_4bit(theirs, state).view(shape)
     assert torch.allclose(ours.dequantize()[same], back[same], rtol=1e-6, atol=1e-9)
     assert same.float().mean() > 0.7  # of a few blocks one may be a tie; of many hardly any is

@@ -193,7 +193,8 @@ def test_a_missing_tensor_another_version_and_an_unknown_scheme(tiny_gpt2, tmp_p
 
 def test_models_that_cannot_be_quantized(tiny_gpt2):
     with pytest.raises(UserError, match="BertModel is not a GPT-2"):
-        quantize_model(BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)), "nf4_scratch")
+        config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, vocab_size=9)
+        quantize_model(BertModel(config), "nf4_scratch")
     with pytest.raises(UserError, match="unknown quantization scheme"):
         quantize_model(tiny_gpt2, "int2")
     broken = copy.deepcopy(tiny_gpt2)

@@ -126,7 +126,7 @@ def decode(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Two 4-bit codes a byte, the first in the high nibble; an odd last one is followed by the code of 0. `[n]` -> `[ceil(n/2)]`."""
+    """Two 4-bit codes a byte, the first in the high nibble; an odd last one is followed by 0's code. `[n]` -> `[ceil(n/2)]`."""
     pairs = torch.nn.functional.pad(codes, (0, codes.numel() % 2), value=ZERO_CODE).view(-1, 2)
     return (pairs[:, 0] << 4) | pairs[:, 1]
 
