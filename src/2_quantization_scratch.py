@@ -20,6 +20,7 @@ KEYS = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--checkpoint", metavar="ID|FOLDER", help="classifier to quantize (default: script 1's)")
+    parser.add_argument("--skip-timing", action="store_true", help="leave the timing to script 3, which times all variants anew")
     args = parser.parse_args()
     settings = common.settings_from(args)
 
@@ -57,9 +58,9 @@ def main() -> None:
     tokens = tokenize(tokenizer, splits["validation"], settings.max_length)
     analysis = error_analysis.analyse(model, tokens, tokenizer.pad_token_id, settings)
     written = analysis.save(settings.results_dir)
-    timed = latency.measure_and_store(settings, checkpoint=args.checkpoint)
+    if not args.skip_timing:
+        print(latency.table(latency.measure_and_store(settings, checkpoint=args.checkpoint)))
     step.finish(outputs(settings) + written)
-    print(latency.table(timed))
     print(analysis.summary())
 
 
