@@ -1,4 +1,4 @@
-"""Triton kernels of the fused training step: gradients of the embeddings, clipping and AdamW.
+"""Triton kernels of the fused training step: gradients of vectors and embeddings, clipping, AdamW.
 
 AdamW is bound by memory: per parameter it reads and writes weight and two moments (24 bytes), reads the gradient (2, in
 bf16, as the product wrote it) and writes the bf16 copy that the next products read (2). GPT-2's 85 million parameters in
@@ -104,6 +104,48 @@ def catch_up(
             tl.store(m + at, m1, inside)
             tl.store(v + at, v1, inside)
             tl.store(current + row, now)
+
+
+@triton.jit
+def column_sums(dy, partial, rows, columns, stride, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums over rows of dy [rows, columns], in CHUNKS partial sums: the gradient of a bias. partial is [CHUNKS, stride]."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    chunk = tl.program_id(1)
+    per_chunk = tl.cdiv(rows, CHUNKS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for start in range(0, per_chunk, ROWS):
+        within = start + tl.arange(0, ROWS)
+        row = chunk * per_chunk + within
+        inside = ((within < per_chunk) & (row < rows))[:, None] & (column < columns)[None, :]
+        total += tl.sum(tl.load(dy + row[:, None] * columns + column[None, :], inside, 0.0).to(tl.float32), 0)
+    tl.store(partial + chunk * stride + column, total, column < columns)
+
+
+@triton.jit
+def norm_column_sums(
+    dh, x, mean_in, rstd_in, partial_weight, partial_bias, rows, width, stride,
+    CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a norm's weight, sum of dh (x - mean) rstd, and bias, sum of dh, in CHUNKS partial sums each."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    chunk = tl.program_id(1)
+    per_chunk = tl.cdiv(rows, CHUNKS)
+    weight = tl.zeros((COLUMNS,), tl.float32)
+    bias = tl.zeros((COLUMNS,), tl.float32)
+    for start in range(0, per_chunk, ROWS):
+        within = start + tl.arange(0, ROWS)
+        row = chunk * per_chunk + within
+        real = (within < per_chunk) & (row < rows)
+        inside = real[:, None] & (column < width)[None, :]
+        at = row[:, None] * width + column[None, :]
+        g = tl.load(dh + at, inside, 0.0).to(tl.float32)
+        unit = (tl.load(x + at, inside, 0.0) - tl.load(mean_in + row, real, 0.0)[:, None]) * tl.load(rstd_in + row, real, 0.0)[
+            :, None
+        ]
+        weight += tl.sum(g * unit, 0)
+        bias += tl.sum(g, 0)
+    tl.store(partial_weight + chunk * stride + column, weight, column < width)
+    tl.store(partial_bias + chunk * stride + column, bias, column < width)
 
 
 @triton.jit

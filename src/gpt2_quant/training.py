@@ -126,7 +126,7 @@ def train(
         tensors, state = found
         progress = Progress(**state)
         progress.resumed_from.append(progress.update)
-        best_weights = _take(tensors, "best.")
+        best_weights = _take(tensors, "best.") or _take(tensors, "model.")
         step.losses.copy_(tensors.pop("losses"))
         step.load(tensors, progress.update)
         if main_process:
@@ -134,7 +134,8 @@ def train(
 
     def save() -> None:
         tensors = step.tensors() | {"losses": step.losses}
-        tensors |= {f"best.{name}": tensor for name, tensor in best_weights.items()}
+        if progress.best and progress.best["update"] < progress.update:  # else the best weights are the ones at hand
+            tensors |= {f"best.{name}": tensor for name, tensor in best_weights.items()}
         if main_process:
             checkpoints.save(progress.update, tensors, {k: v for k, v in vars(progress).items() if k != "update"})
 
@@ -161,6 +162,7 @@ def train(
                 if due:
                     save()
                 if interrupted():
+                    checkpoints.wait()
                     raise KeyboardInterrupt
             progress.training_s += time.perf_counter() - started
             epoch_of_last, progress.epoch, progress.batch = progress.epoch, progress.epoch + 1, 0
@@ -173,7 +175,9 @@ def train(
             if progress.update < total or interrupted():
                 save()
             if interrupted():
+                checkpoints.wait()
                 raise KeyboardInterrupt
+    checkpoints.wait()
     return best_weights, progress
 
 

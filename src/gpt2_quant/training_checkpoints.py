@@ -2,7 +2,8 @@
 
 A checkpoint is one safetensors file, `update-00000500.safetensors`: weights, AdamW's two moments, the losses so far and
 the best epoch's weights as tensors; position, curve and identity as JSON in the header. Nothing in it is pickled. It is
-written under another name, flushed and renamed, so a kill while writing leaves the one before; two are kept.
+written under another name, flushed and renamed, so a kill while writing leaves the one before; two are kept. The training
+goes on while a thread writes.
 
 There are no random states to keep. Whatever is random in an update (the order of its rows, its dropout masks) is drawn
 from generators seeded by (seed, epoch) or (seed, update), so the state of every generator on every device follows from
@@ -20,13 +21,13 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .records import atomic_path
 from .settings import UserError
@@ -70,27 +71,39 @@ class Checkpoints:
         self.identity = identity
         self.interval_s = 60 * minutes
         self.saved_at = time.monotonic()
+        self.writer = ThreadPoolExecutor(1)
+        self.writing: Future | None = None
 
     def due(self) -> bool:
-        """Whether the last checkpoint is older than the interval."""
+        """Whether the last checkpoint is older than the interval. Raises OSError where its writing failed."""
+        if self.writing and self.writing.done():
+            self.wait()
         return time.monotonic() - self.saved_at >= self.interval_s
 
     def save(self, update: int, tensors: dict[str, torch.Tensor], progress: dict) -> None:
-        """Write the state after `update` updates, then drop all but the last two. Raises OSError on a full disk."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        header = {
-            "identity": json.dumps(self.identity),
-            "progress": json.dumps({"update": update, **progress}),
-            "sums": json.dumps({name: byte_sum(tensor) for name, tensor in tensors.items()}),
-        }
-        with atomic_path(self._path(update)) as temporary:
-            try:
-                save_file(tensors, temporary, metadata=header)
-            except SafetensorError as fault:  # how safetensors reports what the disk refused
-                raise _as_os_error(fault, self._path(update)) from fault
+        """Copy the state after `update` updates now, and write it while the training goes on.
+
+        A writing still under way is waited for first. Raises OSError where that one failed (a full disk).
+        """
+        self.wait()
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        self.writing = self.writer.submit(self._write, copies, {"update": update, **progress})
+        self.saved_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk. Raises OSError where it could not be written."""
+        writing, self.writing = self.writing, None
+        if writing:
+            writing.result()
+
+    def _write(self, tensors: dict[str, torch.Tensor], progress: dict) -> None:
+        """Write a checkpoint, then drop all but the last two."""
+        sums = {name: byte_sum(tensor) for name, tensor in tensors.items()}
+        header = {"identity": json.dumps(self.identity), "progress": json.dumps(progress), "sums": json.dumps(sums)}
+        with atomic_path(self._path(progress["update"])) as temporary:
+            write_safetensors(temporary, tensors, header)
         for path in self._paths()[:-KEPT]:
             path.unlink()
-        self.saved_at = time.monotonic()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
         """Tensors (on the CPU) and progress of the newest whole checkpoint; None where there is none.
@@ -140,9 +153,19 @@ def byte_sum(tensor: torch.Tensor) -> int:
     return int((flat.view(np.uint64) if flat.size % 8 == 0 else flat).sum(dtype=np.uint64))
 
 
-def _as_os_error(fault: SafetensorError, path: Path) -> OSError:
-    """The OSError inside safetensors' message (`… (os error 28)`), so that a full disk is reported as one."""
-    _, _, tail = str(fault).partition("os error ")
-    digits = tail.split(")")[0]
-    number = int(digits) if digits.isdigit() else 5
-    return OSError(number, os.strerror(number), str(path))
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write CPU tensors in the safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes.
+
+    The library's own writer holds Python's lock until 1.5 GB are out, and the training with it; a file's `write` does not.
+    """
+    kinds = {torch.float32: "F32", torch.uint8: "U8"}
+    header, end = {"__metadata__": metadata}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that the tensors begin at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors.values():
+            file.write(tensor.numpy().reshape(-1).view(np.uint8).data)
