@@ -29,7 +29,8 @@ def main() -> None:
     from gpt2_quant.steps import Step
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
-    step = Step(settings.results_dir, "2_quantization_scratch", vars(args), [checkpoints.weights_file(baseline)])
+    flags = {name: value for name, value in vars(args).items() if name != "skip_timing"}  # timing leaves no file of this script's
+    step = Step(settings.results_dir, "2_quantization_scratch", flags, [checkpoints.weights_file(baseline)])
     if step.complete() and not settings.overwrite and all(path.is_file() for path in record_paths(settings)):
         print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
         return

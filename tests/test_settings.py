@@ -85,3 +85,10 @@ def test_help_answers_at_once_without_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "--max-train-samples" in done.stdout
     assert time.perf_counter() - start < 5
+
+
+def test_a_record_names_folders_from_the_root_of_the_repository(tmp_path):
+    values = resolve("--preset", "demo", "--results-dir", str(tmp_path)).as_dict()
+    assert (values["models_dir"], values["base_model"]) == ("models/demo", "models/demo/base_gpt2")
+    assert values["results_dir"] == str(tmp_path)
+    assert resolve().as_dict()["base_model"] == "openai-community/gpt2"

@@ -87,8 +87,14 @@ class Settings:
     overwrite: bool
 
     def as_dict(self) -> dict:
-        """What a record keeps: every setting as plain JSON values, but for `overwrite`, which changes no result."""
-        values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        """What a record keeps: every setting as plain JSON values, but for `overwrite`, which changes no result.
+
+        Folders of this repository are named from its root: a record is read on other machines than the one that wrote it.
+        """
+        values = asdict(self)
+        for name in ("models_dir", "results_dir", "base_model", "dataset"):
+            path = Path(values[name])
+            values[name] = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
         del values["overwrite"]
         return values
 
