@@ -15,7 +15,7 @@ import numpy as np
 
 from ..records import atomic_path
 
-CHUNK = 2048  # rows computed at a time
+CHUNK = 512  # rows computed at a time
 SAVE_EVERY_S = 20.0  # so that an interrupted run goes on from where it was
 
 

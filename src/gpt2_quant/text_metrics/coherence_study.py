@@ -28,7 +28,7 @@ CONTROLS = (
     "whole text twice",
 )
 RESAMPLES = 2000
-PERPLEXITY_PERMUTATIONS = 4
+PERPLEXITY_PERMUTATIONS = 1
 
 
 def damaged_versions(texts: Sequence[str], permutations: int) -> list[dict[str, list[str]]]:

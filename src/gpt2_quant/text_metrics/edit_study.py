@@ -3,7 +3,8 @@
 A text is scored against *another* human's reference where there is one (SummEval has eleven a document), so that the original's own
 score is that of a good text and not of a copy; news items, which have none, are scored against themselves. Falls are in units
 of the metric's standard deviation over the originals, so that metrics on different scales share one figure: 1.0 means that the
-edit costs as much as one standard deviation between good texts.
+edit costs as much as one standard deviation between good texts. (Where originals are their own references and so all score the
+same, the unit is the standard deviation over the edited texts.)
 """
 
 import hashlib
@@ -109,6 +110,8 @@ def edit_table(pairs: pd.DataFrame, scores: pd.DataFrame, before: dict[str, np.n
     draw = np.random.default_rng(0)
     for name, original in before.items():
         spread = np.nanstd(original)
+        if spread < 1e-9:  # texts scored against themselves are all alike: then the unit is the spread of the edited ones
+            spread = np.nanstd(scores[name]) or 1.0
         fall = (original[pairs["text"]] - scores[name].to_numpy()) / spread
         for (edit, effect, strength), group in pairs.groupby(["edit", "effect", "strength"], sort=False).groups.items():
             values = fall[group][np.isfinite(fall[group])]

@@ -29,8 +29,8 @@ def _grid(axes, values: np.ndarray, rows: list[str], columns: list[str], limits:
 
 
 def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Metric x edit, each at its middle strength (or its only one): mean fall in standard deviations; red means noticed."""
-    chosen = table[(table["strength"] == 2) | (table.groupby(["metric", "edit"])["strength"].transform("nunique") == 1)]
+    """Metric x edit, each at its greatest strength: mean fall in standard deviations; red means noticed."""
+    chosen = table[table["strength"] == table.groupby(["metric", "edit"])["strength"].transform("max")]
     edits = list(dict.fromkeys(chosen["edit"]))
     metrics = list(dict.fromkeys(chosen["metric"]))
     values = chosen.pivot(index="metric", columns="edit", values="mean_fall").reindex(metrics)[edits].to_numpy()

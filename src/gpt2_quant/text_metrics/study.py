@@ -1,6 +1,6 @@
 """The five parts of the study, each from models and data to a section of the record and its table on disk.
 
-The presets differ in how much they read: the paper preset takes every text that the issue's questions need, the demo enough to
+The presets differ in how much they read: the paper preset takes every text that the questions need, the demo enough to
 see every part at work within a minute.
 """
 
@@ -39,9 +39,7 @@ class Scale:
 
 
 SCALES = {
-    "paper": Scale(
-        edits=200, strengths=(1, 2, 3), permutations=20, coherence_texts=100, quantization_texts=400, baseline_texts=500
-    ),
+    "paper": Scale(edits=200, strengths=(1, 3), permutations=20, coherence_texts=100, quantization_texts=200, baseline_texts=500),
     "demo": Scale(edits=8, strengths=(2,), permutations=5, coherence_texts=12, quantization_texts=24, baseline_texts=40),
 }
 
