@@ -47,7 +47,7 @@ def main() -> None:
     figures = comparison_plots.draw_all(comparison, results)
     changed, texts_note = changed_texts.describe(comparison, args.dataset)
     written += [changed_texts.write(changed, results)]
-    figures["quantization_error_heatmap"] = results / "quantization_error_heatmap.pdf"
+    figures |= {name: results / f"{name}.pdf" for name in ("training_curve", "quantization_error_heatmap")}
     data = report_data(comparison, changed, texts_note, results)
     compile_report("report_2.typ", data, figures, results / "report_2.pdf")
     written += [results / "report_2.pdf"]

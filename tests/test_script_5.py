@@ -1,6 +1,7 @@
 """Script 5 as a user runs it."""
 
 import csv
+import resource
 import shutil
 import time
 
@@ -9,11 +10,12 @@ import pandas as pd
 import pypdf
 import pytest
 from conftest import ROOT
-from result_folders import change_record, classifier, logits, rounded, write_results
+from result_folders import STEPS, change_record, classifier, logits, rounded, write_results
 
 from gpt2_quant import tables
 from gpt2_quant.changed_texts import describe
 from gpt2_quant.comparison import compare_results
+from gpt2_quant.predictions import save_predictions
 from gpt2_quant.reports import compile_report
 from gpt2_quant.reports.quantization_report import report_data
 
@@ -147,6 +149,28 @@ def test_two_presets_are_refused_and_nothing_is_written(tmp_path, run_script):
     assert done.returncode == 2
     assert "these results come from two presets (baseline has paper and nf4_scratch has demo)" in done.stderr
     assert not (folder / "comparison_table.csv").exists()
+
+
+@pytest.mark.slow
+def test_ten_variants_of_7600_rows_take_less_than_twenty_seconds(tmp_path, run_script):
+    """In processor time, of one core: a machine that is busy with something else does not change it."""
+    folder = write_results(tmp_path / "results")
+    rows = np.resize(np.arange(1000), 7600)
+    labels = classifier()["labels"][rows]
+    for key in STEPS:
+        save_predictions(folder, key, labels, logits(key)[rows])
+        accuracy = (logits(key)[rows].argmax(axis=1) == labels).mean()
+        change_record(folder, key, lambda record, accuracy=accuracy: record["metrics"]["accuracy"].update(value=accuracy))
+        change_record(folder, key, lambda record: record["data"].update(n=7600))
+    (tmp_path / "theirs").mkdir()
+    for number in range(3):
+        frame = pd.DataFrame(logits("nf4_scratch")[rows] * (1 + number), columns=[f"logit_{i}" for i in range(4)])
+        frame.assign(id=range(7600), label=labels).to_parquet(tmp_path / "theirs" / f"number_{number}.parquet")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_script(SCRIPT, "--results-dir", folder, "--predictions", tmp_path / "theirs", OMP_NUM_THREADS="1")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
 
 
 def test_help_answers_at_once(run_script):
