@@ -67,9 +67,7 @@ def test_it_says_accuracy_latency_and_the_short_version_of_the_error(done):
 
 
 def test_sizes_shrink_in_order(done, workplace):
-    sizes = {
-        key: json.loads((workplace / "results" / "records" / f"{key}.json").read_text())["size"] for key in KEYS
-    }
+    sizes = {key: json.loads((workplace / "results" / "records" / f"{key}.json").read_text())["size"] for key in KEYS}
     assert sizes["nf4_scratch"]["tensor_bytes"] < sizes["int8_scratch_w8a8"]["tensor_bytes"]
     assert sizes["int8_scratch"]["resident_bytes"] > 3.9 * sizes["int8_scratch"]["stored"]["tensor_bytes"]
     for key in ("int8_scratch_w8a8", "nf4_scratch"):

@@ -36,6 +36,16 @@ def test_equals_torch_per_tensor_bit_for_bit(zero_point):
         assert torch.equal(affine.dequantize(codes, torch.tensor(scale), zero_point), theirs.dequantize())
 
 
+@pytest.mark.parametrize("zero_point", [0, 1, -100, 127])
+def test_equals_torch_on_values_next_to_a_tie(zero_point):
+    x = (torch.randint(-120, 120, (64, 2000)) + 0.5) * 0.7 * (1 + torch.randn(64, 2000) * 1e-6)
+    scale, zero_points = torch.full((64,), 0.7), torch.full((64,), zero_point)
+    theirs = torch.quantize_per_tensor(x, 0.7, zero_point, torch.qint8)
+    assert torch.equal(affine.quantize(x, torch.tensor(0.7), zero_point, -128, 127), theirs.int_repr())
+    theirs = torch.quantize_per_channel(x, scale, zero_points, 0, torch.qint8)
+    assert torch.equal(affine.quantize(x, scale[:, None], zero_points[:, None], -128, 127), theirs.int_repr())
+
+
 def test_equals_torch_per_channel_bit_for_bit():
     x, scale = torch.randn(33, 257), torch.rand(33) * 0.05 + 1e-3
     zero_point = torch.randint(-20, 20, (33,))
@@ -107,7 +117,7 @@ def test_an_outlier_of_ten_thousand_sigma_spoils_a_tensor_but_only_its_own_chann
     per_tensor = affine.quantize_tensor(weight, per="tensor").dequantize()
     per_channel = affine.quantize_tensor(weight, per="channel").dequantize()
     assert (per_tensor[others] == 0).all()  # the scale is 79 sigma
-    assert (per_channel[others] - weight[others]).abs().max() < 4.5 / 254
+    assert (per_channel[others] - weight[others]).abs().max() <= weight[others].abs().max() / 254 * 1.0001
     assert per_channel[3, 5].item() == pytest.approx(1e4, rel=1e-6)
 
 

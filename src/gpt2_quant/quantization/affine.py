@@ -1,6 +1,6 @@
 """Integers for reals: the arithmetic of affine and symmetric int8 quantization, as pure functions.
 
-A real `x` is stored as the code `q = clamp(round(x / scale) + zero_point, qmin, qmax)` and read back as
+A real `x` is stored as the code `q = clamp(round(x / scale + zero_point), qmin, qmax)` and read back as
 `(q - zero_point) * scale` (Jacob et al. 2018, arXiv 1712.05877, eq. 1). Rounding is half to even. Where nothing saturates
 the error is at most half a scale, so the choice of the scale is all there is:
 
@@ -62,10 +62,16 @@ class Quantized:
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
     """Codes (int8) of `x` under a given scale (float32) and zero point, both broadcast against `x`.
 
-    The product with the reciprocal, not the quotient, is rounded: bit for bit what `torch.quantize_per_tensor` and
-    `torch.quantize_per_channel` do.
+    Bit for bit what `torch.quantize_per_tensor` and `torch.quantize_per_channel` do. Both multiply by the reciprocal; the
+    former adds the zero point in the same step (a fused multiply-add, one rounding), the latter in a second one. That
+    matters for ties only, and for those that float32 makes: 126.49999994 is 126.5.
     """
-    return (torch.round(x.float() * (1.0 / scale)) + zero_point).clamp_(qmin, qmax).to(torch.int8)
+    inverse = 1.0 / scale
+    if scale.numel() == 1:
+        transformed = (x.double() * inverse.double() + zero_point).float()  # a product of two float32 is exact in float64
+    else:
+        transformed = x.float() * inverse + zero_point
+    return torch.round(transformed).clamp_(qmin, qmax).to(torch.int8)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Tensor:

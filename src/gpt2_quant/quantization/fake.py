@@ -65,9 +65,7 @@ def matrices(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
 
 
 @torch.no_grad()
-def fake_quantize_weights(
-    model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True
-) -> nn.Module:
+def fake_quantize_weights(model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True) -> nn.Module:
     """Round the weights of a float GPT-2 to `scheme` (a key of WEIGHT_SCHEMES) in place, and return the model.
 
     A tied language-model head follows its embedding. `wanted(path)` picks matrices. Raises UserError for another scheme.
