@@ -1,5 +1,6 @@
 """What may share a table, what the rows say, and the tables made of them."""
 
+import argparse
 import csv
 import shutil
 
@@ -11,6 +12,7 @@ from result_folders import STEPS, change_record, classifier, logits, write_resul
 from gpt2_quant import claims, paired, records, tables
 from gpt2_quant.changed_texts import most_changed, read_test_texts
 from gpt2_quant.comparison import MIB, compare_results
+from gpt2_quant.data import load_splits
 from gpt2_quant.settings import UserError
 
 
@@ -301,3 +303,19 @@ def test_most_changed_texts_are_those_of_largest_divergence(comparison):
     assert rows[0]["id"] == kl.max(axis=0).argmax()
     texts, note = read_test_texts(comparison)
     assert texts is None and "nowhere/at-hand is not at hand" in note
+
+
+def test_texts_are_shown_only_when_their_fingerprint_is_the_records(results, ag_news_dir):
+    def name_dataset(record):
+        record["settings"].update(dataset=str(ag_news_dir), max_test_samples=1000)
+
+    for key in STEPS:
+        change_record(results, key, name_dataset)
+    texts, note = read_test_texts(compare_results(results))
+    assert texts is None and "its sha256 differs" in note
+    settings = argparse.Namespace(preset="paper", dataset=str(ag_news_dir), max_train_samples=None, max_test_samples=1000)
+    split = load_splits(settings)["test"]
+    for key in STEPS:
+        change_record(results, key, lambda record: record["data"].update(sha256=split.sha256))
+    texts, note = read_test_texts(compare_results(results))
+    assert texts == split.texts and note == f"Texts from {ag_news_dir}."

@@ -17,7 +17,7 @@ from . import paired
 from .comparison import Comparison
 from .data import LABELS, load_splits
 from .records import write_csv
-from .settings import Settings, UserError
+from .settings import ROOT, Settings, UserError
 
 
 def most_changed(comparison: Comparison, count: int = 10) -> list[dict]:
@@ -66,15 +66,17 @@ def read_test_texts(comparison: Comparison, dataset: str | None = None) -> tuple
     settings = Settings(**{**said, **folders, "preset": "paper", "max_train_samples": None, "overwrite": False})
     if dataset:
         settings = replace(settings, dataset=dataset, dataset_revision=None)
+    elif (ROOT / said["dataset"]).is_dir():  # records name the repository's folders from its root
+        settings = replace(settings, dataset=str(ROOT / said["dataset"]))
     # A comparison reads what is on this disk: a dataset that was never fetched is not fetched for ten texts.
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     try:
         split = load_splits(settings)["test"]
     except (UserError, OSError):
-        return None, f"The texts are not shown: {settings.dataset} is not at hand; name its folder with --dataset."
+        return None, f"The texts are not shown: {dataset or said['dataset']} is not at hand; name its folder with --dataset."
     if split.sha256 != record["data"]["sha256"]:
-        return None, f"The texts are not shown: {settings.dataset} is not the test set of the records (its sha256 differs)."
-    return split.texts, f"Texts from {settings.dataset}."
+        return None, f"The texts are not shown: {dataset or said['dataset']} is not the records' test set (its sha256 differs)."
+    return split.texts, f"Texts from {dataset or said['dataset']}."
 
 
 def describe(comparison: Comparison, dataset: str | None = None) -> tuple[list[dict], str]:
