@@ -67,10 +67,9 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax
     matters for ties only, and for those that float32 makes: 126.49999994 is 126.5.
     """
     inverse = 1.0 / scale
-    if scale.numel() == 1:
-        transformed = (x.double() * inverse.double() + zero_point).float()  # a product of two float32 is exact in float64
-    else:
-        transformed = x.float() * inverse + zero_point
+    # float64 holds the product of two float32 exactly, so that the sum is rounded once, at the end.
+    x = x.double() if scale.numel() == 1 else x.float()
+    transformed = (x * inverse.to(x.dtype) + zero_point).float()
     return torch.round(transformed).clamp_(qmin, qmax).to(torch.int8)
 
 
