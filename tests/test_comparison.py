@@ -1,6 +1,5 @@
 """What may share a table, what the rows say, and the tables made of them."""
 
-import argparse
 import csv
 import shutil
 
@@ -13,7 +12,7 @@ from gpt2_quant import claims, paired, records, tables
 from gpt2_quant.changed_texts import most_changed, read_test_texts
 from gpt2_quant.comparison import MIB, compare_results
 from gpt2_quant.data import load_splits
-from gpt2_quant.settings import UserError
+from gpt2_quant.settings import UserError, parser, settings_from
 
 
 @pytest.fixture(scope="module")
@@ -313,8 +312,8 @@ def test_texts_are_shown_only_when_their_fingerprint_is_the_records(results, ag_
         change_record(results, key, name_dataset)
     texts, note = read_test_texts(compare_results(results))
     assert texts is None and "its sha256 differs" in note
-    settings = argparse.Namespace(preset="paper", dataset=str(ag_news_dir), max_train_samples=None, max_test_samples=1000)
-    split = load_splits(settings)["test"]
+    args = parser("").parse_args(["--device", "cpu", "--dataset", str(ag_news_dir), "--max-test-samples", "1000"])
+    split = load_splits(settings_from(args))["test"]
     for key in STEPS:
         change_record(results, key, lambda record: record["data"].update(sha256=split.sha256))
     texts, note = read_test_texts(compare_results(results))
