@@ -12,8 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[1]
+from tiny_models import ROOT, make_tiny_gpt2  # noqa: E402
 
 
 def _named_folder(variable: str, what: str) -> Path:
@@ -59,24 +58,6 @@ def tiny_tokenizer(tiny_texts):
     tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def make_tiny_gpt2(tokenizer, head: bool = True):
-    """A GPT-2 of 2 layers x 64 with random weights, biases and norms included: zero biases would hide a dropped one."""
-    import torch
-    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=64, n_layer=2, n_head=4, num_labels=4,
-        pad_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    model = (GPT2ForSequenceClassification if head else GPT2LMHeadModel)(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.1)
-    return model.eval()
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def write_news(folder: Path, texts: tuple[list[str], list[int]], n_train: int, e
 def write_models(folder: Path, tokenizer) -> dict[str, Path]:
     """A good tiny language model, and classifiers with one fault each."""
     import torch
-    from conftest import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2
 
     models = {"good": make_tiny_gpt2(tokenizer, head=False), "NaN": make_tiny_gpt2(tokenizer)}
     models |= {"truncated": make_tiny_gpt2(tokenizer), "five labels": make_tiny_gpt2(tokenizer)}

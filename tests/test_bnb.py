@@ -16,7 +16,7 @@ WIDEST_HALF_GAP = (1 - 0.6961928009986877) / 2
 @pytest.fixture(scope="module")
 def folders(tiny_tokenizer, tmp_path_factory):
     """A tiny baseline and both quantized folders made from it."""
-    from conftest import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2
 
     models_dir = tmp_path_factory.mktemp("models")
     make_tiny_gpt2(tiny_tokenizer).save_pretrained(models_dir / "baseline_gpt2")

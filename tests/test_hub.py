@@ -40,7 +40,7 @@ def parquet(texts: list[str], labels: list[int]) -> bytes:
 @pytest.fixture(scope="module")
 def repositories(tiny_tokenizer, tiny_texts, tmp_path_factory):
     """A tiny GPT-2 as the hub holds it (with a pickle that nobody should fetch) and 240 rows of news as parquet."""
-    from conftest import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2
 
     folder = tmp_path_factory.mktemp("hub") / "model"
     make_tiny_gpt2(tiny_tokenizer, head=False).save_pretrained(folder)

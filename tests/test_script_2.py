@@ -15,7 +15,7 @@ KEYS = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, tiny_tokenizer):
     """A models folder in which the demo's base and corpus are made already and a (random) classifier stands."""
-    from conftest import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2
 
     folder = tmp_path_factory.mktemp("script2")
     models = folder / "models"

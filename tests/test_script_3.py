@@ -17,7 +17,7 @@ KEYS = ("baseline", "baseline_fp16", "int8_bitsandbytes", "nf4_bitsandbytes")
 @pytest.fixture(scope="module")
 def ground(tiny_tokenizer, tmp_path_factory):
     """A dataset folder of the demo's items in AG News' form, and a tiny classifier beside it."""
-    from conftest import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2
 
     from gpt2_quant.demo import generate_corpus
 

@@ -11,7 +11,7 @@ SCRIPT = "src/4_evaluation_metrics.py"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, tiny_tokenizer):
     """Flags that put a tiny language model and a tiny data set in place of what the demo would make first."""
-    from conftest import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2
 
     from gpt2_quant.demo import generate_corpus
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pypdf
 import pytest
-from conftest import ROOT
 from result_folders import STEPS, change_record, classifier, logits, rounded, write_results
+from tiny_models import ROOT
 
 from gpt2_quant import tables
 from gpt2_quant.changed_texts import describe

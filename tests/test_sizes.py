@@ -67,7 +67,7 @@ def expected(key: str, width: int, layers: int, vocabulary: int, positions: int,
 @pytest.fixture(scope="module")
 def variants(tiny_tokenizer, tmp_path_factory):
     """A models folder with all seven variants of one tiny classifier, and its shape."""
-    from conftest import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2
 
     models_dir = tmp_path_factory.mktemp("models")
     model = make_tiny_gpt2(tiny_tokenizer)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_tiny_gpt2
+from tiny_models import make_tiny_gpt2
 from torch.nn.functional import cross_entropy
 
 from gpt2_quant.data import Split, length_grouped_batches, pad_batch, tokenize

@@ -15,7 +15,7 @@ from gpt2_quant.settings import UserError
 
 @pytest.fixture(scope="module")
 def analysis(tiny_tokenizer, tiny_texts):
-    from conftest import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2
 
     texts, labels = tiny_texts
     tokens = tokenize(tiny_tokenizer, Split("validation", texts[:40], labels[:40], "demo"), 64)
