@@ -236,6 +236,7 @@ def latency_sweep(comparison: Comparison, path: Path) -> list[Path]:
             axes.set_yscale("log")
             axes.set_xticks(sizes, sizes)
             axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{length} tokens", loc="left")

@@ -170,7 +170,7 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
             for temperature, colours in drawn:
                 bins = reliability_bins(variant["labels"], variant["logits"], temperature)
                 area = 12 + 220 * bins["count"] / bins["count"].sum()
-                axes.scatter(bins["confidence"], bins["accuracy"], s=area, linewidths=0.8, **colours)
+                axes.scatter(bins["confidence"], bins["accuracy"], s=area, linewidths=0.8, clip_on=False, zorder=3, **colours)
             axes.set_title(variant["label"], loc="left", fontsize=9)
             note = f"ECE {variant['ece']:.3f}"
             if variant["temperature"] is not None:
