@@ -27,7 +27,7 @@ import numpy as np
 
 from .cache import content_key
 from .embeddings import Encoder
-from .order_model import judge
+from .order_model import judge, order_model_hash
 from .scored import Scored
 from .sentences import split_sentences
 
@@ -48,7 +48,7 @@ def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PAR
 
     The result's `parts` has every part's values and the number of sentences.
     """
-    version = f"SCS|v1|{encoder.signature}"
+    version = f"SCS|v1|order model {order_model_hash()}|{encoder.signature}"
     keys = [content_key(version, text) for text in texts]
     rows = encoder.cache.rows("coherence_parts", keys, lambda missing: _all_parts([texts[i] for i in missing], encoder))
     table = rows.reshape(-1, len(PARTS) + 1)

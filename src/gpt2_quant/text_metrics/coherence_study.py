@@ -5,7 +5,7 @@
 * repetition: one sentence twice in a row; all twice in a row; the whole text twice
 
 0.5 is chance; a tie counts half. Intervals are bootstrap intervals over texts. Perplexity reads every permutation anew, at the cost
-of a language model's pass, so it gets fewer permutations than the metrics that only reorder sentence vectors.
+of a language model's pass, so it gets fewer texts and permutations than the metrics that only reorder sentence vectors.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ CONTROLS = (
     "whole text twice",
 )
 RESAMPLES = 2000
-PERPLEXITY_PERMUTATIONS = 1
+PERPLEXITY_TEXTS, PERPLEXITY_PERMUTATIONS = 30, 1
 
 
 def damaged_versions(texts: Sequence[str], permutations: int) -> list[dict[str, list[str]]]:
@@ -77,11 +77,13 @@ def coherence_metrics(tools: Tools) -> dict[str, Callable[[list[str]], np.ndarra
 
 def control_table(texts: Sequence[str], tools: Tools, permutations: int) -> pd.DataFrame:
     """One row a metric and control: share of versions that the metric puts below the original, interval, texts, versions a text."""
-    versions = damaged_versions(texts, permutations)
-    drawn = np.random.default_rng(0).integers(len(versions), size=(RESAMPLES, len(versions)))
+    all_versions = damaged_versions(texts, permutations)
     rows = []
     for name, metric in coherence_metrics(tools).items():
-        limit = PERPLEXITY_PERMUTATIONS if name == "perplexity" else permutations
+        few = name == "perplexity"
+        limit = PERPLEXITY_PERMUTATIONS if few else permutations
+        versions = all_versions[:PERPLEXITY_TEXTS] if few else all_versions
+        drawn = np.random.default_rng(0).integers(len(versions), size=(RESAMPLES, len(versions)))
         flat = [text for group in versions for control in ("original", *CONTROLS) for text in group[control][:limit]]
         values = iter(metric(flat))
         shares = {control: np.empty(len(versions)) for control in CONTROLS}

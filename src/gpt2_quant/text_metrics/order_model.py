@@ -7,10 +7,10 @@ Two networks of 48 hidden units over a pair of sentences (a, b), with the senten
 
 They were trained on the order that authors gave their own sentences, with no rating, label or summary anywhere: continuation tells
 neighbours from two other sentences of the same text, from reversed neighbours, from a sentence of another text and from a
-repetition; precedence tells each pair in order from the same pair reversed. The texts are 4,636 documents of public news and
+repetition; precedence tells each pair in order from the same pair reversed. The texts are 4,235 documents of public news and
 encyclopedia collections (Reuters-21578, BBC, Brown, WikiText-2) from the years 1961 to 2016; none of the data that the scores are
-judged on is among them. `benchmarks/fit_order_model.py` made `order_model.safetensors` (float16) and says how well it does on
-held-out documents.
+judged on is among them. `benchmarks/fit_order_model.py` made `order_model.safetensors` (float16) and tests it on 401
+held-out documents, of whose shuffles continuation prefers the original to 94%, precedence to 92%, their product to 96%.
 
 The idea of learning local coherence from adjacency is Xu et al. 2019 ("A Cross-Domain Transferable Neural Coherence Model").
 """
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..records import file_sha256
 from .cues import N_CUES, N_PAIR_CUES, Cues, pair_cues
 
 WEIGHTS = Path(__file__).with_name("order_model.safetensors")
@@ -47,6 +48,12 @@ class PairNetwork(nn.Module):
 
 
 @cache
+def order_model_hash() -> str:
+    """First eight digits of the weights' sha256: part of every score's signature."""
+    return file_sha256(WEIGHTS)[:8]
+
+
+@cache
 def load_order_model() -> tuple[PairNetwork, PairNetwork]:
     """(continuation, precedence), in float32 on the CPU: they are small enough that moving them would cost more than it saves."""
     from safetensors.torch import load_file
@@ -67,7 +74,9 @@ def _cues(sentence: str) -> Cues:
 
 
 @torch.inference_mode()
-def judge(sentences: Sequence[str], vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def judge(
+    sentences: Sequence[str], vectors: np.ndarray, networks: tuple[PairNetwork, PairNetwork] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(continuation [n-1] of each neighbouring pair, precedence [n, n] with entry (i, j) for "i comes before j"); vectors [n,
     384].
     """
@@ -76,7 +85,7 @@ def judge(sentences: Sequence[str], vectors: np.ndarray) -> tuple[np.ndarray, np
     i, j = (index.ravel() for index in np.indices((n, n)))
     x, c = torch.from_numpy(vectors), torch.from_numpy(np.stack([cue.vector for cue in cues]))
     pair = torch.from_numpy(np.stack([pair_cues(cues[a], cues[b]) for a, b in zip(i, j, strict=True)]))
-    continuation, precedence = load_order_model()
+    continuation, precedence = networks or load_order_model()
     following = torch.arange(n - 1) * n + torch.arange(1, n)
     near = continuation(x[:-1], x[1:], c[:-1], c[1:], pair[following]).sigmoid()
     h = precedence(x[i], x[j], c[i], c[j], pair).reshape(n, n)
