@@ -1,0 +1,191 @@
+"""Script 1 as a user runs it, on a tiny GPT-2 and 340 texts: what it leaves, going on after a kill, several processes."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+from tiny_models import ROOT, make_tiny_gpt2
+
+SCRIPT = "src/1_baseline_finetuning.py"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def ingredients(tmp_path_factory, tiny_texts, tiny_tokenizer) -> list:
+    """The flags that name a tiny base model (no dropout, so that processes may share out its rows) and dataset."""
+    folder = tmp_path_factory.mktemp("ingredients")
+    model = make_tiny_gpt2(tiny_tokenizer, head=False)
+    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+        setattr(model.config, name, 0.0)
+    model.save_pretrained(folder / "base")
+    tiny_tokenizer.save_pretrained(folder / "base")
+    (folder / "data").mkdir()
+    texts, labels = tiny_texts
+    for name, rows in (("train", range(340)), ("test", range(340, 411))):  # 71 texts: 2 and 3 do not divide them
+        with open(folder / "data" / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+            writer.writerows([labels[i] + 1, *texts[i].split(" ", 1)] for i in rows)
+    return [
+        "--base-model",
+        folder / "base",
+        "--dataset",
+        folder / "data",
+        "--device",
+        "cpu",
+        "--epochs",
+        2,
+        "--learning-rate",
+        1e-3,
+    ]
+
+
+def into(folder: Path) -> list:
+    return ["--models-dir", folder / "models", "--results-dir", folder / "results"]
+
+
+@pytest.fixture(scope="module")
+def finished(ingredients, run_script, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run of 40 updates."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = run_script(SCRIPT, *ingredients, *into(folder), "--report-to", "tensorboard", **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout and "40 updates in" in done.stdout
+    return folder
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "models" / "baseline_gpt2" / "model.safetensors")
+
+
+def test_a_run_leaves_all_that_the_contract_names(finished):
+    results, model = finished / "results", finished / "models" / "baseline_gpt2"
+    for name in ("training_curve.csv", "training_curve.png", "baseline_confusion_matrix.png", "predictions/baseline.parquet"):
+        assert (results / name).stat().st_size > 0, name
+    config = json.loads((model / "config.json").read_text())
+    assert config["id2label"] == {"0": "World", "1": "Sports", "2": "Business", "3": "Sci/Tech"}
+    assert config["pad_token_id"] == config["eos_token_id"]
+    assert all(tensor.dtype == np.float32 for tensor in weights(finished).values())
+    record = json.loads((results / "records" / "baseline.json").read_text())
+    assert record["training"]["updates"] == 40 and record["training"]["step"] == "plain"
+    assert record["metrics"]["accuracy"]["n"] == 71
+    assert f"{record['metrics']['accuracy']['value']:.4f}" in (model / "README.md").read_text()
+    curve = pd.read_csv(results / "training_curve.csv")
+    assert list(curve) == ["step", "train_loss", "learning_rate", "validation_loss", "validation_accuracy"]
+    assert len(curve) == 40 and curve["validation_loss"].notna().sum() == 2
+    assert list((results / "logs").rglob("events.out.tfevents.*"))
+    assert not (finished / "models" / "baseline_gpt2.training").exists()
+
+
+def test_the_model_is_a_plain_transformers_folder(finished):
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", str(finished / "models" / "baseline_gpt2"), device="cpu")
+    assert classify("Late goal sends the home side to the final")[0]["label"] in ("World", "Sports", "Business", "Sci/Tech")
+
+
+def test_the_same_command_again_does_nothing_and_says_so(finished, ingredients, run_script):
+    before = (finished / "models" / "baseline_gpt2" / "model.safetensors").stat().st_mtime_ns
+    done = run_script(SCRIPT, *ingredients, *into(finished), "--report-to", "tensorboard")
+    assert done.returncode == 0 and "already complete" in done.stdout
+    assert (finished / "models" / "baseline_gpt2" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def killed(ingredients, tmp_path_factory) -> Path:
+    """The folder of a run that was killed with SIGKILL in the second epoch."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, SCRIPT, *ingredients, *into(folder), "--checkpoint-minutes", 0]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env={**os.environ, **ONE_THREAD}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoints = folder / "models" / "baseline_gpt2.training" / "seed-0"
+    limit = time.monotonic() + 120
+    while max((path.name for path in checkpoints.glob("update-*")), default="") < "update-00000022" and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(checkpoints.glob("update-*"))) >= 1
+    return folder
+
+
+def test_another_learning_rate_does_not_continue_a_killed_run(killed, ingredients, run_script):
+    flags = [*ingredients, "--learning-rate", 2e-3]
+    done = run_script(SCRIPT, *flags, *into(killed), **ONE_THREAD)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ")
+    assert "--learning-rate 0.001, and this one has 0.002" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(killed, finished, ingredients, run_script):
+    done = run_script(SCRIPT, *ingredients, *into(killed), "--checkpoint-minutes", 0, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "going on after update 2" in done.stdout
+    whole, resumed = weights(finished), weights(killed)
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+    assert not (killed / "models" / "baseline_gpt2.training").exists()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_train_the_same_model_and_answer_for_every_row_once(processes, finished, ingredients, tmp_path):
+    """Gloo on the CPU, started the way accelerate launch starts processes. 16 rows divide by 2 and not by 3."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes, "--master_addr", "127.0.0.1", "--master_port", port]
+    command = [sys.executable, *launcher, SCRIPT, *ingredients, *into(tmp_path)]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, **ONE_THREAD},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("40 updates in") == 1  # one process speaks
+    alone, together = (pd.read_csv(folder / "results" / "training_curve.csv") for folder in (finished, tmp_path))
+    # Sums in another order: rounding of 2**-24 grows with every update, and AdamW turns it into steps where gradients are tiny.
+    np.testing.assert_allclose(together["train_loss"], alone["train_loss"], rtol=2e-3)
+    np.testing.assert_allclose(together["train_loss"][:5], alone["train_loss"][:5], rtol=1e-5)
+    predictions = pd.read_parquet(tmp_path / "results" / "predictions" / "baseline.parquet")
+    expected = pd.read_parquet(finished / "results" / "predictions" / "baseline.parquet")
+    assert predictions["id"].tolist() == list(range(71)) and predictions["label"].equals(expected["label"])
+    record = json.loads((tmp_path / "results" / "records" / "baseline.json").read_text())
+    assert record["training"]["processes"] == processes and record["metrics"]["accuracy"]["n"] == 71
+
+
+def test_seeds_give_mean_and_deviation_and_keep_the_first_model(ingredients, run_script, tmp_path):
+    done = run_script(SCRIPT, *ingredients, *into(tmp_path), "--seeds", 5, 6, "--max-steps", 4, **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    spread = json.loads((tmp_path / "results" / "records" / "baseline.json").read_text())["training"]["spread"]
+    values = spread["accuracy"]["values"]
+    assert spread["n"] == 2 and spread["seeds"] == ["5", "6"]
+    assert spread["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+    assert spread["accuracy"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert "accuracy over seeds:" in done.stdout and "n = 2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--learning-rate", 3], "--learning-rate 3.0 is not between 0 and 1"), (["--epochs", 0], "not a whole number of at least 1")],
+)
+def test_a_senseless_flag_ends_with_one_sentence(flags, words, ingredients, run_script, tmp_path):
+    done = run_script(SCRIPT, *ingredients, *into(tmp_path), *flags)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_answers_without_torch(run_script):
+    started = time.monotonic()
+    done = run_script(SCRIPT, "--help")
+    assert done.returncode == 0 and "--push-to-hub" in done.stdout
+    assert time.monotonic() - started < 5  # torch alone takes longer on a busy machine
