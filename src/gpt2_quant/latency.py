@@ -27,7 +27,7 @@ PROTOCOLS = {
         texts=None, texts_a_batch=64, passes=2, seconds_a_pass=0.6,
     ),
     "cpu": Protocol(
-        shapes=_CPU_SWEEP, best_shapes=((16, 128), (1, 128)), best_seconds=150, best_seconds_each=45,
+        shapes=_CPU_SWEEP, best_shapes=((16, 128),), best_seconds=90, best_seconds_each=45,
         warmup=1, min_rounds=6, max_rounds=20, seconds_a_shape=4.0,
         texts=256, texts_a_batch=16, passes=2, seconds_a_pass=0.0,
     ),
