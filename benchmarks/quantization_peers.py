@@ -1,0 +1,214 @@
+"""What bench_quantization.py compares: each builder takes the `Bench` and returns (call(ids) -> logits, bytes of weights)."""
+
+import copy
+import tempfile
+from pathlib import Path
+
+
+class Bench:
+    """The FP32 model, the device, and a folder for what libraries want to read from one."""
+
+    def __init__(self, device: str, checkpoint: str | None):
+        import torch
+        from transformers import GPT2Config, GPT2ForSequenceClassification
+
+        from gpt2_quant.checkpoints import load_classifier
+
+        torch.manual_seed(0)
+        self.device = device
+        if checkpoint:
+            self.fp32 = load_classifier(checkpoint, "cpu")
+        else:
+            self.fp32 = GPT2ForSequenceClassification(GPT2Config(num_labels=4, pad_token_id=50256)).eval()
+        self.folder = tempfile.TemporaryDirectory(prefix="bench_quantization_")
+
+    def model(self, dtype=None):
+        """A fresh copy on the device."""
+        return copy.deepcopy(self.fp32).to(self.device, dtype)
+
+    def saved(self) -> str:
+        """The FP32 model as a folder, for libraries that quantize while loading."""
+        if not (Path(self.folder.name) / "config.json").exists():
+            self.fp32.save_pretrained(self.folder.name)
+        return self.folder.name
+
+    def linear_model(self, dtype=None):
+        """A copy with every Conv1D as the equal nn.Linear, the only layer that torchao and quantize_dynamic know."""
+        import torch
+        from transformers.pytorch_utils import Conv1D
+
+        model = self.model(dtype)
+        for path, module in list(model.named_modules()):
+            if isinstance(module, Conv1D):
+                linear = torch.nn.Linear(*module.weight.shape, device=module.weight.device, dtype=module.weight.dtype)
+                linear.weight, linear.bias = torch.nn.Parameter(module.weight.t().contiguous()), module.bias
+                parent, _, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, linear)
+        return model
+
+    def half(self):
+        import torch
+
+        return torch.float16 if self.device == "cuda" else torch.float32
+
+
+def call_of(model):
+    return lambda ids: model(input_ids=ids, use_cache=False).logits
+
+
+def eager(bench, dtype=None):
+    model = bench.model(dtype)
+    return call_of(model), weight_bytes(model)
+
+
+def compiled(bench, model):
+    """torch.compile with symbolic shapes (one compilation serves all); on a GPU in CUDA graphs of our own.
+
+    Their replay costs the host less than mode="reduce-overhead" does: 1.13 against 1.27 ms, FP16, 16x128, on an H200.
+    """
+    import torch
+
+    run = call_of(torch.compile(model, dynamic=True))
+    if bench.device == "cpu":
+        return run, weight_bytes(model)
+    from gpt2_quant.quantization.graphs import GraphedClassifier
+
+    config = model.config
+    graphed = GraphedClassifier(lambda ids, _: run(ids), config.pad_token_id, config.n_positions, torch.device("cuda"))
+    return (lambda ids: graphed(ids, None)), weight_bytes(model)
+
+
+def scratch(bench, scheme, best=False):
+    from gpt2_quant.quantization.engine import best_mode
+    from gpt2_quant.quantization.quantizer import quantize_model
+
+    model = bench.model(bench.half())
+    model = quantize_model(model, scheme) if scheme else model
+    if not best:
+        return call_of(model), weight_bytes(model)
+    run = best_mode(model, bench.device)
+    return (lambda ids: run(ids, None)), weight_bytes(model)
+
+
+def scratch_whole(bench):
+    import torch
+
+    from gpt2_quant.quantization.fused import FusedClassifier
+    from gpt2_quant.quantization.graphs import GraphedClassifier
+    from gpt2_quant.quantization.quantizer import quantize_model
+
+    model = quantize_model(bench.model(bench.half()), "int8_scratch_w8a8")
+    forward = FusedClassifier(model, whole_last_block=True)
+    run = GraphedClassifier(forward, model.config.pad_token_id, model.config.n_positions, torch.device(bench.device))
+    return (lambda ids: run(ids, None)), weight_bytes(model)
+
+
+def bitsandbytes(bench, **options):
+    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(**options, llm_int8_skip_modules=["score"])
+    model = AutoModelForSequenceClassification.from_pretrained(
+        bench.saved(), quantization_config=config, dtype=bench.half(), device_map={"": bench.device}
+    ).eval()
+    return call_of(model), weight_bytes(model)
+
+
+def torchao(bench, name):
+    import torch
+    import torchao.quantization as ao
+
+    model = bench.linear_model(torch.bfloat16 if bench.device == "cuda" else None)
+    ao.quantize_(model.transformer, getattr(ao, name)())
+    return compiled(bench, model)
+
+
+def dynamic(bench):
+    import io
+
+    import torch
+
+    model = torch.ao.quantization.quantize_dynamic(bench.linear_model(), {torch.nn.Linear}, dtype=torch.qint8)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)  # packed weights are no tensors; their serialized size is
+    return call_of(model), file.tell()
+
+
+def onnx(bench, quantized):
+    import onnxruntime
+    import torch
+
+    class Logits(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids):
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    path = Path(bench.folder.name) / "model.onnx"
+    if not path.exists():
+        ids = torch.ones((2, 16), dtype=torch.int64)
+        shapes = ({0: torch.export.Dim("batch", min=1, max=512), 1: torch.export.Dim("length", min=2, max=1024)},)
+        torch.onnx.export(Logits(bench.linear_model()), (ids,), str(path), dynamo=True, dynamic_shapes=shapes, verbose=False)
+    if quantized:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        small = path.with_name("int8.onnx")
+        quantize_dynamic(str(path), str(small), weight_type=QuantType.QInt8)
+        path = small
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    n_bytes = sum(file.stat().st_size for file in path.parent.glob(path.name + "*"))
+    return (lambda ids: torch.from_numpy(session.run(None, {name: ids.numpy()})[0])), n_bytes
+
+
+def weight_bytes(model) -> int:
+    """Bytes of a model's tensors; a tensor subclass (torchao) counts as the tensors that it holds."""
+    from gpt2_quant.checkpoints import resident_bytes
+
+    def inner(tensor):
+        if hasattr(tensor, "__tensor_flatten__"):
+            return sum(inner(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        return tensor.numel() * tensor.element_size()
+
+    wrapped = [tensor for tensor in model.parameters() if hasattr(tensor.data, "__tensor_flatten__")]
+    if not wrapped:
+        return resident_bytes(model)
+    return sum(inner(tensor.data) for tensor in {id(tensor): tensor for tensor in model.parameters()}.values())
+
+
+def half_eager(bench):
+    import torch
+
+    return eager(bench, torch.float16)
+
+
+def half_compiled(bench):
+    import torch
+
+    return compiled(bench, bench.model(torch.float16))
+
+
+BNB_NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+VARIANTS = {
+    "fp32": eager,
+    "fp32_compile": lambda bench: compiled(bench, bench.model()),
+    "fp16": half_eager,
+    "fp16_compile": half_compiled,
+    "fp16_chain": lambda bench: scratch(bench, None, best=True),
+    "w8a8": lambda bench: scratch(bench, "int8_scratch_w8a8"),
+    "w8a8_whole": scratch_whole,
+    "w8a8_best": lambda bench: scratch(bench, "int8_scratch_w8a8", best=True),
+    "nf4": lambda bench: scratch(bench, "nf4_scratch"),
+    "nf4_best": lambda bench: scratch(bench, "nf4_scratch", best=True),
+    "bnb_int8": lambda bench: bitsandbytes(bench, load_in_8bit=True),
+    "bnb_int8_no_outliers": lambda bench: bitsandbytes(bench, load_in_8bit=True, llm_int8_threshold=0.0),
+    "bnb_nf4": lambda bench: bitsandbytes(bench, **BNB_NF4, bnb_4bit_compute_dtype=bench.half()),
+    "torchao_weight_only": lambda bench: torchao(bench, "Int8WeightOnlyConfig"),
+    "torchao_dynamic": lambda bench: torchao(bench, "Int8DynamicActivationInt8WeightConfig"),
+    "dynamic": dynamic,
+    "onnx": lambda bench: onnx(bench, False),
+    "onnx_int8": lambda bench: onnx(bench, True),
+}
