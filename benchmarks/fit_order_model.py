@@ -3,8 +3,8 @@
     python benchmarks/fit_order_model.py --documents news.jsonl --output order_model.safetensors
 
 `news.jsonl` has one JSON string a line: a document of at least five sentences. One in twelve is held out, by its hash. The last
-line printed is JSON: the share of held-out documents' shuffles that each part, and their product, puts below the original.
-The file in the package was made from 4,235 documents of Reuters-21578, BBC, Brown and WikiText-2, up to 24 sentences each.
+line printed is JSON: the share of held-out documents' shuffles that each part, and their product, puts below the original. The
+file in the package was made from 4,235 documents of Reuters-21578, BBC, Brown and WikiText-2, up to 24 sentences each.
 """
 
 import argparse

@@ -1,13 +1,12 @@
 """BERTScore (Zhang et al. 2020): each token of one text is matched with its nearest token of the other, by cosine in context.
 
-    P = mean over candidate tokens of max over reference tokens cos(c, r),   R the same from the reference's side,   F = 2PR / (P +
-    R)
+    P = mean over candidate tokens of max over reference tokens cos(c, r),   R the same from the reference's side,   F = 2PR / (P+R)
 
 The special tokens at both ends may be matched but carry no weight of their own, as in the bert-score package; with several
-references P, R and F each take their best. Raw values crowd near the top (two unrelated texts may share 0.5 under MiniLM), so they
-can be *rescaled*: (x - b) / (1 - b), b being the mean over pairs of unrelated texts. The package ships b for the models it knows;
-`random_pair_baseline` measures it for this one. The order of values is unchanged by it, and values of different models never
-compare.
+references P, R and F each take their best. Unrelated texts do not score 0 (0.19 under MiniLM, above 0.8 under roberta-large),
+so values can be *rescaled*: (x - b) / (1 - b), b being the mean over pairs of unrelated texts. The package ships b for the
+models it knows; `random_pair_baseline` measures it for this one. The order of values is unchanged by it, and values of
+different models never compare.
 
 Here each distinct text goes through the model once, in batches of equal length, and pairs are matched in batches; the package,
 called once a pair, runs the model twice for each. Same numbers, at a fraction of the time.

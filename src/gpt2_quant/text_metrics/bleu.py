@@ -4,12 +4,12 @@ BLEU (Papineni et al. 2002) is precision only, with a penalty for brevity standi
 
     BLEU = min(1, exp(1 - r / c)) * exp( mean over n = 1..4 of log(matched n-grams / candidate n-grams) )
 
-c and r being the lengths of candidate and closest reference. It was made for a corpus, where counts are summed over texts before
-the ratio. For one text a single n-gram order without a match makes it 0, so sentence BLEU is *smoothed*, and published numbers
-differ by how: sacrebleu's `exp` halves an invisible count at each empty order and, with `effective_order`, leaves out the orders
-that the text is too short to have. NLTK's BLEU (method 4, Chen and Cherry 2014) is given beside it to show by how much two common
-implementations differ on the same pair. chrF (Popović 2015) counts character n-grams, F with recall weighted twice: no tokenizer,
-so inflected and non-Latin text is not punished for its spaces. All are on the scale 0 to 100.
+c and r being the lengths of candidate and closest reference. It was made for a corpus, where counts are summed over texts
+before the ratio. For one text a single n-gram order without a match makes it 0, so sentence BLEU is *smoothed*, and published
+numbers differ by how: sacrebleu's `exp` halves an invisible count at each empty order and, with `effective_order`, leaves out
+the orders that the text is too short to have. NLTK's BLEU (method 4, Chen and Cherry 2014) is given beside it to show by how
+much two common implementations differ on the same pair. chrF (Popović 2015) counts character n-grams, F with recall weighted
+twice: no tokenizer, so inflected and non-Latin text is not punished for its spaces. All are on the scale 0 to 100.
 """
 
 from collections.abc import Sequence

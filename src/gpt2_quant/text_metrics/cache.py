@@ -1,8 +1,8 @@
 """Scores that were computed once are read back: a table from content hash to a row of numbers.
 
-The key of a row is sha256(signature, text, ...): the signature names the metric with everything that could change its value (model
-and revision, layer, tokenizer, package version), so a new version never meets an old number. Tables are `.npz` files of two
-arrays, keys uint8 [n, 32] and rows float [n, width]; numpy reads them with `allow_pickle=False`.
+The key of a row is sha256(signature, text, ...): the signature names the metric with everything that could change its value
+(model and revision, layer, tokenizer, package version), so a new version never meets an old number. Tables are `.npz` files of
+two arrays, keys uint8 [n, 32] and rows float [n, width]; numpy reads them with `allow_pickle=False`.
 """
 
 import hashlib

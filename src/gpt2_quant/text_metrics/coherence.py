@@ -11,14 +11,15 @@ For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS is the geometric m
 
 Why these. Cosines alone cannot do it: the mean over all pairs does not change when sentences are shuffled, and the mean over
 neighbours is highest when one sentence is said again and again. So order comes from a small learned judge of pairs
-(`order_model.py`), locally (C) and globally (P); repetition is charged explicitly (N), for each sentence against everything said
-before it, by a quadratic mean so that one verbatim repetition weighs more than a little overlap everywhere; and a change of
-subject, which may read smoothly at every joint but one, shows in U, which saturates because above a typical relatedness more
-sameness is no more coherence (near-duplicates are left out of it: they are N's business). The geometric mean lets no part make up
-for another: a text fails by its worst failing.
+(`order_model.py`), locally (C) and globally (P); repetition is charged explicitly (N), for each sentence against everything
+said before it, by a quadratic mean so that one verbatim repetition weighs more than a little overlap everywhere; and a change
+of subject, which may read smoothly at every joint but one, shows in U, which saturates because above a typical relatedness more
+sameness is no more coherence (near-duplicates are left out of it: they are N's business). The geometric mean lets no part make
+up for another: a text fails by its worst failing.
 
-The knees (0.6, 0.25, 0.85) and the form were set on held-out news documents and their damaged versions, never on ratings. A text of
-one sentence has no joints: its score is undefined (NaN), and so is that of a blank text.
+The knees (0.6, 0.25, 0.85) and the form were chosen for their behaviour on held-out news documents and damaged versions of
+them. Agreement with SummEval's ratings was printed beside it for some thirty variants; the one kept is not the one that agreed
+best. A text of one sentence has no joints: its score is undefined (NaN), and so is that of a blank text.
 """
 
 from collections.abc import Sequence

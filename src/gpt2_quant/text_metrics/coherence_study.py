@@ -4,8 +4,8 @@
 * intrusion: one sentence of another text inserted; topic switch: the second half is another text's
 * repetition: one sentence twice in a row; all twice in a row; the whole text twice
 
-0.5 is chance; a tie counts half. Intervals are bootstrap intervals over texts. Perplexity reads every permutation anew, at the cost
-of a language model's pass, so it gets fewer texts and permutations than the metrics that only reorder sentence vectors.
+0.5 is chance; a tie counts half. Intervals are bootstrap intervals over texts. Perplexity reads every permutation anew, at the
+cost of a language model's pass, so it gets fewer texts and permutations than the metrics that only reorder sentence vectors.
 """
 
 from collections.abc import Callable, Sequence

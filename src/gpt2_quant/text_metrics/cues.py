@@ -1,8 +1,8 @@
 """What the wording of a sentence says about its place in a text: cues of English news that a sentence vector does not hold.
 
-A story names a person in full and then by the surname, says "a ferry" and then "the ferry", and does not open with "He", "But" or a
-quotation. None of these needs a parser. They are evidence, not rules: their weights are learned (see `order_model.py`) on texts
-whose only label is the order that their authors gave them.
+A story names a person in full and then by the surname, says "a ferry" and then "the ferry", and does not open with "He", "But"
+or a quotation. None of these needs a parser. They are evidence, not rules: their weights are learned (see `order_model.py`) on
+texts whose only label is the order that their authors gave them.
 """
 
 import re

@@ -1,10 +1,11 @@
-"""What each metric does when a text is damaged on purpose: its mean fall, how often it prefers the original, how it ranks edits.
+"""What each metric does when a text is damaged on purpose: its mean fall, how often it prefers the original, how it ranks
+edits.
 
-A text is scored against *another* human's reference where there is one (SummEval has eleven a document), so that the original's own
-score is that of a good text and not of a copy; news items, which have none, are scored against themselves. Falls are in units
-of the metric's standard deviation over the originals, so that metrics on different scales share one figure: 1.0 means that the
-edit costs as much as one standard deviation between good texts. (Where originals are their own references and so all score the
-same, the unit is the standard deviation over the edited texts.)
+A text is scored against *another* human's reference where there is one (SummEval has eleven a document), so that the original's
+own score is that of a good text and not of a copy; news items, which have none, are scored against themselves. Falls are in
+units of the metric's standard deviation over the originals, so that metrics on different scales share one figure: 1.0 means
+that the edit costs as much as one standard deviation between good texts. (Where originals are their own references and so all
+score the same, the unit is the standard deviation over the edited texts.)
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Edits with a known effect: what a metric should notice, done to real text by a program, at three strengths.
 
 An edit *keeps* the meaning (a synonym, lost punctuation, lower case, typos), *breaks* it (a negation, another number, swapped
-names), *loses* content, *repeats* it, or disturbs its *order*. Every edit is made reliably or not at all: one that finds nothing to
-do in a text returns None rather than the text as it was, so "no fall" always means that the metric did not see a change that is
-there.
+names), *loses* content, *repeats* it, or disturbs its *order*. Every edit is made reliably or not at all: one that finds
+nothing to do in a text returns None rather than the text as it was, so "no fall" always means that the metric did not see a
+change that is there.
 
 Strength 1 touches one place, 2 about half of the places that the edit could touch, 3 all of them. What is chosen depends on the
 text, the edit and the strength alone.

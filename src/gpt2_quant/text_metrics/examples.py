@@ -1,8 +1,9 @@
-"""A small set to see every metric at work: two news stories, each told again in nine ways that a reader would tell apart at once.
+"""A small set to see every metric at work: two news stories, each told again in nine ways that a reader would tell apart at
+once.
 
 Written for this project. `EXAMPLES` are (kind, candidate, reference); the kinds that keep the meaning (`copy`, `paraphrase`,
-`compressed`) should outrank those that break it (`negated`, `wrong number`, `roles swapped`, `another story`), and no metric
-of overlap manages that. The last three are there because metrics crash on them.
+`compressed`) should outrank those that break it (`negated`, `wrong number`, `roles swapped`, `another story`), and no metric of
+overlap manages that. The last three are there because metrics crash on them.
 """
 
 

@@ -1,8 +1,8 @@
 """What people said: SummEval's ratings of summaries and the STS Benchmark's of sentence pairs, from the hub or a folder.
 
-SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, for each 16 systems' summaries, rated 1 to 5 by experts for coherence,
-consistency, fluency and relevance (means of three here), and 11 reference summaries. STS Benchmark test (Cer et al. 2017): 1,379
-pairs of sentences, similarity 0 to 5.
+SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, for each 16 systems' summaries, rated 1 to 5 by experts for
+coherence, consistency, fluency and relevance (means of three here), and 11 reference summaries. STS Benchmark test (Cer et al.
+2017): 1,379 pairs of sentences, similarity 0 to 5.
 
 A folder holds `summeval.jsonl` (a line a document: id, source, references, systems: {name: {summary, coherence, …}}) and
 `stsb_test.csv` (tab-separated, no header: genre, file, year, id, score, sentence 1, sentence 2).

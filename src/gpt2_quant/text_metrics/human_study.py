@@ -1,8 +1,8 @@
 """Every metric against people: SummEval at summary and system level, STS Benchmark; published values beside ours.
 
-Metrics that need a reference are computed twice, against the first reference (the one that was in the news) and against all eleven.
-Perplexity enters with its sign turned, so that a higher value is always meant to be better. A summary of one sentence has no
-coherence score; the coherence metrics are compared with the others on the summaries that all of them define.
+Metrics that need a reference are computed twice, against the first reference (the one that was in the news) and against all
+eleven. Perplexity enters with its sign turned, so that a higher value is always meant to be better. A summary of one sentence
+has no coherence score; the coherence metrics are compared with the others on the summaries that all of them define.
 """
 
 import numpy as np

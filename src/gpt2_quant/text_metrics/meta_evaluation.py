@@ -6,13 +6,14 @@ means over documents. A document on which people, or the metric, make no differe
 
 Intervals are percentile bootstrap intervals over documents (2,000 resamples; Efron 1979), since documents are what was sampled.
 Two metrics are compared on the same resamples: the interval of the difference, not two intervals side by side, says which is
-better. For the one sample of STS pairs there is Williams' test of two dependent correlations that share a variable (Steiger 1980):
+better. For the one sample of STS pairs there is Williams' test of two dependent correlations that share a variable (Steiger
+1980):
 
     t = (r12 - r13) * sqrt( (n-1)(1 + r23) / (2 |R| (n-1)/(n-3) + rm² (1 - r23)³) ),   rm = (r12 + r13) / 2,
     |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23,   df = n - 3
 
-Holm's correction (`paired.holm`) holds over each family. A third variable z (the number of sentences) is taken out of ranks by the
-partial correlation (r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²)).
+Holm's correction (`paired.holm`) holds over each family. A third variable z (the number of sentences) is taken out of ranks by
+the partial correlation (r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²)).
 """
 
 import numpy as np

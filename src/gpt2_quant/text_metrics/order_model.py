@@ -1,15 +1,16 @@
 """A small learned judge of sentence order: is b a likely continuation of a, and does a come before b?
 
-Two networks of 48 hidden units over a pair of sentences (a, b), with the sentence vectors x (MiniLM, 384) and cues c (`cues.py`):
+Two networks of 48 hidden units over a pair of sentences (a, b), with the sentence vectors x (MiniLM, 384) and cues c
+(`cues.py`):
 
     h(a, b) = w · gelu( W [ p, q, p*q, |p - q|, x_a · x_b, c_a, c_b, c_ab ] ),   p = P x_a,  q = Q x_b   (48 each)
     continuation(a, b) = sigmoid( h1(a, b) ),      precedence(a, b) = sigmoid( h2(a, b) - h2(b, a) )
 
-They were trained on the order that authors gave their own sentences, with no rating, label or summary anywhere: continuation tells
-neighbours from two other sentences of the same text, from reversed neighbours, from a sentence of another text and from a
+They were trained on the order that authors gave their own sentences, with no rating, label or summary anywhere: continuation
+tells neighbours from two other sentences of the same text, from reversed neighbours, from a sentence of another text and from a
 repetition; precedence tells each pair in order from the same pair reversed. The texts are 4,235 documents of public news and
-encyclopedia collections (Reuters-21578, BBC, Brown, WikiText-2) from the years 1961 to 2016; none of the data that the scores are
-judged on is among them. `benchmarks/fit_order_model.py` made `order_model.safetensors` (float16) and tests it on 401
+encyclopedia collections (Reuters-21578, BBC, Brown, WikiText-2) from the years 1961 to 2016; none of the data that the scores
+are judged on is among them. `benchmarks/fit_order_model.py` made `order_model.safetensors` (float16) and tests it on 401
 held-out documents, of whose shuffles continuation prefers the original to 94%, precedence to 92%, their product to 96%.
 
 The idea of learning local coherence from adjacency is Xu et al. 2019 ("A Cross-Domain Transferable Neural Coherence Model").

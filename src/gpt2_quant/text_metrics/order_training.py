@@ -1,9 +1,10 @@
 """Training of the pair networks in `order_model.py`: the only labels are the orders that authors gave their own sentences.
 
-Each step draws documents, then a pair of sentences from each. *Precedence*: the loss is softplus(-(h(a, b) - h(b, a))) for a before
-b. *Continuation*: a true neighbour pair against one false pair: 60% another two sentences of the text, 15% the neighbours reversed,
-15% a sentence of another text, 10% the first sentence again, its vector slightly moved so that paraphrase counts as repetition too.
-A quarter of the documents is put in lower case, so that the names' capitals are evidence but no crutch.
+Each step draws documents, then a pair of sentences from each. *Precedence*: the loss is softplus(-(h(a, b) - h(b, a))) for a
+before b. *Continuation*: a true neighbour pair against one false pair: 60% another two sentences of the text, 15% the
+neighbours reversed, 15% a sentence of another text, 10% the first sentence again, its vector slightly moved so that paraphrase
+counts as repetition too. A quarter of the documents is put in lower case, so that the names' capitals are evidence but no
+crutch.
 """
 
 from collections.abc import Sequence

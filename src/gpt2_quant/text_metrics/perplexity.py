@@ -2,11 +2,11 @@
 
     PPL = exp( -1/T * sum over t of log p(x_t | x_<t) )
 
-Three choices decide the number and are fixed here. *First token*: GPT-2 has none before it, so the end-of-text token stands there,
-as it did between documents in training; the first token is thus scored too, and a one-word text has a perplexity. *Length*: a text
-beyond the context is read through overlapping windows, each new one moved by half a context, so every token is scored once and,
-past the first window, with at least half a context before it. *Unit*: per token depends on the tokenizer; per word (white space)
-and bits per byte of UTF-8 compare across models:
+Three choices decide the number and are fixed here. *First token*: GPT-2 has none before it, so the end-of-text token stands
+there, as it did between documents in training; the first token is thus scored too, and a one-word text has a perplexity.
+*Length*: a text beyond the context is read through overlapping windows, each new one moved by half a context, so every token is
+scored once and, past the first window, with at least half a context before it. *Unit*: per token depends on the tokenizer; per
+word (white space) and bits per byte of UTF-8 compare across models:
 
     per word = exp(NLL / words),   bits per byte = NLL / (ln 2 * bytes)
 

@@ -6,9 +6,9 @@ whole distribution at every position. For each weight scheme, on the same held-o
     KL = mean over tokens of sum_v p(v) (log p(v) - log q(v)),   p the FP32 model's distribution, q the quantized one's, in nats
     top-1 agreement = share of tokens at which both would write the same word
 
-KL is what the change costs in expectation under the original's own beliefs, and it is at least 0 whichever way perplexity moves: a
-quantized model with a *better* perplexity on some text is still another model. All schemes read each batch in turn, so that
-the FP32 logits are computed once and never stored.
+KL is what the change costs in expectation under the original's own beliefs, and it is at least 0 whichever way perplexity
+moves: a quantized model with a *better* perplexity on some text is still another model. All schemes read each batch in turn, so
+that the FP32 logits are computed once and never stored.
 """
 
 import copy

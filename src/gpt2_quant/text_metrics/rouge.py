@@ -1,15 +1,17 @@
-"""ROUGE (Lin 2004): how much of the reference's wording the candidate has, counted in n-grams or in a longest common subsequence.
+"""ROUGE (Lin 2004): how much of the reference's wording the candidate has, counted in n-grams or in a longest common
+subsequence.
 
     recall = matches / n-grams of the reference,  precision = matches / n-grams of the candidate,  F = 2PR / (P + R)
 
-ROUGE-L takes the longest common subsequence of the whole text as its matches; ROUGE-Lsum takes the union of the subsequences that
-each reference sentence shares with the candidate, and so needs sentences (`sentences.py`). With several references each text counts
-with the one that gives the highest F, as rouge-score's `score_multi` does. It reads no meaning: a negation costs one word, a
-paraphrase nearly all of them.
+ROUGE-L takes the longest common subsequence of the whole text as its matches; ROUGE-Lsum takes the union of the subsequences
+that each reference sentence shares with the candidate, and so needs sentences (`sentences.py`). With several references each
+text counts with the one that gives the highest F, as rouge-score's `score_multi` does. It reads no meaning: a negation costs
+one word, a paraphrase nearly all of them.
 
-The counting is the rouge-score package's own. Its tokenizer knows ASCII letters and digits alone, and gives two identical Russian
-texts a 0; the one here extends it: letters and digits of any alphabet, each Chinese or Japanese character and each emoji a token.
-On ASCII text the two agree token by token. Tokens of more than three ASCII letters are stemmed (Porter), as in the original Perl.
+The counting is the rouge-score package's own. Its tokenizer knows ASCII letters and digits alone, and gives two identical
+Russian texts a 0; the one here extends it: letters and digits of any alphabet, each Chinese or Japanese character and each
+emoji a token. On ASCII text the two agree token by token. Tokens of more than three ASCII letters are stemmed (Porter), as in
+the original Perl.
 """
 
 import re

@@ -1,10 +1,10 @@
 """Where sentences end: rules only, so no download and the same answer everywhere.
 
-A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close behind it) when white space follows and the next
-character can begin a sentence: anything but a lower-case letter. Chinese and Japanese stops end one without white space; a line
-break always does. Three surprises are handled: abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end a sentence;
-tokenized text, which puts a blank before the stop ("in Turin . townsend hit back"), always does at such a stop, lower case or not;
-and a closing quote that was split off (`. ' Merson said`) belongs to the sentence before it.
+A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close behind it) when white space follows and the
+next character can begin a sentence: anything but a lower-case letter. Chinese and Japanese stops end one without white space; a
+line break always does. Three surprises are handled: abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end a
+sentence; tokenized text, which puts a blank before the stop ("in Turin . townsend hit back"), always does at such a stop, lower
+case or not; and a closing quote that was split off (`. ' Merson said`) belongs to the sentence before it.
 
 The trained splitters (NLTK's punkt, spaCy) are better on exotic text, but need data that a machine without a hub cannot get.
 """

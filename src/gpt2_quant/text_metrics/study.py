@@ -1,7 +1,7 @@
 """The five parts of the study, each from models and data to a section of the record and its table on disk.
 
-The presets differ in how much they read: the paper preset takes every text that the questions need, the demo enough to
-see every part at work within a minute.
+The presets differ in how much they read: the paper preset takes every text that the questions need, the demo enough to see
+every part at work within a minute.
 """
 
 from collections.abc import Callable

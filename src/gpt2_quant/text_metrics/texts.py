@@ -1,8 +1,10 @@
-"""A user's own files: candidates and references, one text a line, or JSONL. Read in pieces, so memory does not grow with the file.
+"""A user's own files: candidates and references, one text a line, or JSONL. Read in pieces, so memory does not grow with the
+file.
 
-A `.txt` (or any other) file has one text a line; a blank line is an empty text, whose scores are undefined. A `.jsonl` file has one
-JSON value a line: a string; or for references a list of strings; or an object with `text`, and `references` respectively. Both
-files are read once in full before anything is scored, so a fault in the last line costs seconds and leaves nothing half-written.
+A `.txt` (or any other) file has one text a line; a blank line is an empty text, whose scores are undefined. A `.jsonl` file has
+one JSON value a line: a string; or for references a list of strings; or an object with `text`, and `references` respectively.
+Both files are read once in full before anything is scored, so a fault in the last line costs seconds and leaves nothing
+half-written.
 """
 
 import json
