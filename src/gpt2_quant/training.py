@@ -76,7 +76,10 @@ class TrainingStep(Protocol):
         """Update the weights for the `number`-th time (from 0) on this epoch's `batch`-th batch."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, all FP32, as they are now."""
+        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, all FP32, as they are now.
+
+        The model itself is complete only after this: a step may put off what no update has needed yet.
+        """
 
     def load(self, tensors: dict[str, torch.Tensor], update: int) -> None:
         """Continue from `tensors` after `update` updates."""
@@ -151,7 +154,8 @@ def train(
                 step.update(progress.update, progress.batch)
                 progress.update += 1
                 progress.batch += 1
-                due = interrupted() or checkpoints.due()
+                stop = interrupted()
+                due = stop or checkpoints.due()
                 if due or progress.update % REPORT_EVERY[device] == 0 or progress.batch == len(batches):
                     loss = _finite_loss(step.losses, checked, progress, batches, rates)
                     rate = float(rates[progress.update - 1])
@@ -161,20 +165,22 @@ def train(
                     checked = progress.update
                 if due:
                     save()
-                if interrupted():
+                if stop:
                     checkpoints.wait()
                     raise KeyboardInterrupt
             progress.training_s += time.perf_counter() - started
             epoch_of_last, progress.epoch, progress.batch = progress.epoch, progress.epoch + 1, 0
+            tensors = step.tensors()  # before validating: this brings weights that lag behind up to date
             scores = validate()
             progress.validations.append({"epoch": epoch_of_last + 1, "update": progress.update, **scores})
             log({f"validation/{name}": value for name, value in scores.items()}, progress.update)
             if progress.best is progress.validations[-1]:
                 # A copy: the next update writes into the tensors that hold these weights.
-                best_weights = {name: t.detach().clone().cpu() for name, t in _take(step.tensors(), "model.").items()}
-            if progress.update < total or interrupted():
+                best_weights = {name: t.detach().clone().cpu() for name, t in _take(tensors, "model.").items()}
+            stop = interrupted()
+            if stop or progress.update < total:
                 save()
-            if interrupted():
+            if stop:
                 checkpoints.wait()
                 raise KeyboardInterrupt
     checkpoints.wait()
