@@ -72,9 +72,9 @@ def main() -> None:
     outcomes, ran, started = [], False, time.perf_counter()
     for stage in stages:
         arguments = arguments_of(args, stage.number)
+        step = Step(settings.results_dir, f"run_all_{stage.name}", {"arguments": arguments}, inputs_of(stage, settings))
         if stage.number == 2 and any(later.number == 3 for later in stages):
             arguments.append("--skip-timing")  # script 3 times all variants in one process, script 2's among them
-        step = Step(settings.results_dir, f"run_all_{stage.name}", {"arguments": arguments}, inputs_of(stage, settings))
         made = [settings.results_dir / path for path in stage.makes]
         begun = time.perf_counter()
         stale = settings.overwrite or (stage.number == 5 and ran)  # the comparison shows timings, which receipts leave out

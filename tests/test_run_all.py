@@ -25,6 +25,8 @@ parser = common.parser("stub")
 flags = {1: ["--epochs", "--learning-rate"], 2: ["--checkpoint"], 3: ["--checkpoint"], 4: ["--human-judgements"]}
 for flag in flags.get(stage.number, []):
     parser.add_argument(flag)
+if stage.number == 2:
+    parser.add_argument("--skip-timing", action="store_true")
 
 def main():
     args = parser.parse_args()
