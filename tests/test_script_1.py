@@ -189,3 +189,10 @@ def test_help_answers_without_torch(run_script):
     done = run_script(SCRIPT, "--help")
     assert done.returncode == 0 and "--push-to-hub" in done.stdout
     assert time.monotonic() - started < 5  # torch alone takes longer on a busy machine
+
+
+def test_publishing_is_refused_before_the_training_where_nobody_is_logged_in(ingredients, run_script, tmp_path):
+    flags = [*ingredients, *into(tmp_path), "--push-to-hub", "someone/gpt2-ag-news"]
+    done = run_script(SCRIPT, *flags, HF_TOKEN_PATH=str(tmp_path / "none"), HF_HUB_OFFLINE="0")
+    assert done.returncode == 2 and "--push-to-hub" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "models" / "baseline_gpt2").exists()

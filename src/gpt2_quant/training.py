@@ -142,7 +142,7 @@ def train(
         if main_process:
             checkpoints.save(progress.update, tensors, {k: v for k, v in vars(progress).items() if k != "update"})
 
-    bar = tqdm(total=total, initial=progress.update, unit="update", desc="fine-tuning", disable=not main_process)
+    bar = tqdm(total=total, initial=progress.update, unit="update", desc="fine-tuning", mininterval=1, disable=not main_process)
     checked = progress.update
     with bar, interrupt_after_update() as interrupted:
         while progress.update < total or progress.batch:  # a checkpoint may lie between the last update and its validation
