@@ -33,7 +33,7 @@ from .fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices
 from .quantizer import quantize_model, replace_modules
 
 KINDS = ("wte", "wpe", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-TEXTS = {"cuda": 2000, "cpu": 256}  # validation texts for effects and choices, evenly spaced
+TEXTS = {"cuda": 2000, "cpu": 128}  # validation texts for effects and choices, evenly spaced
 OUTLIER_TEXTS = 256
 SMOOTHING = 0.5
 
