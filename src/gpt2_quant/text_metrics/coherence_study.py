@@ -50,7 +50,8 @@ def damaged_versions(texts: Sequence[str], permutations: int) -> list[dict[str, 
             "each sentence twice": [[copy for sentence in sentences for copy in (sentence, sentence)]],
             "whole text twice": [sentences + sentences],
         }
-        result.append({name: [" ".join(version) for version in group] for name, group in versions.items()})
+        # A line break always ends a sentence, so every version is read with the sentences that it was made of.
+        result.append({name: ["\n".join(version) for version in group] for name, group in versions.items()})
     return result
 
 
