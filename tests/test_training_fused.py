@@ -67,7 +67,7 @@ def updates(step, order):
 
 
 def compare_with_plain():
-    """Four updates with no dropout, FP32: tokens come and go between batches, batches are incomplete."""
+    """Three updates with no dropout, FP32: tokens come and go between batches, batches are incomplete."""
     import torch
     from accelerate import Accelerator
 
@@ -76,8 +76,8 @@ def compare_with_plain():
     from gpt2_quant.training_step import PlainStep
 
     model, tokens = make(0.0)
-    plan = Plan(3, 1e-2, 4, 0, "bf16")
-    order = [np.array(rows) for rows in ([0, 1, 2, 3], [4, 5], [2], [1, 6, 3])]
+    plan = Plan(1, 1e-2, 2, 0, "bf16")
+    order = [np.array(rows) for rows in ([0, 1], [2], [1, 6])]
     plain = updates(PlainStep(copy.deepcopy(model), tokens, plan, Accelerator(cpu=True)), order)
     fused_model = copy.deepcopy(model)
     step = FusedStep(fused_model, tokens, plan, torch.float32)
@@ -87,13 +87,13 @@ def compare_with_plain():
     assert torch.equal(fused_model.score.weight, fused[1]["model.score.weight"])
 
     # A checkpoint of one step continues in the other, and in a fused step of its own, the same way.
-    following = [np.array([0, 1, 4, 6])]
+    following = [np.array([0, 4])]
     again = FusedStep(copy.deepcopy(model), tokens, plan, torch.float32)
     other = PlainStep(copy.deepcopy(model), tokens, plan, Accelerator(cpu=True))
     for resumed in (again, other):
-        resumed.load(fused[1], len(order) - 1)
+        resumed.load(fused[1], len(order))
         resumed.begin_epoch(following)
-        resumed.update(len(order) - 1, 0)
+        resumed.update(len(order), 0)
     assert_same_training(again.tensors(), other.tensors())
 
 
@@ -104,15 +104,15 @@ def same_seed_same_bits():
     from gpt2_quant.fused_step import FusedStep
     from gpt2_quant.training import Plan
 
-    order = [np.array([0, 1, 2, 3]), np.array([4, 5, 6])]
+    order = [np.array([3, 6])]
     runs = []
     for dropout, seed in ((0.3, 0), (0.3, 0), (0.3, 1), (0.0, 0)):  # twice the same, another seed, none
         model, tokens = make(dropout)
-        runs.append(updates(FusedStep(model, tokens, Plan(1, 1e-2, 4, seed, "bf16"), torch.bfloat16), order))
+        runs.append(updates(FusedStep(model, tokens, Plan(1, 1e-2, 2, seed, "bf16"), torch.bfloat16), order))
     first, second, other_seed, without = runs
-    assert torch.equal(first[0], second[0]) and all(torch.equal(first[1][name], second[1][name]) for name in first[1])
-    assert not torch.equal(first[0], other_seed[0]) and not torch.equal(first[0], without[0])
-    assert torch.isfinite(first[0]).all()
+    assert first[0][0] == second[0][0] and all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    assert first[0][0] != other_seed[0][0] and first[0][0] != without[0][0]
+    assert torch.isfinite(first[0][: len(order)]).all()
 
 
 def dropout_keeps_the_right_share():
