@@ -67,7 +67,7 @@ def ask(code: str, home: Path, endpoint: str, revision: str | None = COMMIT, off
     program += f"revision = {revision!r}\ndef main():\n"
     program += "".join(f"    {line}\n" for line in code.strip().splitlines()) + "settings.run(main)\n"
     environment = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment |= {"HF_DATASETS_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    environment |= {"HF_DATASETS_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
     return subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
     )
