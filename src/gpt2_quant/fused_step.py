@@ -26,6 +26,7 @@ from . import fused_kernels as kernels
 from . import fused_optimizer as optimizer
 from .data import Tokens
 from .fused_batches import FIELDS, EpochOnDevice, field_sizes, padded_length
+from .fused_buffers import activations
 from .fused_launch import Lanes
 from .fused_parameters import CHUNKS, HEAD, MATRICES, POSITIONS, TOKENS, FlatParameters
 from .training import BETAS, CLIP_NORM, EPS, Plan
@@ -55,12 +56,14 @@ class FusedStep:
 
     def __init__(self, model, tokens: Tokens, plan: Plan, compute: torch.dtype = torch.bfloat16):
         self.tokens, self.texts, self.config = tokens, plan.batch_size, model.config
-        self.width, self.compute = self.config.n_embd, compute
+        self.width = self.config.n_embd
         self.block = triton.next_power_of_2(self.width)
         self.longest = padded_length(int(tokens.lengths.max()))
         self.parameters = FlatParameters(model, compute)
         self.device = self.parameters.device
-        self._make_buffers()
+        vars(self).update(activations(self.config, self.texts, self.longest, compute, self.device))
+        self.coefficient = torch.zeros(1, device=self.device)
+        self.squares = torch.zeros((self.config.n_layer + 3) * PARTIALS, device=self.device)
         p = self.config.resid_pdrop
         self.dropout = (int(p * 2**32), 1 / (1 - p))
         rates = plan.learning_rates(len(tokens)).astype(np.float64)
@@ -76,33 +79,6 @@ class FusedStep:
         self.run = self.lanes.run
         self.lanes.build(self._launch, [length for length in (16, 32, 64, 128) if length <= self.longest] + [self.longest])
         self.step.zero_()
-
-    def _make_buffers(self) -> None:
-        """Activations and gradients of the largest batch; smaller batches use their first rows."""
-        rows, width, depth = self.texts * self.longest, self.width, self.config.n_layer
-
-        def many(n: int, columns: int, kind=self.compute) -> list[torch.Tensor]:
-            return [torch.zeros(rows, columns, dtype=kind, device=self.device) for _ in range(n)]
-
-        single = torch.float32
-        self.x, self.h = many(2 * depth + 1, width, single), many(2 * depth + 1, width)
-        self.mean, self.rstd = many(2 * depth + 1, 1, single), many(2 * depth + 1, 1, single)
-        self.qkv, self.o = many(depth, 3 * width), many(depth, width)
-        self.u, self.a = many(depth, 4 * width), many(depth, 4 * width)
-        self.y, self.x_last, self.o_last = many(1, width)[0], many(1, width, single)[0], many(1, width)[0]
-        self.dx, self.dx_last, self.dx0 = many(3, width, single)
-        self.do, self.do_last, self.da = many(1, width)[0], many(1, width)[0], many(1, 4 * width)[0]
-        # Read by the second stream while the first goes on, so a buffer a layer: gradients of products and of norms' outputs.
-        self.dh, self.dy = many(2 * depth + 1, width), many(2 * depth + 1, width)
-        self.du, self.dqkv = many(depth, 4 * width), many(depth, 3 * width)
-        self.token_gradients = torch.zeros(rows, width, device=self.device)
-        self.position_gradients = torch.zeros(self.longest, width, device=self.device)
-        classes = self.config.num_labels
-        self.dlogits = torch.zeros(self.texts, classes, device=self.device)
-        self.row_loss = torch.zeros(self.texts, device=self.device)
-        self.coefficient = torch.zeros(1, device=self.device)
-        self.squares = torch.zeros((self.config.n_layer + 3) * PARTIALS, device=self.device)
-        self.inputs = torch.zeros(4 * rows + 2 * self.texts + 3, dtype=torch.int32, device=self.device)
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
         self.epoch = EpochOnDevice(self.tokens, batches, self.texts, self.config.pad_token_id, self.device)
@@ -188,13 +164,10 @@ class FusedStep:
 
     def _attention_shape(self) -> tuple:
         head = self.width // self.config.n_head
-        return (head**-0.5, self.length, self.width, self.config.n_head, head, self._attention_block())
-
-    def _attention_block(self) -> int:
-        return max(16, triton.next_power_of_2(self.length))
+        return (head**-0.5, self.length, self.width, self.config.n_head, head, max(16, triton.next_power_of_2(self.length)))
 
     def _warps(self) -> int:
-        return 8 if self._attention_block() > 64 else 4
+        return 8 if self.length > 64 else 4
 
     def _backward(self) -> None:
         width, depth, length, rows = self.width, self.config.n_layer, self.length, self.texts
