@@ -111,10 +111,10 @@ def edit_table(pairs: pd.DataFrame, scores: pd.DataFrame, before: dict[str, np.n
     draw = np.random.default_rng(0)
     for name, original in before.items():
         spread = np.nanstd(original)
-        if spread < 1e-9:  # texts scored against themselves are all alike: then the unit is the spread of the edited ones
+        if spread < 1e-6:  # texts scored against themselves are all alike: then the unit is the spread of the edited ones
             spread = np.nanstd(scores[name]) or 1.0
         fall = (original[pairs["text"]] - scores[name].to_numpy()) / spread
-        for (edit, effect, strength), group in pairs.groupby(["edit", "effect", "strength"], sort=False).groups.items():
+        for (edit, effect, strength), group in pairs.groupby(["edit", "effect", "strength"], sort=False).indices.items():
             values = fall[group][np.isfinite(fall[group])]
             if not len(values):
                 continue

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..plots import FAINT, INK, look, save, style
+from .edits import EDITS
 
 _FALL = LinearSegmentedColormap.from_list("fall", ["#2b6ca3", "#ffffff", "#b5452c"])
 _SHARE = LinearSegmentedColormap.from_list("share", ["#b5452c", "#ffffff", "#2b6ca3"])
@@ -31,7 +33,7 @@ def _grid(axes, values: np.ndarray, rows: list[str], columns: list[str], limits:
 def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
     """Metric x edit, each at its greatest strength: mean fall in standard deviations; red means noticed."""
     chosen = table[table["strength"] == table.groupby(["metric", "edit"])["strength"].transform("max")]
-    edits = list(dict.fromkeys(chosen["edit"]))
+    edits = [edit.name for edit in EDITS if edit.name in set(chosen["edit"])]
     metrics = list(dict.fromkeys(chosen["metric"]))
     values = chosen.pivot(index="metric", columns="edit", values="mean_fall").reindex(metrics)[edits].to_numpy()
     effect = dict(zip(chosen["edit"], chosen["effect"], strict=True))
@@ -100,5 +102,6 @@ def quantization_cost(table: pd.DataFrame, path: Path) -> list[Path]:
                 axes.plot(values.iloc[y], y, marker, color=colour, markersize=5)
             axes.set_yticks(range(len(rows)), rows["label"])
             axes.set_xlabel(title)
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.grid(axis="x")
         return save(figure, path)
