@@ -28,8 +28,8 @@ SCHEMA_VERSION = 1
 # What latency.py renews in a record whenever all variants are timed together again.
 TIMED_SECTIONS = ("latency", "throughput", "memory", "energy", "notes", "timing")
 PACKAGES = (
-    "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy", "scikit-learn",
-    "safetensors", "tokenizers", "sentence-transformers", "bert-score", "rouge-score", "sacrebleu", "nltk",
+    "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy",
+    "pandas", "safetensors", "tokenizers", "rouge-score", "sacrebleu", "nltk",
 )  # fmt: skip
 
 
