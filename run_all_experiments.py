@@ -174,7 +174,8 @@ def run_streamed(command: list[str], log: Path) -> int:
 
 def end(child: subprocess.Popen) -> None:
     """Interrupt a script and what it started; kill them where that does not help in time."""
-    for what, seconds in ((signal.SIGINT, GRACE_SECONDS), (signal.SIGKILL, None)):
+    # SIGTERM, which every script takes as Ctrl-C: SIGINT is ignored by what a shell started in the background.
+    for what, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
         if child.poll() is None:
             os.killpg(child.pid, what)
         try:

@@ -155,7 +155,10 @@ def test_a_failing_step_stops_the_run_and_is_named(house, code):
 @pytest.mark.parametrize("what", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_child_in_order(house, what):
     (house / "hang_2").touch()
+    # Tests started in the background ignore SIGINT and would hand that on; a user's terminal does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     runner = subprocess.Popen(command(house), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 30
     while not (house / "started_2").exists():
         assert time.monotonic() < deadline
