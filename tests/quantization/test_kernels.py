@@ -94,10 +94,11 @@ def test_integer_product_is_exact(m, n, k):
     assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
 
 
-@pytest.mark.parametrize("tiles", [(64, 32, 128, False), (128, 128, 64, True)])
+@pytest.mark.parametrize("tiles", [(64, 32, 0, 128, False), (64, 64, 32, 128, False), (128, 128, 0, 64, True)])
 def test_every_kind_of_grid_gives_the_product(tiles):
     x, weight = codes(300, 200), codes(152, 200, seed=1)
-    sizes = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "PERSISTENT"), tiles, strict=True), num_warps=4, num_stages=3)
+    names = ("BLOCK_M", "BLOCK_N", "REST_N", "BLOCK_K", "PERSISTENT")
+    sizes = dict(zip(names, tiles, strict=True), num_warps=4, num_stages=3)
     got = kernels.int8_gemm(x, None, weight, None, tiles=sizes)
     assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
 

@@ -16,7 +16,12 @@ Tile sizes. GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 
 K = 768 a tile is six steps long, so filling the pipeline and writing the result cost as much as the sum. What pays is
 having two to four tiles on a multiprocessor at once, one computing while another loads or writes. For many rows a
 *persistent* grid does the same in one program: it takes tile after tile and loads the next while it writes the last.
-`tile_sizes` holds the fastest of 46 candidates, each timed on an H200; no search runs when the program starts.
+A tile may be no power of two wide, as 64 x 192: that takes a second, narrower sum (`REST_N`), and divides 2,048 x 2,304
+outputs into 384 tiles, 2.9 on each multiprocessor, where 128 x 128 leaves most of them waiting for those that have three.
+`tile_sizes` holds the fastest of 98 candidates, each timed on an H200; no search runs when the program starts.
+
+The weight does not depend on the kernel before. So, placed early (`launch.py`), each program first asks for its share of
+the weight to be brought into the cache, while the predecessor is still computing what it must wait for.
 """
 
 import torch
@@ -69,11 +74,27 @@ def _finish(
 
 
 @triton.jit
+def _prefetch_weight(weight_ptr, N, K, LINES: tl.constexpr):
+    """Ask for this program's share of the weight, in lines of 128 bytes, to be brought into the L2 cache; wait for nothing."""
+    lines = tl.cdiv(N * K, 128)
+    share = tl.cdiv(lines, tl.num_programs(0))
+    for start in range(0, share, LINES):
+        line = tl.minimum(tl.program_id(0) * share + start + tl.arange(0, LINES), lines - 1)
+        address = (weight_ptr + line.to(tl.int64) * 128).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
 def _int8_gemm_kernel(
-    x, weight, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N, K,
+    x, weight, weight_rest, out, out_rest, weight_ptr, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N, K,
     SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, HOPPER: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, REST_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PERSISTENT: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
+    if HOPPER:
+        _prefetch_weight(weight_ptr, N, K, 128)  # weights do not wait for the predecessor
     await_predecessor(HOPPER)
     if PERSISTENT:
         tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
@@ -90,29 +111,39 @@ def _int8_gemm_kernel(
             _finish(right, row, column + BLOCK_N // 2, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
                     SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N // 2, HOPPER)  # fmt: skip
     else:
-        row, column = _corner(tl.program_id(0), M, N, BLOCK_M, BLOCK_N)
+        row, column = _corner(tl.program_id(0), M, N, BLOCK_M, BLOCK_N + REST_N)
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
+        rest = tl.zeros((BLOCK_M, REST_N or 1), dtype=tl.int32)
         for k in range(0, K, BLOCK_K):
-            total = tl.dot(x.load([row, k]), weight.load([column, k]).T, total, out_dtype=tl.int32)
+            codes = x.load([row, k])
+            total = tl.dot(codes, weight.load([column, k]).T, total, out_dtype=tl.int32)
+            if REST_N:
+                rest = tl.dot(codes, weight_rest.load([column + BLOCK_N, k]).T, rest, out_dtype=tl.int32)
         _finish(total, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
                 SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N, HOPPER)  # fmt: skip
+        if REST_N:
+            _finish(rest, row, column + BLOCK_N, out_rest, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
+                    SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, REST_N, HOPPER)  # fmt: skip
 
 
 def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
     """Tile and launch sizes for an `[m, k] x [n, k]` product (see the module's docstring)."""
-    wide = n > 1024
+    wide, deep = n > 1024, k > 1024
+    rest = 0
     if m <= 16:
-        sizes = (16, 16, 512, 3) if k > 1024 else (16, 32, 256, 4)
+        sizes = (16, 16, 512, 3) if deep else (16, 32, 256, 4)
     elif m <= 64:
         sizes = (64, 32, 256, 4)
-    elif m <= 512 or (m <= 4096 and not wide and k <= 1024):
+    elif m <= 512 or (m <= 4096 and not wide and not deep):
         sizes = (64, 64, 128, 4)
+    elif m <= 4096 and 2048 < n < 3072:
+        sizes, rest = (64, 128, 128, 2), 64
     elif m <= 4096:
-        sizes = (128, 128, 64, 4) if n > 2048 else (64, 128, 128, 3 if wide else 4)
+        sizes = (128, 64, 128, 3) if wide else (64, 128, 128, 4)
     else:
-        sizes = (128, 128, 128, 3) if wide or (k > 1024 and m > 12288) else (64, 128, 128, 3)
+        sizes = (128, 128, 128, 3) if wide or (deep and m > 12288) else (64, 128, 128, 3)
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages")
-    return {**dict(zip(names, sizes, strict=True)), "num_warps": 4, "PERSISTENT": wide and m > 4096}
+    return {**dict(zip(names, sizes, strict=True)), "REST_N": rest, "num_warps": 4, "PERSISTENT": wide and m > 4096}
 
 
 def int8_gemm(
@@ -149,14 +180,17 @@ def int8_gemm(
         x, weight = (torch.nn.functional.pad(codes, (0, -k % _TMA_BYTES)) for codes in (x, weight))
     sizes = tiles or tile_sizes(m, n, k)
     block_m, block_n, block_k = sizes["BLOCK_M"], sizes["BLOCK_N"], sizes["BLOCK_K"]
-    programs = triton.cdiv(m, block_m) * triton.cdiv(n, block_n)
+    rest_n = sizes["REST_N"]
+    programs = triton.cdiv(m, block_m) * triton.cdiv(n, block_n + rest_n)
     if sizes["PERSISTENT"]:
         programs = min(programs, 2 * multiprocessors(x.device))
     _int8_gemm_kernel[(programs,)](
         TensorDescriptor.from_tensor(x, [block_m, block_k]),
         TensorDescriptor.from_tensor(weight, [block_n, block_k]),
+        TensorDescriptor.from_tensor(weight, [rest_n, block_k]) if rest_n else None,
         TensorDescriptor.from_tensor(out, [block_m, block_n // 2 if sizes["PERSISTENT"] else block_n]),
-        x_scale, weight_scale, bias, residual, m, n, x.shape[1],
+        TensorDescriptor.from_tensor(out, [block_m, rest_n]) if rest_n else None,
+        weight, x_scale, weight_scale, bias, residual, m, n, x.shape[1],
         SCALED=scaled, HAS_BIAS=bias is not None, GELU=gelu, HAS_RESIDUAL=residual is not None,
         **sizes, **hopper_options(x.device),
     )  # fmt: skip
