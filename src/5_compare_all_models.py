@@ -4,6 +4,7 @@
     python src/5_compare_all_models.py --preset demo            everything below results/demo/
     python src/5_compare_all_models.py --baseline baseline_fp16
     python src/5_compare_all_models.py --predictions FOLDER     with someone else's classifiers as further rows
+    python src/5_compare_all_models.py --dataset ID|FOLDER      and the ten texts that change most, in the terminal only
     python src/5_compare_all_models.py --write-readme           and README's table from the same rows
 
 FOLDER holds a file a classifier, `name.csv` or `name.parquet`, with the columns id (0, 1, … over the test rows), label and
@@ -43,15 +44,16 @@ def main() -> None:
     from gpt2_quant.reports.quantization_report import report_data
 
     comparison = compare_results(results, args.baseline, args.predictions)
+    texts = changed_texts.read_test_texts(comparison, args.dataset) if args.dataset else None
     written = tables.write_tables(comparison, results)
     figures = comparison_plots.draw_all(comparison, results)
-    changed, texts_note = changed_texts.describe(comparison, args.dataset)
+    changed = changed_texts.most_changed(comparison)
     written += [changed_texts.write(changed, results)]
     figures |= {name: results / f"{name}.pdf" for name in ("training_curve", "quantization_error_heatmap")}
-    data = report_data(comparison, changed, texts_note, results)
+    data = report_data(comparison, changed, results)
     compile_report("report_2.typ", data, figures, results / "report_2.pdf")
     written += [results / "report_2.pdf"]
-    notes = []
+    notes = [f"\n{changed_texts.printed(changed, texts)}"] if texts else []
     if (results / "records" / "text_metrics.json").is_file():
         from gpt2_quant.reports.metrics_report import write_report
 

@@ -9,7 +9,7 @@ import pytest
 from result_folders import STEPS, change_record, classifier, logits, write_results
 
 from gpt2_quant import claims, paired, records, tables
-from gpt2_quant.changed_texts import most_changed, read_test_texts
+from gpt2_quant.changed_texts import most_changed, printed, read_test_texts
 from gpt2_quant.comparison import MIB, compare_results
 from gpt2_quant.data import load_splits
 from gpt2_quant.settings import UserError, parser, settings_from
@@ -191,7 +191,8 @@ def test_an_outside_classifier_joins(results, tmp_path, comparison):
 def test_outside_classifiers_alone(tmp_path):
     comparison = compare_results(tmp_path / "none", "theirs", outside_files(tmp_path / "outside"))
     assert [row.key for row in comparison.rows] == ["theirs", "theirs_lists"]
-    assert read_test_texts(comparison)[0] is None
+    with pytest.raises(UserError, match="none of the rows has a record"):
+        read_test_texts(comparison, "anywhere")
     assert "theirs lists" in tables.terminal(comparison)
 
 
@@ -300,21 +301,21 @@ def test_most_changed_texts_are_those_of_largest_divergence(comparison):
     kl = np.stack([paired.divergence(logits("baseline"), logits(key)) for key in list(STEPS)[1:]])
     assert [row["kl"] for row in rows] == pytest.approx(np.sort(kl.max(axis=0))[::-1][:10])
     assert rows[0]["id"] == kl.max(axis=0).argmax()
-    texts, note = read_test_texts(comparison)
-    assert texts is None and "nowhere/at-hand is not at hand" in note
 
 
 def test_texts_are_shown_only_when_their_fingerprint_is_the_records(results, ag_news_dir):
-    def name_dataset(record):
-        record["settings"].update(dataset=str(ag_news_dir), max_test_samples=1000)
-
     for key in STEPS:
-        change_record(results, key, name_dataset)
-    texts, note = read_test_texts(compare_results(results))
-    assert texts is None and "its sha256 differs" in note
+        change_record(results, key, lambda record: record["settings"].update(max_test_samples=1000))
+    with pytest.raises(UserError, match="its sha256 differs"):
+        read_test_texts(compare_results(results), str(ag_news_dir))
     args = parser("").parse_args(["--device", "cpu", "--dataset", str(ag_news_dir), "--max-test-samples", "1000"])
     split = load_splits(settings_from(args))["test"]
     for key in STEPS:
         change_record(results, key, lambda record: record["data"].update(sha256=split.sha256))
-    texts, note = read_test_texts(compare_results(results))
-    assert texts == split.texts and note == f"Texts from {ag_news_dir}."
+    comparison = compare_results(results)
+    texts = read_test_texts(comparison, str(ag_news_dir))
+    assert texts == split.texts
+    rows = most_changed(comparison)
+    shown = printed(rows, texts)
+    assert max(map(len, shown.splitlines())) <= 100
+    assert all(" ".join(texts[row["id"]].split()) in " ".join(shown.split()) for row in rows)

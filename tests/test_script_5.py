@@ -13,7 +13,7 @@ from result_folders import STEPS, change_record, classifier, logits, rounded, wr
 from tiny_models import ROOT
 
 from gpt2_quant import tables
-from gpt2_quant.changed_texts import describe
+from gpt2_quant.changed_texts import most_changed
 from gpt2_quant.comparison import compare_results
 from gpt2_quant.predictions import save_predictions
 from gpt2_quant.reports import compile_report
@@ -85,8 +85,7 @@ def test_it_builds_from_two_variants_and_says_what_is_missing(tmp_path, run_scri
 
 def test_the_report_builds_from_the_baseline_alone(tmp_path):
     comparison = compare_results(write_results(tmp_path, ("baseline",)))
-    changed, note = describe(comparison)
-    compile_report("report_2.typ", report_data(comparison, changed, note, tmp_path), {}, tmp_path / "report_2.pdf")
+    compile_report("report_2.typ", report_data(comparison, most_changed(comparison), tmp_path), {}, tmp_path / "report_2.pdf")
     assert "nothing to compare it with" in " ".join(pages(tmp_path / "report_2.pdf"))
     assert r"\toprule" in tables.latex(comparison)
 
@@ -108,7 +107,7 @@ def test_the_report_shows_script_2s_error_analysis(tmp_path):
     pd.DataFrame([effect]).to_csv(tmp_path / "quantization_effect.csv", index=False)
     choice = {**effect, "choice": "absmax scales", "taken": True}
     pd.DataFrame([choice]).to_csv(tmp_path / "quantization_choices.csv", index=False)
-    data = report_data(comparison, *describe(comparison), tmp_path)
+    data = report_data(comparison, most_changed(comparison), tmp_path)
     compile_report("report_2.typ", data, {}, tmp_path / "report_2.pdf")
     text = " ".join(pages(tmp_path / "report_2.pdf"))
     assert f"{rows[0]['sqnr_db']:.1f}" in text and f"{rows[1]['sqnr_db']:.1f}" in text

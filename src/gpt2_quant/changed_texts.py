@@ -1,12 +1,11 @@
 """The test texts whose answer quantization changes most: numbers say how often, these show on what.
 
-A row's change is the largest KL(baseline || variant) over all variants (`paired.divergence`), in nats. The texts
-themselves are not among the results; they are read from the dataset that the records name, and shown only when their
-fingerprint is the one in the records. Nothing is fetched for it: without the dataset at hand the rows keep their ids.
+A row's change is the largest KL(baseline || variant) over all variants (`paired.divergence`), in nats. Results are for
+publishing and the texts are the data set's owner's: files and report name rows, and only the terminal shows texts, when
+`--dataset` says where they are.
 """
 
-import os
-from dataclasses import replace
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from . import paired
 from .comparison import Comparison
 from .data import LABELS, load_splits
 from .records import write_csv
-from .settings import ROOT, Settings, UserError
+from .settings import Settings, UserError
 
 
 def most_changed(comparison: Comparison, count: int = 10) -> list[dict]:
@@ -52,42 +51,38 @@ def most_changed(comparison: Comparison, count: int = 10) -> list[dict]:
     return result
 
 
-def read_test_texts(comparison: Comparison, dataset: str | None = None) -> tuple[list[str] | None, str]:
-    """The test set's texts, or None, and a sentence that says where they are from or why they are not shown.
+def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
+    """The test set's texts from `dataset`, a folder or a hub id.
 
-    `dataset` is a folder to read instead of the one that the records name.
+    Raises UserError where it cannot be read, where no record says which test set the rows are about, and where it is another.
     """
     record = comparison.record
     if record is None:
-        return None, "The texts are not shown: none of the rows has a record that names its dataset."
+        raise UserError("--dataset shows nothing here: none of the rows has a record of its test set; leave it out")
     said = record["settings"]
     folders = {name: Path(said[name]) for name in ("models_dir", "results_dir")}
+    source = {"dataset": dataset, "dataset_revision": said["dataset_revision"] if dataset == said["dataset"] else None}
     # Not under the demo's own preset: that would make its corpus and model anew where they are gone.
-    settings = Settings(**{**said, **folders, "preset": "paper", "max_train_samples": None, "overwrite": False})
-    if dataset:
-        settings = replace(settings, dataset=dataset, dataset_revision=None)
-    elif (ROOT / said["dataset"]).is_dir():  # records name the repository's folders from its root
-        settings = replace(settings, dataset=str(ROOT / said["dataset"]))
-    # A comparison reads what is on this disk: a dataset that was never fetched is not fetched for ten texts.
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    try:
-        split = load_splits(settings)["test"]
-    except (UserError, OSError):
-        return None, f"The texts are not shown: {dataset or said['dataset']} is not at hand; name its folder with --dataset."
+    settings = Settings(**{**said, **folders, **source, "preset": "paper", "max_train_samples": None, "overwrite": False})
+    split = load_splits(settings)["test"]
     if split.sha256 != record["data"]["sha256"]:
-        return None, f"The texts are not shown: {dataset or said['dataset']} is not the records' test set (its sha256 differs)."
-    return split.texts, f"Texts from {dataset or said['dataset']}."
+        raise UserError(f"--dataset {dataset} is not the records' test set (its sha256 differs): name theirs, {said['dataset']}")
+    return split.texts
 
 
-def describe(comparison: Comparison, dataset: str | None = None) -> tuple[list[dict], str]:
-    """`most_changed` rows with their `text` where it is at hand, and the sentence about the texts."""
-    rows = most_changed(comparison)
-    texts, note = read_test_texts(comparison, dataset)
-    return [{**row, "text": texts[row["id"]]} if texts else row for row in rows], note
+def printed(rows: list[dict], texts: list[str], width: int = 100) -> str:
+    """The rows of `most_changed` with their texts, for the terminal."""
+    lines = ["The texts whose answer changes most:"]
+    for row in rows:
+        still = "still " * (row["after"] == row["before"])
+        answers = f"{row['before']} {row['before_p']:.2f}; {row['by']} {still}{row['after']} {row['after_p']:.2f}"
+        lines.append(f"row {row['id']}, {row['label']}: {answers}, KL {row['kl']:.3f}")
+        lines += textwrap.wrap(texts[row["id"]], width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def write(rows: list[dict], results_dir: Path) -> Path:
-    """Write the rows of `describe` as changed_texts.csv; returns its path."""
+    """Write the rows of `most_changed` as changed_texts.csv; returns its path."""
     path = results_dir / "changed_texts.csv"
     write_csv(path, pd.DataFrame(rows))
     return path

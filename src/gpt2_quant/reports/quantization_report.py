@@ -15,10 +15,10 @@ from ..tables import footnotes, printed_cells
 from .findings import choices, findings
 
 
-def report_data(comparison: Comparison, changed: list[dict], texts_note: str, results_dir: Path) -> dict:
+def report_data(comparison: Comparison, changed: list[dict], results_dir: Path) -> dict:
     """All values of the report as JSON-able data.
 
-    `changed` are rows of `changed_texts.describe`; the error analysis is read from the tables that script 2 left in
+    `changed` are rows of `changed_texts.most_changed`; the error analysis is read from the tables that script 2 left in
     `results_dir`.
     """
     rows = comparison.present
@@ -48,7 +48,6 @@ def report_data(comparison: Comparison, changed: list[dict], texts_note: str, re
         "claims_scope": claims_scope(comparison),
         "choices": choices(comparison),
         "changed": changed,
-        "texts_note": texts_note,
         "provenance": [_provenance(row) for row in rows if row.source.record],
     }
 
@@ -104,9 +103,7 @@ def _sweep(comparison: Comparison) -> dict | None:
     lines = []
     for row in rows:
         for mode in ("eager", "best"):
-            found = {
-                (e["seq_len"], e["batch_size"]): e["median_ms"] for e in row.source.record["latency"] if e["mode"] == mode
-            }
+            found = {(e["seq_len"], e["batch_size"]): e["median_ms"] for e in row.source.record["latency"] if e["mode"] == mode}
             if found:
                 lines.append({"label": row.label, "mode": mode, "values": [found.get(shape) for shape in shapes]})
     return {"shapes": [list(shape) for shape in shapes], "rows": lines}
