@@ -9,7 +9,8 @@ smallest hashes, for the same reasons.
 *Tokens.* GPT-2 has no padding token; its end-of-text token serves, in tokenizer and config alike, because
 `GPT2ForSequenceClassification` classifies from the last token that is not padding. Padding is on the right: on the left
 it would shift the position embeddings. An empty text becomes a single end-of-text token, so that it has a position to
-classify from. Texts are cut at `max_length` tokens (at 128: 0.6% of AG News).
+classify from. Texts are cut at `max_length` tokens (at 128: 0.6% of AG News). A split is tokenized once: all scripts that use
+one `--results-dir` share its tokens through `cache/` there.
 
 *Batches.* AG News averages 52 tokens but reaches past 128: padding everything to 128 would more than double the work.
 Rows of like length share a batch instead (Khomenko et al., 2016, arXiv 1708.05604): a shuffled epoch is cut into pools of
@@ -26,6 +27,7 @@ import numpy as np
 
 from .hub import hub_faults, retried
 from .settings import Settings, UserError, looks_like_path
+from .token_cache import cached
 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")
 VALIDATION_SHARE = 20  # one row in so many
@@ -34,13 +36,17 @@ POOL_BATCHES = 50
 
 @dataclass(frozen=True)
 class Split:
-    """One split: `texts[i]` has class `labels[i]` (0–3); `source` and `revision` say where it came from."""
+    """One split: `texts[i]` has class `labels[i]` (0–3); `source` and `revision` say where it came from.
+
+    `cache` is the folder that keeps its tokens for the next time (token_cache.py); None keeps none.
+    """
 
     name: str
     texts: list[str]
     labels: list[int]
     source: str
     revision: str | None = None
+    cache: Path | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -91,7 +97,7 @@ def load_splits(settings: Settings) -> dict[str, Split]:
         if limit is not None:
             keep = _smallest_digests(texts, limit, name)
             texts, labels = [texts[i] for i in keep], [labels[i] for i in keep]
-        return Split(name, texts, labels, settings.dataset, revision)
+        return Split(name, texts, labels, settings.dataset, revision, cache=settings.results_dir / "cache")
 
     def of_train(mask: np.ndarray) -> tuple[list[str], list[int]]:
         rows = np.flatnonzero(mask)
@@ -251,15 +257,22 @@ class Tokens:
 
 
 def tokenize(tokenizer, split: Split, max_length: int) -> Tokens:
-    """Tokenize a split, each text cut at `max_length` tokens; an empty text becomes one end-of-text token."""
-    # One token more than is kept shows which texts are cut, without tokenizing the rest of a very long one twice.
-    encoded = tokenizer(split.texts, truncation=True, max_length=max_length + 1, add_special_tokens=False)["input_ids"]
-    rows = [ids[:max_length] or [tokenizer.eos_token_id] for ids in encoded]
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(ids) for ids in rows], out=offsets[1:])
-    flat = np.fromiter((token for ids in rows for token in ids), dtype=np.int32, count=int(offsets[-1]))
-    truncated = sum(len(ids) > max_length for ids in encoded)
-    return Tokens(flat, offsets, np.asarray(split.labels, dtype=np.int64), truncated)
+    """Tokenize a split, each text cut at `max_length` tokens; an empty text becomes one end-of-text token.
+
+    Done once for the same texts, tokenizer and length where the split has a cache. Raises OSError when that cannot be written.
+    """
+
+    def encode() -> dict[str, np.ndarray]:
+        # One token more than is kept shows which texts are cut, without tokenizing the rest of a very long one twice.
+        encoded = tokenizer(split.texts, truncation=True, max_length=max_length + 1, add_special_tokens=False)["input_ids"]
+        rows = [ids[:max_length] or [tokenizer.eos_token_id] for ids in encoded]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in rows], out=offsets[1:])
+        flat = np.fromiter((token for ids in rows for token in ids), dtype=np.int32, count=int(offsets[-1]))
+        return {"flat": flat, "offsets": offsets, "truncated": np.array(sum(len(ids) > max_length for ids in encoded))}
+
+    made = cached(split.cache, tokenizer, split.texts, max_length, encode)
+    return Tokens(made["flat"], made["offsets"], np.asarray(split.labels, dtype=np.int64), int(made["truncated"]))
 
 
 def length_grouped_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

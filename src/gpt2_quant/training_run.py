@@ -47,11 +47,12 @@ class Run:
     checkpoint_minutes: float
 
     def __post_init__(self):
+        max_length = self.settings.max_length
         with self.accelerator.main_process_first():  # the first to ask for it makes or downloads what is not there yet
             self.splits: dict[str, Split] = load_splits(self.settings)
             self.base = fetch_model_folder(self.settings.base_model, self.settings.base_revision)
-        self.tokenizer = load_tokenizer(self.base)
-        self.tokens = {name: tokenize(self.tokenizer, split, self.settings.max_length) for name, split in self.splits.items()}
+            self.tokenizer = load_tokenizer(self.base)
+            self.tokens = {name: tokenize(self.tokenizer, split, max_length) for name, split in self.splits.items()}
         self.predict = gathered_predict(self.accelerator)
         if self.settings.device == "cuda":
             self.predict = in_large_batches(self.predict)
