@@ -164,7 +164,7 @@ def _one_test_row(comparison: Comparison) -> dict:
         f"half a 95% interval is {half_width:.2f} points at n = {n:,}; one text is {100 / n:.3f}",
         False,
         "A difference of one test row ranks nothing: an exact McNemar test needs at least six discordant rows, all on one "
-        "side, to reach p < .05.",
+        "side, to reach p < 0.05.",
     )
 
 
@@ -187,7 +187,7 @@ def _best_overall(comparison: Comparison) -> dict:
         holds = not better and all(_dominates(nf4, row) for row in rows if row is not nf4)
         measured = f"beaten at once in size, time and accuracy by {', '.join(better)}" if better else "beaten at once by none"
     why = (
-        "'Best' needs a weighting that was not given. What can be said: whether another row is at least as small, as fast "
+        "“Best” needs a weighting that was not given. What can be said: whether another row is at least as small, as fast "
         "and as accurate (by value), and better in one of them."
     )
     return _claim("NF4 BitsAndBytes is the best overall", "smallest time, second in size", measured, holds, why)

@@ -91,7 +91,8 @@ def efficiency_comparison(comparison: Comparison, path: Path) -> list[Path]:
         shape = next((row.latency["shape"] for row in rows if row.latency), None)
         what = f", {shape[0]} texts x {shape[1]} tokens" if shape else ""
         time.set_title(f"time of a forward{what}", loc="left")
-        time.set_xlabel("ms, median and its 95% interval; solid: eager, hatched: best mode")
+        best = any(row.latency and row.latency["best"] for row in rows)
+        time.set_xlabel("ms, median and its 95% interval; " + ("solid: eager, hatched: best mode" if best else "eager"))
         for axes in (size, time):
             axes.margins(x=0.24)
             axes.set_xlim(left=0)
@@ -108,11 +109,12 @@ def _latency_bars(axes: Axes, row: Row, y: float, colour: str) -> None:
         axes.text(0, y, " not measured", va="center", fontsize=8, color=FAINT)
         return
     hatched = {"facecolor": "none", "edgecolor": colour, "hatch": "////"}
-    for mode, offset, fill in (("eager", -0.17, {"color": colour}), ("best", 0.17, hatched)):
-        if entry := latency.get(mode):
-            value = entry["median_ms"]
+    both = latency["eager"] and latency["best"]
+    for mode, side, fill in (("eager", -0.17, {"color": colour}), ("best", 0.17, hatched)):
+        if entry := latency[mode]:
+            value, offset, height = entry["median_ms"], *((side, 0.32) if both else (0, 0.62))
             error = [[value - entry["median_low_ms"]], [entry["median_high_ms"] - value]]
-            axes.barh(y + offset, value, 0.32, xerr=error, error_kw={"elinewidth": 0.8, "ecolor": INK}, **fill)
+            axes.barh(y + offset, value, height, xerr=error, error_kw={"elinewidth": 0.8, "ecolor": INK}, **fill)
             apart = "" if latency["same_session"] else " * other session"
             axes.text(entry["median_high_ms"], y + offset, f"  {value:.2f}{apart}", va="center", fontsize=7)
 
@@ -138,7 +140,7 @@ def pareto(comparison: Comparison, path: Path) -> list[Path]:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, points, label in (
             (panels[0], sized, "stored size, MB (2^20 bytes), log scale"),
-            (panels[1], timed, "time of a forward, fastest mode, ms, log scale"),
+            (panels[1], timed, "time of a forward, faster mode, ms, log scale"),
         ):
             axes.set_xlabel(label)
             axes.grid()
@@ -159,8 +161,9 @@ def pareto(comparison: Comparison, path: Path) -> list[Path]:
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.margins(x=0.12)
         panels[0].set_ylabel("accuracy, 95% interval (axis truncated)")
-        handles = _legend_handles(panels[0], rows, looks, "")
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(rows)), fontsize=8)
+        drawn = {row.key for row, _ in sized + timed}
+        handles = _legend_handles(panels[0], [row for row in rows if row.key in drawn], looks, "")
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
         return save(figure, path)
 
 
@@ -204,7 +207,7 @@ def paired_differences(comparison: Comparison, path: Path) -> list[Path]:
             axes.set_title(f"{title} minus {comparison.row(comparison.baseline).label}'s", loc="left")
             axes.grid(axis="x")
         _name_rows(panels[0], rows)
-        caption = "points; 95% interval of the paired bootstrap; shaded: the margin within which rows count as equal"
+        caption = "points; 95% interval of the paired bootstrap; shaded: the margin of equivalence"
         figure.supxlabel(caption, fontsize=9)
         return save(figure, path)
 
@@ -244,8 +247,9 @@ def latency_sweep(comparison: Comparison, path: Path) -> list[Path]:
             axes.grid()
         panels[0].set_ylabel("ms a forward, median (log scale)")
         handles = _legend_handles(panels[0], rows, looks, "-")
-        for mode, line in (("eager", "-"), ("best mode", ":")):
-            handles += panels[0].plot([], [], line, color=INK, label=mode)
+        if any(entry["mode"] == "best" for _, entry in entries):
+            for mode, line in (("eager", "-"), ("best mode", ":")):
+                handles += panels[0].plot([], [], line, color=INK, label=mode)
         figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8)
         return save(figure, path)
 

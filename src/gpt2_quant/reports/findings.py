@@ -54,10 +54,8 @@ def _speed_findings(comparison: Comparison) -> list[str]:
     fast = min(timed, key=_fastest_ms)
     texts, tokens = fast.latency["shape"]
     others = "" if fast is baseline else f"; {baseline.label} takes {_fastest_ms(baseline):.2f} ms"
-    sentences = [
-        f"Fastest at {texts} texts of {tokens} tokens, each row in its faster mode, is {fast.label} with "
-        f"{_fastest_ms(fast):.2f} ms{others}."
-    ]
+    modes = ", each row in its faster mode," if any(row.latency["best"] for row in timed) else ", run eagerly,"
+    sentences = [f"Fastest at {texts} texts of {tokens} tokens{modes} is {fast.label} with {_fastest_ms(fast):.2f} ms{others}."]
     if half in timed and half is not baseline:
         quantized = [row for row in timed if row is not half and row is not baseline]
         beaten = [row for row in quantized if _fastest(row)["median_high_ms"] < _fastest(half)["median_low_ms"]]
@@ -114,9 +112,10 @@ def _best_rows(rows: list[Row]) -> list[dict]:
     if timed:
         best = min(timed, key=_fastest_ms)
         shape = best.latency["shape"]
-        because = f"{_fastest_ms(best):.2f} ms for {shape[0]} texts of {shape[1]} tokens in its faster mode"
+        because = f"{_fastest_ms(best):.2f} ms for {shape[0]} texts of {shape[1]} tokens"
         found.append({"aim": "the shortest time of a batch", "choice": best.label, "because": because})
-        plain = [row for row in timed if row.latency["eager"]]
+    plain = [row for row in timed if row.latency["eager"]]
+    if plain and any(row.latency["best"] for row in timed):
         best = min(plain, key=lambda row: row.latency["eager"]["median_ms"])
         because = f"{best.latency['eager']['median_ms']:.2f} ms for the same batch, run as transformers runs it"
         found.append({"aim": "the shortest time without compiling", "choice": best.label, "because": because})

@@ -4,16 +4,18 @@ The template holds the words that are true of any run. Whatever depends on this 
 the tables, so that no sentence of the report can outlive the result it was written about.
 """
 
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pandas as pd
 
 from ..records import load_record
-from ..text_metrics.coherence import PARTS as COHERENCE_PARTS
+from ..text_metrics.examples import EDIT_STORY, EDITED
 from ..text_metrics.human_judgements import QUALITIES
 from . import compile_report
 
 IMAGES = ("metric_edits", "metric_human_agreement", "metric_coherence", "language_model_quantization")
+STRENGTH_NAMES = {1: "one place", 2: "half", 3: "all"}
 SHUFFLE_TARGET, AGREEMENT_TARGET, CONTROL_TARGET = 0.85, 0.30, 0.95
 
 
@@ -24,7 +26,7 @@ def write_report(results_dir: Path) -> Path:
     """
     data = report_data(load_record(results_dir / "records" / "text_metrics.json"))
     output = results_dir / "report_1.pdf"
-    compile_report("report_1.typ", data, {name: results_dir / f"{name}.png" for name in IMAGES}, output)
+    compile_report("report_1.typ", data, {name: results_dir / f"{name}.pdf" for name in IMAGES}, output)
     return output
 
 
@@ -79,26 +81,33 @@ def _edits(section: dict) -> dict:
         f"Edits that keep the meaning should score above edits that break it (chance: 50% of pairs). The best, {best['metric']}, "
         f"manages {_percent(best['kept_above_broken'])}, {worst['metric']} {_percent(worst['kept_above_broken'])}."
     ]
-    negation = table[(table["edit"] == "negation") & (table["strength"] == table["strength"].min())]
+    negation = table[(table["edit"] == "negation") & (table["strength"] == table["strength"].max())]
     if len(negation):
-        row = negation.loc[negation["mean_fall"].idxmin()]
-        findings.append(f"One inserted “not” moves {row['metric']} by {row['mean_fall']:.2f} standard deviations.")
-    strengths = {
-        edit: {int(row["strength"]): row["mean_fall"] for _, row in group.iterrows()}
-        for edit, group in table[table["metric"] == "BERTScore"].groupby("edit", sort=False)
-    }
+        row = negation.loc[negation["mean_fall"].idxmax()]
+        findings.append(
+            "Denying statements with “not”, at the greatest strength tried, lowers no metric by more than "
+            f"{max(row['mean_fall'], 0):.2f} of its standard deviations ({row['metric']})."
+        )
+    dose = table[table["metric"] == "BERTScore"].pivot_table(index="edit", columns="strength", values="mean_fall", sort=False)
     return {
         "source": section["source"],
         "n_low": int(table["n"].min()),
         "n_high": int(table["n"].max()),
         "n_edits": int(table["edit"].nunique()),
         "ranking": ranking.sort_values("kept_above_broken", ascending=False).to_dict("records"),
-        "strengths": [
-            {"edit": edit, "falls": [_number(falls.get(level)) for level in (1, 2, 3)]} for edit, falls in strengths.items()
-        ],
-        "examples": section["examples"],
+        "strengths": [STRENGTH_NAMES[level] for level in sorted(dose)],
+        "dose": [{"edit": edit, "falls": [_number(fall) for fall in row[sorted(dose)]]} for edit, row in dose.iterrows()],
+        "story": EDIT_STORY,
+        "edited": [{"edit": edit, "effect": effect, "runs": _runs(EDIT_STORY, text)} for edit, effect, text in EDITED],
         "findings": findings,
     }
+
+
+def _runs(before: str, after: str) -> list[tuple[str, bool]]:
+    """`after` as runs of words, each with whether it stands in `before` otherwise or not at all."""
+    old, new = before.split(), after.split()
+    matches = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    return [(" ".join(new[i:j]), what != "equal") for what, _, _, i, j in matches if j > i]
 
 
 def _humans(section: dict) -> dict:
@@ -150,7 +159,7 @@ def _humans(section: dict) -> dict:
         "compared": compared,
         "qualities": list(QUALITIES),
         "undefined": section["undefined_scs"],
-        "ablation": _ablation(table),
+        "coherence": _coherence_agreement(table),
         "findings": findings,
     }
 
@@ -160,40 +169,40 @@ def _not_ahead(rows: list[dict]) -> str:
     return f" The interval of the difference does not exclude 0 for {', '.join(behind)}." if behind else ""
 
 
-def _ablation(table: pd.DataFrame) -> list[dict]:
-    """SCS and its variants on SummEval's coherence, with and without the number of sentences held constant."""
-    rows = table[(table["quality"] == "coherence") & (table["level"] == "summary") & table["metric"].str.startswith("SCS")]
-    value = rows.set_index(["metric", "statistic"])["value"]
-    names = list(dict.fromkeys(rows["metric"]))
-    return [
-        {"metric": name, "spearman": _number(value[name, "spearman"]), "partial": _number(value[name, "spearman without length"])}
-        for name in names
-    ]
+def _coherence_agreement(table: pd.DataFrame) -> dict[str, dict]:
+    """Metric -> Spearman with SummEval's coherence, with and without the number of sentences held constant."""
+    rows = table[(table["quality"] == "coherence") & (table["level"] == "summary")]
+    values = rows.pivot(index="metric", columns="statistic", values="value")
+    return {
+        name: {"spearman": _number(row["spearman"]), "partial": _number(row["spearman without length"])}
+        for name, row in values.iterrows()
+    }
 
 
 def _coherence(section: dict) -> dict:
     table = pd.DataFrame(section["table"])
     shares = table.set_index(["metric", "control"])["prefers_original"]
-    shuffle = table[(table["metric"] == "SCS") & (table["control"] == "shuffle")].iloc[0]
+    shuffles = table[table["control"] == "shuffle"].set_index("metric")
+    shuffle, few = shuffles.loc["SCS"], shuffles.loc["perplexity"]
     reached = "reaches" if shuffle["prefers_original"] >= SHUFFLE_TARGET else "misses"
     worst = min(
         shares["SCS", control] for control in ("topic switch", "one sentence twice", "each sentence twice", "whole text twice")
     )
     findings = [
         f"Shuffle test ({section['source']}, {shuffle['versions']} permutations each): SCS prefers the original to "
-        f"{_percent(shuffle['prefers_original'])} of permutations [{_percent(shuffle['low'])}, {_percent(shuffle['high'])}], "
-        f"the cosine of neighbours to {_percent(shares['adjacent cosine', 'shuffle'])}, perplexity to "
-        f"{_percent(shares['perplexity', 'shuffle'])}; the target of {SHUFFLE_TARGET:.2f} it {reached}.",
-        f"SCS prefers the original to every repetition and topic-switch control for at least {_percent(worst)} of texts "
-        f"({'within' if worst >= CONTROL_TARGET else 'short of'} the target of {_percent(CONTROL_TARGET)}).",
+        f"{_percent(shuffle['prefers_original'], 1)} of permutations [{_percent(shuffle['low'], 1)}, "
+        f"{_percent(shuffle['high'], 1)}], which {reached} the target of {_percent(SHUFFLE_TARGET)}; the cosine of neighbours to "
+        f"{_percent(shares['adjacent cosine', 'shuffle'], 1)}, perplexity (read on {few['texts']} "
+        f"texts × {few['versions']}) to {_percent(few['prefers_original'], 1)}.",
+        f"SCS prefers the original to every repetition and topic-switch control in at least {_percent(worst)} of texts, which "
+        f"{'reaches' if worst >= CONTROL_TARGET else 'misses'} the target of {_percent(CONTROL_TARGET)}.",
     ]
     return {
         "source": section["source"],
         "texts": int(table["texts"].max()),
-        "parts": list(COHERENCE_PARTS),
         "shuffle": [
-            {key: row[key] for key in ("metric", "prefers_original", "low", "high", "versions")}
-            for row in table[table["control"] == "shuffle"].to_dict("records")
+            {key: row[key] for key in ("metric", "prefers_original", "low", "high", "texts", "versions")}
+            for row in shuffles.reset_index().to_dict("records")
         ],
         "findings": findings,
     }
@@ -220,5 +229,5 @@ def _number(value) -> float | None:
     return None if value is None or value != value else float(value)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f}%"

@@ -27,6 +27,7 @@ def report_data(comparison: Comparison, changed: list[dict], results_dir: Path) 
     return {
         "baseline": comparison.row(comparison.baseline).label,
         "n": len(comparison.labels),
+        "outside": [row.label for row in rows if not row.source.record],
         "classes": list(LABELS) if rows[0].source.logits.shape[1] == len(LABELS) else [],
         "facts": _facts(comparison),
         "experiment": _experiment(comparison),
@@ -149,7 +150,7 @@ def _provenance(row: Row) -> dict:
     return {
         "label": row.label,
         "key": row.key,
-        "commit": (made.get("git_commit") or "no git")[:12] + (" (changed)" if made.get("git_dirty") else ""),
+        "commit": made["git_commit"][:12] + (" (changed)" if made.get("git_dirty") else "") if made.get("git_commit") else None,
         "source": (made.get("source_sha256") or "")[:12],
         "time": made.get("time_utc"),
         "command": made.get("command"),

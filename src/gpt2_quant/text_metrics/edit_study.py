@@ -46,7 +46,7 @@ def originals_from_summeval(data: SummEval, per_document: int = 6) -> Originals:
             texts.append(group[k])
             references.append(group[0])
             others.append(following[k])
-    return Originals(texts, references, others, "SummEval references 2-7 against reference 1")
+    return Originals(texts, references, others, "SummEval references 2 to 7 against reference 1")
 
 
 def originals_from_news(texts: Sequence[str]) -> Originals:

@@ -3,8 +3,11 @@ once.
 
 Written for this project. `EXAMPLES` are (kind, candidate, reference); the kinds that keep the meaning (`copy`, `paraphrase`,
 `compressed`) should outrank those that break it (`negated`, `wrong number`, `roles swapped`, `another story`), and no metric of
-overlap manages that. The last three are there because metrics crash on them.
+overlap manages that. The last three are there because metrics crash on them. `EDITED` is what each controlled edit makes of a
+third story, for readers: the texts that the edit study scores belong to their owners and stay out of the results.
 """
+
+from .edits import EDITS, edited
 
 
 def _text(block: str) -> str:
@@ -75,3 +78,11 @@ EXAMPLES: list[tuple[str, str, str]] = [
     ("one word", "Ferry", "Ferry"),
     ("blank", " ", _FERRY),
 ]
+
+EDIT_STORY = _text("""
+    The mayor, Clara Novak, told Peter Lindqvist on Friday that the old bridge is not worth repairing.
+    About 40 buses have crossed it every day since 1962.
+    They will now take the road along the river.
+""")
+EDITED: list[tuple[str, str, str]] = [(edit.name, edit.effect, edited(edit, EDIT_STORY, _BANK, 1)) for edit in EDITS]
+"""(edit, effect, `EDIT_STORY` after the edit in one place); where the edit needs a text on another matter it is the bank's."""

@@ -22,7 +22,7 @@ def _grid(axes, values: np.ndarray, rows: list[str], columns: list[str], limits:
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
         strong = np.isfinite(value) and abs(value - middle) > 0.7 * half
-        text = form.format(value) if np.isfinite(value) else "–"
+        text = form.format(value).replace("-0.00", "0.00").replace("-", "−") if np.isfinite(value) else "–"
         axes.text(column, row, text, ha="center", va="center", color="white" if strong else INK, fontsize=7.5)
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
@@ -38,7 +38,7 @@ def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
     values = chosen.pivot(index="metric", columns="edit", values="mean_fall").reindex(metrics)[edits].to_numpy()
     effect = dict(zip(chosen["edit"], chosen["effect"], strict=True))
     with look():
-        figure = Figure(figsize=(9.6, 0.42 * len(metrics) + 2.1), layout="constrained")
+        figure = Figure(figsize=(9.6, 0.34 * len(metrics) + 1.7), layout="constrained")
         axes = figure.subplots()
         _grid(axes, values, metrics, edits, (-1.5, 1.5), _FALL, "{:.2f}")
         previous = None
@@ -78,7 +78,7 @@ def coherence_controls(table: pd.DataFrame, path: Path) -> list[Path]:
     shown = table.pivot(index="metric", columns="control", values="prefers_original")
     shown = shown.reindex(list(dict.fromkeys(table["metric"])))[list(dict.fromkeys(table["control"]))]
     with look():
-        figure = Figure(figsize=(7.2, 0.36 * len(shown) + 1.6), layout="constrained")
+        figure = Figure(figsize=(9.6, 0.27 * len(shown) + 1.3), layout="constrained")
         _grid(figure.subplots(), shown.to_numpy(), list(shown.index), list(shown.columns), (0, 1), _SHARE, "{:.2f}")
         return save(figure, path)
 
@@ -102,6 +102,7 @@ def quantization_cost(table: pd.DataFrame, path: Path) -> list[Path]:
                 axes.plot(values.iloc[y], y, marker, color=colour, markersize=5)
             axes.set_yticks(range(len(rows)), rows["label"])
             axes.set_xlabel(title)
+            axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.grid(axis="x")
         return save(figure, path)

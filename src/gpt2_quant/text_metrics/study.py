@@ -81,17 +81,7 @@ def edits(inputs: Inputs) -> tuple[dict, str]:
     write_csv(inputs.settings.results_dir / "metric_edits.csv", table)
     figures.edit_heatmap(table, inputs.settings.results_dir / "metric_edits.png")
     section = {"source": originals.source, "table": table.to_dict("records"), "ranking": ranking.to_dict("records")}
-    section["examples"] = _edit_examples(originals, pairs)
     return section, _shown(ranking)
-
-
-def _edit_examples(originals, pairs: pd.DataFrame) -> list[dict]:
-    """The shortest edited text of each kind, to be shown beside its original."""
-    rows = []
-    for edit, group in pairs.groupby("edit", sort=False):
-        row = group.loc[group["edited"].str.len().idxmin()]
-        rows.append({"edit": edit, "original": originals.texts[row["text"]], "edited": row["edited"]})
-    return rows
 
 
 def humans(inputs: Inputs) -> tuple[dict, str]:
