@@ -48,17 +48,17 @@ def main() -> None:
     step = Step(settings.results_dir, "1_baseline_finetuning", {k: v for k, v in vars(args).items() if k != "push_to_hub"})
     record_path = settings.results_dir / "records" / "baseline.json"
     complete = step.complete() and record_path.is_file() and not settings.overwrite
-    if complete and not args.push_to_hub:
-        print(f"{settings.models_dir / 'baseline_gpt2'} is already complete for these flags; --overwrite trains it anew")
-        return
+    main_process = os.environ.get("RANK", "0") == "0"  # under accelerate launch one process speaks and publishes
+    publish = args.push_to_hub and main_process
+    if publish:
+        from gpt2_quant import publishing
 
-    from gpt2_quant import publishing
-
-    if args.push_to_hub:
         publishing.check_login(args.push_to_hub)
     if not complete:
         fine_tune(args, settings, preset, seeds, step)
-    if args.push_to_hub:
+    elif main_process:
+        print(f"{settings.models_dir / 'baseline_gpt2'} is already complete for these flags; --overwrite trains it anew")
+    if publish:
         print("published:", publishing.push(settings.models_dir / "baseline_gpt2", args.push_to_hub))
 
 

@@ -1,10 +1,16 @@
-"""A hub on this machine: as much of the Hugging Face hub's HTTP interface as downloading a model or a dataset uses.
+"""A hub on this machine: as much of the Hugging Face hub's HTTP interface as fetching a model or a dataset and publishing
+a model use.
 
 Repositories live in memory: `{("models", "owner/name"): {"path": bytes}}`, all at one commit. Faults are planted by name:
 `busy["GET config.json"] = 2` answers 503 to the first two such requests; `cut` are files whose first half is sent, once,
 before the connection breaks; `short` are files of which half is sent as if it were the whole.
+
+Publishing takes the token TOKEN, into OWNER's repositories only. Safetensors files go the way of large ones: announced to the
+LFS interface, put where that says, named in the commit by their sha256. (A client with HF_HUB_DISABLE_XET does that: the newer
+storage, Xet, is not here.)
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -12,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
+TOKEN, OWNER = "hf_of_the_tester", "tester"
 
 
 class Hub:
@@ -23,6 +30,7 @@ class Hub:
         self.cut: set[str] = set()
         self.short: set[str] = set()
         self.asked: list[tuple[str, str]] = []
+        self.large: dict[str, bytes] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -51,8 +59,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.answer()
 
+    def do_PUT(self) -> None:
+        self.answer()
+
     def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         url = urlsplit(self.path)
         path = unquote(url.path)
         self.hub.asked.append((self.command, path))
@@ -61,6 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.busy[name] -= 1
                 return self.send(503, b"busy", {"Retry-After": "0"})
         parts = path.strip("/").split("/")
+        if parts[:2] in (["api", "whoami-v2"], ["api", "repos"], ["api", "validate-yaml"]) or parts[0] == "large":
+            return self.publish(parts, body)
+        if parts[-1] == "batch" or parts[4:5] in (["preupload"], ["commit"]):
+            return self.publish(parts, body)
         if parts[0] == "api":
             return self.interface(parts[1], "/".join(parts[2:4]), parts[4:], body)
         kind = "models"
@@ -68,6 +83,56 @@ class _Handler(BaseHTTPRequestHandler):
             kind, parts = parts[0], parts[1:]
         files = self.files(kind, "/".join(parts[:2]), parts[3])
         return files is not None and self.file(files, "/".join(parts[4:]))
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def publish(self, parts: list[str], body: bytes) -> None:
+        """What a client asks between a login and a commit."""
+        if parts[0] == "large":  # no token: the address itself is the permission, as with the hub's storage
+            if hashlib.sha256(body).hexdigest() != parts[1]:
+                return self.send(400, b"another sha256 than announced", {})
+            self.hub.large[parts[1]] = body
+            return self.send(200, b"", {})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.send(401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        if parts[1] == "whoami-v2":
+            return self.json({"type": "user", "name": OWNER, "auth": {"type": "access_token"}})
+        if parts[1] == "validate-yaml":
+            return self.json({"errors": [], "warnings": []})
+        if parts[1] == "repos":
+            asked = json.loads(body)
+            owner = asked.get("organization") or OWNER
+            name = f"{owner}/{asked['name']}"
+            if owner != OWNER:
+                return self.send(403, b"{}", {"X-Error-Message": f"You don't have the rights to create a model under {name}"})
+            status = 409 if ("models", name) in self.hub.repositories else 200
+            self.hub.repositories.setdefault(("models", name), {})
+            return self.json({"url": f"{self.hub.url}/{name}", "name": name}, status)
+        if parts[-1] == "batch":
+            actions = [
+                {**o, "actions": {"upload": {"href": f"{self.hub.url}/large/{o['oid']}"}}} for o in json.loads(body)["objects"]
+            ]
+            return self.json({"transfer": "basic", "objects": actions})
+        name = "/".join(parts[2:4])
+        if parts[4] == "preupload":
+            modes = {True: "lfs", False: "regular"}
+            found = [{"path": f["path"], "uploadMode": modes[f["path"].endswith(".safetensors")], "shouldIgnore": False}
+                     for f in json.loads(body)["files"]]  # fmt: skip
+            return self.json({"files": found})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.hub.repositories["models", name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                self.hub.repositories["models", name][line["value"]["path"]] = self.hub.large[line["value"]["oid"]]
+        self.json({"success": True, "commitOid": COMMIT, "commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}"})
 
     def files(self, kind: str, name: str, revision: str) -> dict[str, bytes] | None:
         files = self.hub.repositories.get((kind, name))
@@ -96,6 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.json(found)
             else:
                 self.send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+        else:
+            self.send(404, b"{}", {"X-Error-Message": f"this hub has no {what}"})
 
     def file(self, files: dict[str, bytes], path: str) -> None:
         content = files.get(path)
@@ -113,8 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.cut -= {path} if cut else set()
         self.send(206 if start else 200, content[start:], headers, cut=cut)
 
-    def json(self, value: object) -> None:
-        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def json(self, value: object, status: int = 200) -> None:
+        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def send(self, status: int, body: bytes, headers: dict[str, str], cut: bool = False) -> None:
         self.send_response(status)

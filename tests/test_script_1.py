@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hub_server import OWNER, TOKEN, Hub
 from safetensors.numpy import load_file
 from tiny_models import ROOT, make_tiny_gpt2
 
@@ -191,8 +192,55 @@ def test_help_answers_without_torch(run_script):
     assert time.monotonic() - started < 5  # torch alone takes longer on a busy machine
 
 
-def test_publishing_is_refused_before_the_training_where_nobody_is_logged_in(ingredients, run_script, tmp_path):
-    flags = [*ingredients, *into(tmp_path), "--push-to-hub", "someone/gpt2-ag-news"]
-    done = run_script(SCRIPT, *flags, HF_TOKEN_PATH=str(tmp_path / "none"), HF_HUB_OFFLINE="0")
-    assert done.returncode == 2 and "--push-to-hub" in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "models" / "baseline_gpt2").exists()
+def logged_in(token: str, url: str = "http://127.0.0.1:9") -> dict[str, str]:
+    """The environment of somebody with `token`, whose hub is at `url` (by default nowhere)."""
+    hub = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    return {"HF_TOKEN": token, **hub, **ONE_THREAD}
+
+
+def test_a_published_model_arrives_whole_with_its_card(finished, ingredients, run_script):
+    """A complete run is not trained again for it. The weights go the hub's way for large files."""
+    flags = [*ingredients, *into(finished), "--report-to", "tensorboard", "--push-to-hub", f"{OWNER}/gpt2-ag-news"]
+    with Hub({}) as hub:
+        done = run_script(SCRIPT, *flags, **logged_in(TOKEN, hub.url))
+        assert done.returncode == 0, done.stderr
+        assert f"published: {hub.url}/{OWNER}/gpt2-ag-news/commit/" in done.stdout
+        (published,) = hub.repositories.values()
+        again = run_script(SCRIPT, *flags, **logged_in(TOKEN, hub.url))  # into a repository that is there already
+        assert again.returncode == 0, again.stderr
+    folder = finished / "models" / "baseline_gpt2"
+    assert published == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= published.keys()
+    card = published["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "test accuracy" in card
+    assert "base_model:" not in card  # the base is a folder here, and its name means nothing on the hub
+    assert [path for _, path in hub.asked if "/large/" in path] and list(hub.large.values()) == [published["model.safetensors"]]
+
+
+@pytest.mark.parametrize(
+    ("repository", "words"),
+    [
+        ("somebody-else/gpt2", "the hub answers 403 (You don't have the rights to create a model under somebody-else/gpt2)"),
+        ("no/such/name", "names no repository: give owner/name"),
+    ],
+)
+def test_a_hub_that_refuses_is_quoted(repository, words, finished, ingredients, run_script):
+    flags = [*ingredients, *into(finished), "--report-to", "tensorboard", "--push-to-hub", repository]
+    with Hub({}) as hub:
+        done = run_script(SCRIPT, *flags, **logged_in(TOKEN, hub.url))
+    assert done.returncode == 2 and f"--push-to-hub {repository}" in done.stderr and words in done.stderr
+    assert "Traceback" not in done.stderr and not hub.repositories
+
+
+@pytest.mark.parametrize("case", ["no login", "a token that is not valid", "no hub"])
+def test_publishing_is_refused_before_the_training(case, ingredients, run_script, tmp_path):
+    flags = [*ingredients, *into(tmp_path), "--push-to-hub", f"{OWNER}/gpt2-ag-news"]
+    with Hub({}) as hub:
+        environment, words = {
+            "no login": (logged_in("", hub.url) | {"HF_TOKEN_PATH": str(tmp_path / "none")}, "needs a login: run hf auth login"),
+            "a token that is not valid": (logged_in("hf_wrong", hub.url), "the hub answers 401"),
+            "no hub": (logged_in(TOKEN), "the hub is out of reach: check the network"),
+        }[case]
+        done = run_script(SCRIPT, *flags, **environment)
+    assert done.returncode == 2 and "--push-to-hub" in done.stderr and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "models").exists()
