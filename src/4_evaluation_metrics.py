@@ -66,10 +66,10 @@ def run_study(args, settings) -> None:
         print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
         return
     common.seed_everything(settings.seed)
-    humans = load_humans(args, settings)
-    if humans is None and "humans" in parts:
-        parts = [part for part in parts if part != "humans"]
-    inputs = study.Inputs(settings, suite.load_tools(settings), list(test.texts), humans)
+    humans = load_humans(args, settings) if study.READ_HUMANS & set(parts) else None
+    parts = [part for part in parts if part != "humans" or humans]
+    tools = suite.load_tools(settings, with_encoder=set(parts) != {"quantization"})
+    inputs = study.Inputs(settings, tools, list(test.texts), humans)
     sections = {}
     for part in parts:
         sections[part], shown = study.RUNNERS[part](inputs)

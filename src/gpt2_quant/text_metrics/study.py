@@ -17,6 +17,7 @@ from . import figures
 from .bertscore import random_pair_baseline
 from .coherence_study import control_table
 from .edit_study import edit_pairs, edit_table, meaning_ranking, originals_from_news, originals_from_summeval, score_edits
+from .embeddings import Encoder
 from .human_judgements import SentencePairs, SummEval
 from .human_study import coherence_differences, stsb_table, summeval_metrics, summeval_table
 from .quantization_cost import cost_table, quantized_language_models
@@ -24,6 +25,7 @@ from .sentences import split_sentences
 from .suite import Tools, score_examples
 
 PARTS = ("scores", "edits", "humans", "coherence", "quantization")
+READ_HUMANS = {"edits", "humans", "coherence"}  # edits and coherence take SummEval's texts
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,11 @@ OUTPUTS = {
 def store(inputs: Inputs, sections: dict[str, dict], data: dict) -> Path:
     """Write the parts that ran into the record text_metrics.json; parts of an earlier run with the same models stay."""
     settings, tools = inputs.settings, inputs.tools
-    encoder = {"encoder": tools.encoder.signature, "encoder_source": tools.encoder.source}
-    models = {"language_model": tools.language_model.signature, **encoder}
+    models = {"language_model": tools.language_model.signature, "encoder": Encoder.signature}
     path = settings.results_dir / "records" / "text_metrics.json"
-    before = load_record(path) if path.is_file() else {}
-    kept = {part: before[part] for part in PARTS if part in before and before.get("models") == models}
+    before = load_record(path) if path.is_file() else {"models": {}}
+    same = all(before["models"].get(name) == signature for name, signature in models.items())
+    kept = {part: before[part] for part in PARTS if part in before and same}
     record = {"settings": settings.as_dict(), "data": data, "models": models, "provenance": provenance(settings)}
     return save_record(settings.results_dir, "text_metrics", {**record, **kept, **sections})
 

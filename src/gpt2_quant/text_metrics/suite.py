@@ -24,18 +24,21 @@ from .texts import check_files, read_chunks
 
 @dataclass
 class Tools:
-    """What the metrics need: MiniLM, a GPT-2 language model, and the cache of what was scored before."""
+    """What the metrics need: MiniLM (None where no metric will ask for it), a GPT-2 language model, and the cache of what was
+    scored before.
+    """
 
-    encoder: Encoder
+    encoder: Encoder | None
     language_model: LanguageModel
     cache: Cache
 
 
-def load_tools(settings: Settings) -> Tools:
-    """Load both models and open the cache under `results_dir/cache`. The demo never asks the hub."""
+def load_tools(settings: Settings, with_encoder: bool = True) -> Tools:
+    """Load the models and open the cache under `results_dir/cache`. The demo never asks the hub."""
     cache = Cache(settings.results_dir / "cache")
     language_model = load_language_model(settings.base_model, settings.base_revision, settings.device)
-    return Tools(load_encoder(settings.device, cache, use_hub=settings.preset != "demo"), language_model, cache)
+    encoder = load_encoder(settings.device, cache, use_hub=settings.preset != "demo") if with_encoder else None
+    return Tools(encoder, language_model, cache)
 
 
 def score_texts(candidates: Sequence[str], references: Sequence[Sequence[str]] | None, tools: Tools) -> dict[str, Scored]:
