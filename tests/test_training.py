@@ -121,6 +121,31 @@ def test_the_best_epoch_is_the_most_accurate_then_the_one_with_least_loss(base, 
     assert torch.equal(weights["score.weight"], kept[1.2])
 
 
+def test_validation_sees_what_a_step_puts_off(base, tokens, tmp_path):
+    """A step may write some weights only when it is asked for its tensors, as the fused one does with rows of the token table."""
+
+    class Late(PlainStep):
+        late = 0
+
+        def update(self, number, batch):
+            super().update(number, batch)
+            self.late += 1
+
+        def tensors(self):
+            self.late = 0
+            return super().tensors()
+
+    plan = Plan(2, 1e-3, 32, 0, "fp32")
+    step, seen = Late(copy.deepcopy(base), tokens, plan, Accelerator(cpu=True)), []
+
+    def validate():
+        seen.append(step.late)
+        return {"accuracy": 0.5, "loss": 1.0}
+
+    train(step, tokens, plan, validate, Checkpoints(tmp_path, {}, 60), device="cpu")
+    assert seen == [0, 0]
+
+
 def test_the_curve_has_a_row_an_update_window_and_validation_at_epoch_ends():
     plan = Plan(2, 1e-3, 8, 0, "fp32")
     losses = torch.arange(1200, dtype=torch.float32)
