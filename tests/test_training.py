@@ -215,9 +215,12 @@ def test_an_interrupt_finishes_the_update_and_checkpoints_it(base, tokens, tmp_p
                 os.kill(os.getpid(), signal.SIGINT)
             super().update(number, batch)
 
+    started = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         run(base, tokens, tmp_path, step_class=Interrupted)
     assert [path.name for path in sorted(tmp_path.glob("update-*"))] == ["update-00000006.safetensors"]
+    state = Checkpoints(tmp_path, {"--seed": "3"}, 60).load()[1]
+    assert state["update"] == 6 and 0 < state["training_s"] <= time.perf_counter() - started  # that of its six updates
     _, progress, _ = run(base, tokens, tmp_path)
     assert progress.resumed_from == [6] and progress.update == 16
 

@@ -164,6 +164,9 @@ def train(
                     log({"train/loss": loss, "train/learning_rate": rate}, progress.update)
                     checked = progress.update
                 if due:
+                    # Into the checkpoint goes the time of all updates that are in it, so that a resumed run's speed is its own.
+                    now = time.perf_counter()
+                    progress.training_s, started = progress.training_s + now - started, now
                     save()
                 if stop:
                     checkpoints.wait()
