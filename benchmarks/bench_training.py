@@ -1,12 +1,17 @@
 """Fine-tuning speed: this repository's training step against transformers' Trainer, same rows, batch, updates, machine.
 
-  python benchmarks/bench_training.py --base-model FOLDER --dataset FOLDER                  # one H200: about four minutes
+  python benchmarks/bench_training.py --base-model FOLDER --dataset FOLDER                  # one H200: under four minutes
   python benchmarks/bench_training.py --updates 200 --seeds 0 --variants ours trainer_best   # less of it
 
 Every variant trains in a process of its own, so that its cold wall time (imports, tokenizing, compiling, training, no
-evaluation) and its peak memory are its own. ms an update is the time after the first third of the updates, the device
-waited for at both ends. Accuracy is on the validation split after the same number of updates of the same size, mean and
-deviation over seeds: speed that costs accuracy would show there.
+evaluation) and its peak memory are its own; the peak is of the first training whole. ms an update is the time after the first
+third of the updates, the device waited for at both ends. Accuracy is on the validation split after the same number of updates
+of the same size, mean and deviation over seeds: speed that costs accuracy would show there. `ours` and `trainer_default` train
+once a seed, the other two with the first one only. What a variant has not finished after --minutes of the whole is given up,
+and one that fails is named with its fault; the seeds that it had finished, and the other variants, stand.
+
+trainer_best gets what it takes to compile once: lengths dynamic from the start (Accelerate's own switch), and the kind of
+problem named in the config, which transformers else writes there in the first forward pass, and torch.compile compiles anew.
 
 The floor is what the update cannot do without on this machine, from ceilings measured here: bytes that AdamW must move
 (28 a parameter in the blocks: weight and two moments read and written, bf16 gradient read, bf16 copy written) over the
@@ -19,9 +24,13 @@ Prints a table, and as the last line the same as JSON.
 import json
 import math
 import os
+import resource
+import signal
+import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 STARTED = time.perf_counter()
@@ -29,18 +38,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from gpt2_quant import settings as common  # noqa: E402
 
+BEST = {"bf16": True, "tf32": True, "train_sampling_strategy": "group_by_length"}
 VARIANTS = {  # name: (what it is, Trainer's arguments; None for our own loop)
     "ours": ("this repository", None),
-    "trainer_default": ("Trainer, defaults, padded to 128", {}),
-    "trainer_bf16": (
-        "Trainer, bf16, tf32, dynamic padding, grouped by length",
-        {"bf16": True, "tf32": True, "train_sampling_strategy": "group_by_length"},
-    ),
-    "trainer_best": (
-        "the same with torch.compile",
-        {"bf16": True, "tf32": True, "train_sampling_strategy": "group_by_length", "torch_compile": True},
-    ),
+    "trainer_bf16": ("Trainer, bf16, tf32, dynamic padding, grouped by length", BEST),
+    "trainer_best": ("the same with torch.compile", BEST | {"torch_compile": True}),
+    "trainer_default": ("Trainer, defaults, padded to 128", {}),  # last: the slowest, and what a shortage of time costs least
 }
+EVERY_SEED = ("ours", "trainer_default")
 COMPARED_ROWS = 1_000  # validation rows that every variant is scored on
 
 
@@ -48,9 +53,10 @@ def flags():
     parser = common.parser(__doc__)
     add = parser.add_argument_group("benchmark flags").add_argument
     add("--updates", type=common.positive_int, default=300, metavar="N", help="updates a training (default: 300)")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="trainings a variant (default: 0 1 2)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="trainings a variant, see above (default: 0 1 2)")
     add("--learning-rate", type=float, default=5e-5, metavar="RATE", help="peak rate, for all (default: 5e-5)")
     add("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS), help="which to run (default: all)")
+    add("--minutes", type=float, default=3.8, metavar="MIN", help="end of the whole (default: 3.8; a CPU takes longer)")
     add("--worker", choices=sorted(VARIANTS), help="run one variant in this process and print its JSON")
     return parser.parse_args()
 
@@ -65,7 +71,8 @@ def prepare(args):
     splits = load_splits(settings)
     base = fetch_model_folder(settings.base_model, settings.base_revision)
     tokenizer = load_tokenizer(base)
-    tokens = {name: tokenize(tokenizer, splits[name], settings.max_length) for name in ("train", "validation")}
+    # No cache of tokens: the first variant would fill it for the others, and tokenizing is a part of the cold time.
+    tokens = {n: tokenize(tokenizer, replace(splits[n], cache=None), settings.max_length) for n in ("train", "validation")}
     kept = range(min(COMPARED_ROWS, len(tokens["validation"])))
     return settings, base, tokenizer, tokens["train"], select_rows(tokens["validation"], list(kept))
 
@@ -130,10 +137,13 @@ def train_trainer(args, settings, base, tokenizer, train, seed, options):
 
     padded = "longest" if options else "max_length"
     rows = [{"input_ids": train.row(i).tolist(), "labels": int(train.labels[i])} for i in range(len(train))]
-    if options:
-        rows = [row | {"length": int(n)} for row, n in zip(rows, train.lengths, strict=True)]
     plan = plan_of(args, settings, len(train), seed)
     model = load_classifier(base, settings.device, new_head=True)
+    if settings.device == "cpu":
+        options = {name: value for name, value in options.items() if name != "tf32"}  # which Trainer refuses without a GPU
+    if "torch_compile" in options:
+        os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "1"
+        model.config.problem_type = "single_label_classification"
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -153,29 +163,39 @@ def train_trainer(args, settings, base, tokenizer, train, seed, options):
     return model, at[args.updates] - at[warm], args.updates - warm
 
 
-def worker(args) -> dict:
-    """Train one variant once a seed; the first training's wall time, from the start of the process, is the cold one."""
+def worker(args) -> None:
+    """Train one variant once a seed, and print what is known of it as JSON after each.
+
+    The first training's wall time, from the start of the process, is the cold one.
+    """
     import torch
 
     settings, base, tokenizer, train, validation = prepare(args)
     from gpt2_quant.predictions import predict
 
-    options = VARIANTS[args.worker][1]
-    times, accuracies, cold_s = [], [], None
-    for seed in args.seeds:
+    on_gpu, options = settings.device == "cuda", VARIANTS[args.worker][1]
+    row = {"variant": args.worker, "seeds": [], "ms_per_update": [], "accuracy": []}
+    row["tokens_per_update"] = float(train.lengths.mean()) * settings.batch_size
+    for seed in args.seeds if args.worker in EVERY_SEED else args.seeds[:1]:
         arguments = (args, settings, base, tokenizer, train, seed)
         model, seconds, timed = train_ours(*arguments) if options is None else train_trainer(*arguments, options)
-        cold_s = cold_s or wait(settings.device) - STARTED
-        times.append(1000 * seconds / timed)
+        if not row["seeds"]:
+            row["cold_wall_s"] = wait(settings.device) - STARTED
+            # Of the GPU what tensors took; of a CPU what the whole process did, which Linux counts in KiB.
+            memory = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            row |= {"peak_memory_bytes": memory, "parameters": count_parameters(model)}
+            row |= ceilings() if on_gpu else {}
+        row["seeds"].append(seed)
+        row["ms_per_update"].append(1000 * seconds / timed)
         logits = predict(model.eval(), validation, 64, tokenizer.pad_token_id, f"{args.worker}, seed {seed}")
-        accuracies.append(float((logits.argmax(1) == validation.labels).mean()))
-    tokens_an_update = float(train.lengths.mean()) * settings.batch_size
-    return {
-        "variant": args.worker, "ms_per_update": times, "cold_wall_s": cold_s, "accuracy": accuracies,
-        "tokens_per_s": 1000 * tokens_an_update / min(times),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if settings.device == "cuda" else None,
-        "tokens_per_update": tokens_an_update, "parameters": count_parameters(model),
-    }  # fmt: skip
+        row["accuracy"].append(float((logits.argmax(1) == validation.labels).mean()))
+        row["tokens_per_s"] = 1000 * row["tokens_per_update"] / min(row["ms_per_update"])
+        if on_gpu:
+            row["floor_ms"] = 1000 * 28 * row["parameters"] / row["bytes_per_s"]
+            row["floor_ms"] += 1000 * 6 * row["parameters"] * row["tokens_per_update"] / row["operations_per_s"]
+            row["share_of_floor"] = row["floor_ms"] / min(row["ms_per_update"])
+        print(json.dumps(row), flush=True)
+        del model
 
 
 def count_parameters(model) -> int:
@@ -206,49 +226,73 @@ def ceilings() -> dict:
 def main() -> None:
     args = flags()
     if args.worker:
-        print(json.dumps(worker(args)))
+        worker(args)
         return
-    device = common.resolve_device(args.device)
-    limits = json.loads(_child([__file__, "--ceilings"])) if device == "cuda" else None
-    results = []
+    if args.updates < 3:
+        raise common.UserError(f"--updates {args.updates} leaves none to time after the first third: give 3 or more")
+    end, results = STARTED + 60 * args.minutes, []
     for name in args.variants:
-        results.append(json.loads(_child([__file__, *sys.argv[1:], "--worker", name])))
-        row = results[-1]
-        if limits:
-            floor_ms = 1000 * (28 * row["parameters"] / limits["bytes_per_s"])
-            floor_ms += 1000 * 6 * row["parameters"] * row["tokens_per_update"] / limits["operations_per_s"]
-            row["floor_ms"], row["share_of_floor"] = floor_ms, floor_ms / min(row["ms_per_update"])
-        print(_line(row), flush=True)
-    baseline = next((row for row in results if row["variant"] == "trainer_default"), None)
-    for row in results if baseline else []:
+        print(f"{name}: {VARIANTS[name][0]}", file=sys.stderr, flush=True)
+        results.append(run_worker(name, end - time.perf_counter()))
+        print(line(results[-1]), flush=True)
+    timed = [row for row in results if "ms_per_update" in row]
+    baseline = next((row for row in timed if row["variant"] == "trainer_default"), None)
+    for row in timed if baseline else []:
         row["times_trainer_default"] = min(baseline["ms_per_update"]) / min(row["ms_per_update"])
-    print(json.dumps({"updates": args.updates, "seeds": args.seeds, "ceilings": limits, "results": results}))
+    print(json.dumps({"updates": args.updates, "wall_s": time.perf_counter() - STARTED, "results": results}))
+    if any("fault" in row for row in results):
+        sys.exit(1)
 
 
-def _child(arguments: list[str]) -> str:
-    """Run this file in a fresh process; returns the last line that it prints."""
+def run_worker(name: str, seconds: float) -> dict:
+    """What a variant in a process of its own printed last about itself; `fault` says what ended it early, if anything did."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
     environment = {**os.environ, "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, env=environment, check=False)
-    if done.returncode:
-        raise common.UserError(f"{' '.join(arguments[1:])} ended with exit code {done.returncode}; its own words are above")
-    return done.stdout.strip().splitlines()[-1]
+    # In a session of its own, so that a kill reaches the processes that compile for it too.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        output, fault = process.communicate(timeout=max(1, seconds))[0], None
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, fault = process.communicate()[0], "no time left"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    row = {"variant": name}
+    for text in output.splitlines():
+        if text.startswith('{"variant"'):
+            row |= json.loads(text)
+    if process.returncode and "fault" not in row:
+        row["fault"] = fault or f"exit code {process.returncode}"
+    return row
 
 
-def _line(row: dict) -> str:
-    import statistics
-
-    accuracy = statistics.mean(row["accuracy"])
-    spread = f" ± {statistics.stdev(row['accuracy']):.4f}" if len(row["accuracy"]) > 1 else ""
-    memory = f"{row['peak_memory_bytes'] / 2**30:5.1f} GiB" if row["peak_memory_bytes"] else ""
-    share = f"{100 * row['share_of_floor']:3.0f}% of floor" if "share_of_floor" in row else ""
+def line(row: dict) -> str:
+    """A row for a person."""
+    title = f"{VARIANTS[row['variant']][0]:56s}"
+    if "ms_per_update" not in row:
+        return f"{title} failed: {row['fault']}"
+    accuracy = f"accuracy {statistics.mean(row['accuracy']):.4f}"
+    accuracy += f" ± {statistics.stdev(row['accuracy']):.4f}" if len(row["accuracy"]) > 1 else ""
+    share = f"  {100 * row['share_of_floor']:3.0f}% of floor" if "share_of_floor" in row else ""
+    fault = f"  then: {row['fault']}" if "fault" in row else ""
     return (
-        f"{VARIANTS[row['variant']][0]:56s} {min(row['ms_per_update']):8.2f} ms  cold {row['cold_wall_s']:6.1f} s  "
-        f"{row['tokens_per_s']:10,.0f} tokens/s  {memory}  accuracy {accuracy:.4f}{spread}  {share}"
+        f"{title} {min(row['ms_per_update']):8.2f} ms  cold {row['cold_wall_s']:6.1f} s  {row['tokens_per_s']:10,.0f} tokens/s  "
+        f"{row['peak_memory_bytes'] / 2**30:5.1f} GiB  {accuracy}, n = {len(row['seeds'])}{share}{fault}"
     )
 
 
+def tell_and_raise() -> None:
+    """`main`; a worker's fault goes to the parent as a row too."""
+    try:
+        main()
+    except Exception as fault:
+        if "--worker" in sys.argv:
+            name = sys.argv[sys.argv.index("--worker") + 1]
+            said = (str(fault).strip() or "no message").splitlines()[0]
+            print(json.dumps({"variant": name, "fault": f"{type(fault).__name__}: {said}"}), flush=True)
+        raise
+
+
 if __name__ == "__main__":
-    if "--ceilings" in sys.argv:
-        print(json.dumps(ceilings()))
-    else:
-        common.run(main)
+    common.run(tell_and_raise)
