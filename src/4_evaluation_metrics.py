@@ -48,7 +48,7 @@ def score_own_files(args, settings) -> None:
     output = settings.results_dir / "own_scores.csv"
     table, blank = score_files(args.candidates, args.references, load_tools(settings), output)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
-    print(f"Each text's values: {output}" + (f"; {blank} blank texts have none." if blank else "."))
+    print(f"Each text's values: {output}" + (f" (none for blank ones: {blank})." if blank else "."))
 
 
 def run_study(args, settings) -> None:

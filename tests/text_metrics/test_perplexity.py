@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gpt2_quant.settings import UserError
-from gpt2_quant.text_metrics.perplexity import _windows, load_language_model, perplexity
+from gpt2_quant.text_metrics.perplexity import _windows, context_gain, load_language_model, perplexity
 
 
 def nll_by_hand(language_model, text: str) -> np.ndarray:
@@ -69,3 +69,13 @@ def test_a_classifier_is_refused(tmp_path, tiny_gpt2, tiny_tokenizer):
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no GPT-2 language model"):
         load_language_model(str(tmp_path), None, "cpu")
+
+
+def test_context_gain_by_hand(tiny_language_model, story):
+    first, second = story[:2]
+    ids = tiny_language_model.encode([first, f" {second}"])
+    within = tiny_language_model.token_nll([ids[0] + ids[1]])[0][len(ids[0]) :]
+    alone = tiny_language_model.token_nll([ids[1]])[0]
+    scored = context_gain([f"{first} {second}", first, " "], tiny_language_model)
+    assert scored.values[0] == pytest.approx((alone.sum() - within.sum()) / len(ids[1]), rel=1e-6)
+    assert np.isnan(scored.values[1:]).all() and scored.n == 1

@@ -25,7 +25,7 @@ from .meta_evaluation import (
     system_level,
     williams,
 )
-from .perplexity import perplexity
+from .perplexity import context_gain, perplexity
 from .rouge import rouge
 from .sentences import split_sentences
 from .suite import Tools
@@ -37,7 +37,7 @@ PUBLISHED = {
     "ROUGE-L": (0.128, 0.115, 0.105, 0.311),
     "BERTScore": (0.284, 0.110, 0.193, 0.312),
 }
-RIVALS = ("adjacent cosine", "all-pairs cosine", "perplexity", "ROUGE-L, one reference", "fewer sentences")
+RIVALS = ("adjacent cosine", "all-pairs cosine", "perplexity", "context gain", "ROUGE-L, one reference", "fewer sentences")
 
 
 def summeval_metrics(data: SummEval, tools: Tools) -> dict[str, np.ndarray]:
@@ -53,6 +53,7 @@ def summeval_metrics(data: SummEval, tools: Tools) -> dict[str, np.ndarray]:
         scored.append(bertscore(candidates, references, tools.encoder, cache=tools.cache))
         result |= {f"{metric.name}, {label}": metric.values for metric in scored}
     result["perplexity"] = -np.log(perplexity(candidates, tools.language_model, tools.cache).values)
+    result["context gain"] = context_gain(candidates, tools.language_model, tools.cache).values
     result["adjacent cosine"] = adjacent_cosine(candidates, tools.encoder).values
     result["all-pairs cosine"] = all_pairs_cosine(candidates, tools.encoder).values
     result["SCS"] = coherence(candidates, tools.encoder).values

@@ -27,6 +27,7 @@ from ..records import file_sha256
 from ..settings import UserError
 from .cache import Cache, content_key
 from .scored import Scored, has_words
+from .sentences import split_sentences
 
 # Logits of one batch: 2,048 x 50,257 x 4 bytes = 412 MB, held some three times. A CPU is as fast with a quarter of that.
 BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
@@ -159,3 +160,24 @@ def perplexity(texts: Sequence[str], language_model: LanguageModel, cache: Cache
         higher_is_better=False,
         parts=parts,
     )
+
+
+def context_gain(texts: Sequence[str], language_model: LanguageModel, cache: Cache | None = None) -> Scored:
+    """How much what was said before lowers the surprise at the sentences that follow, in nats a token. A baseline for coherence.
+
+        (NLL of every sentence by itself, summed - NLL of the text) / tokens of sentences 2 … n
+
+    since the first sentence costs the same in both. A sentence by itself keeps the blank before it: its tokens are then the text's.
+    Undefined for a text of fewer than two sentences; the corpus value is the mean.
+    """
+    cache = cache or Cache(None)
+    split = [split_sentences(text) for text in texts]
+    alone = perplexity([" " * (k > 0) + part for parts in split for k, part in enumerate(parts)], language_model, cache).parts
+    within = perplexity(texts, language_model, cache).parts["nll"]
+    gains, start = np.full(len(texts), np.nan), 0
+    for i, parts in enumerate(split):
+        end = start + len(parts)
+        if len(parts) > 1:
+            gains[i] = (alone["nll"][start:end].sum() - within[i]) / alone["tokens"][start + 1 : end].sum()
+        start = end
+    return Scored.mean("context gain", gains, f"Context gain|{language_model.signature}|nats a token")
