@@ -63,11 +63,16 @@ class LanguageModel:
         return result
 
     @torch.inference_mode()
-    def scored_positions(self, ids: Sequence[Sequence[int]], what: str):
-        """Yields (places, logits float32 [m, V], targets [m]); places lists (sequence, first token, count) in the rows' order."""
+    def scored_positions(self, ids: Sequence[Sequence[int]], what: str | None):
+        """Yields (places, logits float32 [m, V], targets [m]); places lists (sequence, first token, count) in the rows' order.
+
+        `what` names the progress bar; None is for models that read beside another's.
+        """
         context = int(self.model.config.n_positions)
         windows = sorted(_windows([len(row) for row in ids], context), key=lambda window: -window[2])
-        with tqdm(total=sum(len(row) for row in ids), desc=what, unit="token", disable=len(ids) < 50, leave=False) as bar:
+        with tqdm(
+            total=sum(len(row) for row in ids), desc=what, unit="token", disable=what is None or len(ids) < 50, leave=False
+        ) as bar:
             while windows:
                 size = max(1, BATCH_TOKENS[self.device] // windows[0][2])
                 batch, windows = windows[:size], windows[size:]

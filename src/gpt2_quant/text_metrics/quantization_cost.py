@@ -65,7 +65,7 @@ def cost_table(reference: LanguageModel, schemes: dict[str, LanguageModel], text
     ids = reference.encode(texts)
     statistics = {key: np.zeros((len(texts), 4)) for key in ("baseline", *schemes)}  # nll, kl, agreeing, tokens
     kl_tokens: dict[str, list[np.ndarray]] = {key: [] for key in statistics}
-    streams = {key: model.scored_positions(ids, "quantization") for key, model in schemes.items()}
+    streams = {key: model.scored_positions(ids, None) for key, model in schemes.items()}
     for places, logits, targets in reference.scored_positions(ids, "FP32 and quantized"):
         owner = np.concatenate([np.full(count, row) for row, _, count in places])
         log_p = torch.log_softmax(logits, dim=-1)
