@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gpt2_quant.text_metrics import coherence as scs
-from gpt2_quant.text_metrics.cues import Cues, pair_cues
-from gpt2_quant.text_metrics.order_model import judge
+from gpt2_quant.text_metrics.cues import Cues, context_cues
+from gpt2_quant.text_metrics.order_model import WEIGHTS, cues_of, judge
 from gpt2_quant.text_metrics.sentences import split_sentences
 
 
@@ -16,31 +16,47 @@ def test_defined_from_two_sentences_on_and_in_the_unit_interval(encoder, story, 
     assert scored.n == 2
 
 
-def test_value_is_the_geometric_mean_of_its_parts(encoder, story):
+def test_value_is_the_product_of_its_parts(encoder, story):
     scored = scs.coherence([" ".join(story)], encoder)
     parts = [scored.parts[name][0] for name in scs.PARTS]
-    assert scored.values[0] == pytest.approx(np.prod(parts) ** 0.25)
+    assert scored.values[0] == pytest.approx(np.prod(parts))
     alone = scs.coherence([" ".join(story)], encoder, ("novelty",))
     assert alone.values[0] == pytest.approx(scored.parts["novelty"][0])
 
 
-def test_parts_by_hand(story, monkeypatch):
-    # Cosines .8 (s1, s2), .6 (s1, s3), 0 (s2, s3): nearest to an earlier one .8 and .6, so r = .5 and 0.
+def test_parts_by_hand():
+    # Cosines .9 (s1, s2), .6 (s1, s3), .2786 (s2, s3): nearest to an earlier one .9 and .6, so r = .5 and 0.
     vectors = np.zeros((3, 384), np.float32)
     vectors[0, 0] = 1
-    vectors[1, :2] = 0.8, 0.6
-    vectors[2, :3] = 0.6, -0.8, 0
-    monkeypatch.setattr(scs, "judge", lambda sentences, v: (np.array([0.9, 0.5]), np.full((3, 3), 0.7)))
-    continuity, precedence, novelty, unity = scs.coherence_parts(story[:3], vectors)
-    assert continuity == pytest.approx(0.7) and precedence == pytest.approx(0.7)
-    assert novelty == pytest.approx(1 - np.sqrt(0.5**2 / 2), abs=1e-6)
-    assert unity == pytest.approx(1 - np.exp(-((1.4 / 3 / 0.25) ** 2)), abs=1e-6)
+    vectors[1, :2] = 0.9, np.sqrt(0.19)
+    vectors[2, :3] = 0.6, -0.6, np.sqrt(0.28)
+    continuity, novelty, unity = scs.coherence_parts(np.array([0.9, 0.5, 0.7]), vectors)
+    assert continuity == pytest.approx(0.7)
+    assert novelty == pytest.approx(1 - np.sqrt(0.5**2 / 2), abs=1e-5)
+    assert unity == 1  # too short to fall into two halves
 
 
-def test_precedence_of_a_pair_and_its_reverse_sum_to_one(encoder, story):
-    continuation, precedence = judge(story, encoder.sentence_vectors(story))
-    assert continuation.shape == (3,)
-    assert np.allclose(precedence + precedence.T, 1, atol=1e-6)
+def test_unity_is_that_of_the_weakest_split():
+    # Two halves of three sentences: every cosine is .1 across and at least that within, so u = .1.
+    vectors = np.zeros((6, 384), np.float32)
+    for i in range(6):
+        vectors[i, 0], vectors[i, 1 + i] = np.sqrt(0.1), np.sqrt(0.9)
+    assert scs.coherence_parts(np.ones(6), vectors)[2] == pytest.approx(1 - np.exp(-((0.1 / 0.08) ** 2)), abs=1e-5)
+    vectors[:, 0] = 0
+    assert scs.coherence_parts(np.ones(6), vectors)[2] == 0
+
+
+def test_judge_prefers_an_opening_to_a_sentence_from_the_middle(encoder, story):
+    vectors, cues = encoder.sentence_vectors(story), [cues_of(sentence) for sentence in story]
+    in_place = judge(vectors, cues)
+    assert in_place.shape == (4,) and ((in_place > 0) & (in_place < 1)).all()
+    assert all(in_place[0] > judge(vectors[i:], cues[i:])[0] for i in (1, 2, 3))
+    assert WEIGHTS.stat().st_size < 2**20
+
+
+def test_a_sentence_is_judged_by_what_precedes_it_alone(encoder, story):
+    vectors, cues = encoder.sentence_vectors(story), [cues_of(sentence) for sentence in story]
+    assert judge(vectors[:3], cues[:3]) == pytest.approx(judge(vectors, cues)[:3], abs=1e-6)
 
 
 def test_order_is_seen_where_cosines_are_blind(encoder, story):
@@ -91,7 +107,15 @@ def test_sentences(text, count):
     assert "".join("".join(sentences).split()) == "".join(text.split())
 
 
-def test_full_name_before_surname_is_a_cue():
-    full, bare = Cues("Striker Paul Merson was angry."), Cues("Later, Merson apologised to him.")
+def test_cues_of_what_a_sentence_takes_up():
+    full, bare = Cues("Striker Paul Merson signed a deal."), Cues("Later, Merson praised the deal and the club.")
     assert "merson" in full.full and "merson" in bare.bare
-    assert pair_cues(full, bare)[0] == 1 and pair_cues(bare, full)[0] == -1
+    forward, backward = context_cues([full, bare]), context_cues([bare, full])
+    assert forward[0, 0] == 1 and forward[1, 0] == 0  # opens the text
+    assert forward[1, 8] == 1 and backward[1, 8] == -1  # full name before surname, and the reverse
+    assert forward[1, 3] == forward[1, 4] == pytest.approx(1 / 3)  # "the deal" is known, "the club" is not
+
+
+def test_cue_of_an_unfinished_sentence():
+    finished, cut = Cues("They met in the old town."), Cues("They met in the")
+    assert list(finished.vector[14:16]) == [1, 0] and list(cut.vector[14:16]) == [0, 1]
