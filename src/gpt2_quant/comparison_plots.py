@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from .comparison import MIB, Comparison, Row
 from .plots import FAINT, INK, confusion_matrix, look, reliability, save, style
@@ -157,7 +157,7 @@ def pareto(comparison: Comparison, path: Path) -> list[Path]:
             axes.step(*zip(*front, strict=True), where="post", color=FAINT, linewidth=1, linestyle=":", zorder=0)
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.margins(x=0.12)
         panels[0].set_ylabel("accuracy, 95% interval (axis truncated)")
@@ -240,7 +240,7 @@ def latency_sweep(comparison: Comparison, path: Path) -> list[Path]:
             axes.set_xticks(sizes, sizes)
             axes.xaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{length} tokens", loc="left")
             axes.set_xlabel("texts a batch")

@@ -146,7 +146,7 @@ def file_sha256(path: Path) -> str:
 def provenance(settings: Settings) -> dict:
     """Who made a number: code, command, time, seed, versions, device."""
     return {
-        **_code_version(),
+        **code_version(),
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "seed": settings.seed,
@@ -157,7 +157,7 @@ def provenance(settings: Settings) -> dict:
 
 
 @cache
-def _code_version() -> dict:
+def code_version() -> dict:
     """The git commit and whether files differ from it (None without git), and a hash over all of `src/`."""
 
     def git(*arguments: str) -> str | None:

@@ -8,7 +8,8 @@ whole distribution at every position. For each weight scheme, on the same held-o
 
 KL is what the change costs in expectation under the original's own beliefs, and it is at least 0 whichever way perplexity
 moves: a quantized model with a *better* perplexity on some text is still another model. All schemes read each batch in turn, so
-that the FP32 logits are computed once and never stored.
+that the FP32 logits are computed once and never stored. A scheme's row is kept in the cache under a hash of the weights, the
+texts and all of `src/`: no change of the quantization meets an old row.
 """
 
 import copy
@@ -22,28 +23,58 @@ import torch
 
 from ..checkpoints import VARIANTS
 from ..quantization.quantizer import quantize_model
+from ..records import code_version
+from .cache import Cache, content_key
 from .perplexity import LanguageModel
 
 SCRATCH = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
+BITSANDBYTES = ("int8_bitsandbytes", "nf4_bitsandbytes")
+NUMBERS = ["perplexity", "ratio", "ratio_low", "ratio_high", "kl_mean", "kl_low", "kl_high", "kl_p99", "top1_agreement", "tokens"]
 RESAMPLES = 1000
 
 
-def quantized_language_models(reference: LanguageModel, folder: Path) -> tuple[dict[str, LanguageModel], dict[str, str]]:
-    """Scheme -> language model, and scheme -> why it is missing. `folder` is where the FP32 checkpoint lies (for bitsandbytes).
+def cached_cost_table(
+    reference: LanguageModel, folder: Path, texts: Sequence[str], cache: Cache
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """`cost_table` of FP32 and every scheme, with rows of the same weights, texts and code read from `cache`.
+
+    `folder` is where the FP32 checkpoint lies (for bitsandbytes). Returns the table, and scheme -> why it is missing.
+    """
+    schemes, missing = ["baseline", "baseline_fp16", *SCRATCH, *BITSANDBYTES], {}
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as fault:
+        missing = {key: f"bitsandbytes cannot be imported ({fault})" for key in BITSANDBYTES}
+        schemes = [key for key in schemes if key not in missing]
+
+    def measure(positions: list[int]) -> np.ndarray:
+        wanted = [schemes[i] for i in positions]
+        models = quantized_language_models(reference, folder, [key for key in wanted if key != "baseline"])
+        return cost_table(reference, models, texts).set_index("scheme").loc[wanted, NUMBERS].to_numpy(float)
+
+    code = f"quantization cost|{code_version()['source_sha256']}|torch {torch.__version__}|{reference.device}"
+    keys = [content_key(code, scheme, reference.signature, *texts) for scheme in schemes]
+    table = pd.DataFrame(cache.rows("quantization_cost", keys, measure), columns=NUMBERS).astype({"tokens": int})
+    table.insert(0, "label", [VARIANTS[key].label for key in schemes])
+    table.insert(0, "scheme", schemes)
+    return table, missing
+
+
+def quantized_language_models(reference: LanguageModel, folder: Path, schemes: Sequence[str]) -> dict[str, LanguageModel]:
+    """Scheme -> language model. `folder` is where the FP32 checkpoint lies (for bitsandbytes).
 
     FP16 keeps float16's rounding of the weights and computes in float32 where the device has no float16 arithmetic.
     """
-    half = copy.deepcopy(reference.model).half()
-    models = {"baseline_fp16": half if reference.device == "cuda" else half.float()}
-    missing = {}
-    for scheme in SCRATCH:
-        models[scheme] = quantize_model(copy.deepcopy(reference.model), scheme).to(reference.device)
-    for key in ("int8_bitsandbytes", "nf4_bitsandbytes"):
-        try:
+    models = {}
+    for key in schemes:
+        if key == "baseline_fp16":
+            half = copy.deepcopy(reference.model).half()
+            models[key] = half if reference.device == "cuda" else half.float()
+        elif key in SCRATCH:
+            models[key] = quantize_model(copy.deepcopy(reference.model), key).to(reference.device)
+        else:
             models[key] = _bitsandbytes(folder, key, reference.device)
-        except ImportError as fault:
-            missing[key] = f"bitsandbytes cannot be imported ({fault})"
-    return {key: replace(reference, model=model.eval()) for key, model in models.items()}, missing
+    return {key: replace(reference, model=model.eval()) for key, model in models.items()}
 
 
 def _bitsandbytes(folder: Path, key: str, device: str) -> torch.nn.Module:

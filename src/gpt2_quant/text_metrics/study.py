@@ -20,7 +20,7 @@ from .edit_study import edit_pairs, edit_table, meaning_ranking, originals_from_
 from .embeddings import Encoder
 from .human_judgements import SentencePairs, SummEval
 from .human_study import coherence_differences, stsb_table, summeval_metrics, summeval_table
-from .quantization_cost import cost_table, quantized_language_models
+from .quantization_cost import cached_cost_table
 from .sentences import split_sentences
 from .suite import Tools, score_examples
 
@@ -123,8 +123,8 @@ def quantization(inputs: Inputs) -> tuple[dict, str]:
     """The language model under every weight scheme, on held-out news."""
     settings, tools = inputs.settings, inputs.tools
     folder = fetch_model_folder(settings.base_model, settings.base_revision)
-    models, missing = quantized_language_models(tools.language_model, folder)
-    table = cost_table(tools.language_model, models, inputs.news[: inputs.scale.quantization_texts])
+    texts = inputs.news[: inputs.scale.quantization_texts]
+    table, missing = cached_cost_table(tools.language_model, folder, texts, tools.cache)
     write_csv(settings.results_dir / "language_model_quantization.csv", table)
     figures.quantization_cost(table, settings.results_dir / "language_model_quantization.png")
     section = {"source": "test split", "table": table.to_dict("records"), "missing": missing}
