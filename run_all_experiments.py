@@ -6,7 +6,8 @@
     python run_all_experiments.py --from 2             this script and those after it
 
 What a script prints is shown and kept in results/logs/. A step whose outputs are there, made with the same flags from the
-same inputs, is skipped; --overwrite redoes it. Flags go to every script that has them.
+same inputs, is skipped; --overwrite redoes it. Flags go to every script that has them, but --dataset not to script 5, which
+would show texts for it: logs hold none.
 """
 
 import json
@@ -115,7 +116,8 @@ def flags():
 
 def arguments_of(args, number: int) -> list[str]:
     """The command-line arguments of script `number`: shared flags that differ from their default, and its own."""
-    names = [*SHARED, *(name for name, scripts in OWN_FLAGS.items() if number in scripts)]
+    shared = [name for name in SHARED if (name, number) != ("dataset", 5)]  # by which script 5 prints texts, into its log
+    names = [*shared, *(name for name, scripts in OWN_FLAGS.items() if number in scripts)]
     defaults = {"preset": "paper", "device": "auto", "batch_size": 16, "max_length": 128, "seed": 0}
     given = {name: getattr(args, name) for name in names}
     differ = {name: value for name, value in given.items() if value is not None and value != defaults.get(name)}

@@ -8,7 +8,7 @@ continuity and by the whole score; 0.5 is chance, a tie counts half. Summaries h
 one as in the lead that it is compared with (one more where one is said again); "shuffle" and what follows are of the whole
 document, 20 permutations.
 
-The file in the package was made from 5,076 documents of BBC (2,224), Reuters-21578 (2,546 of at least ten sentences), Brown (484)
+The file in the package was made from 5,076 documents of BBC (2,088), Reuters-21578 (2,483 of at least ten sentences), Brown (484)
 and WikiText-2 (lead sections, 21 with few unknown words), without headlines, up to 16 sentences each: 4,647 to learn from, 429
 held out. Twenty minutes on one core, three of them without the embeddings, which `--cache` keeps for the next run.
 """

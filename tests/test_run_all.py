@@ -131,12 +131,15 @@ def test_only_and_from(house):
 
 def test_flags_go_to_the_scripts_that_have_them(house):
     flags = ["--learning-rate", "1e-4", "--checkpoint", "owner/name", "--human-judgements", "folder", "--batch-size", "4"]
+    flags += ["--dataset", "owner/news"]
     assert run(house, *flags).returncode == 0
     given = {number: (house / f"started_{number}").read_text() for number in range(1, 6)}
     assert all("--batch-size 4" in text and "--device cpu" in text for text in given.values())
     assert [number for number, text in given.items() if "--learning-rate 0.0001" in text] == [1]
     assert [number for number, text in given.items() if "--checkpoint owner/name" in text] == [2, 3]
     assert [number for number, text in given.items() if "--human-judgements folder" in text] == [4]
+    # Script 5 would print texts for it, and the runner keeps what a script prints.
+    assert [number for number, text in given.items() if "--dataset owner/news" in text] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("code", [1, 2])

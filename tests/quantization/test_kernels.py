@@ -101,6 +101,11 @@ def test_every_kind_of_grid_gives_the_product(tiles):
     sizes = dict(zip(names, tiles, strict=True), num_warps=4, num_stages=3)
     got = kernels.int8_gemm(x, None, weight, None, tiles=sizes)
     assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
+    # And its epilogue takes each column's own scale, bias and residual.
+    scales, bias, residual = (normal(300, 1, seed=2), normal(152, seed=3)), normal(152, seed=4), normal(300, 152, seed=5)
+    got = kernels.int8_gemm(x, scales[0], weight, scales[1], bias, residual=residual, dtype=torch.float32, tiles=sizes)
+    exact = x.double() @ weight.double().T * scales[0].double() * scales[1].double() + bias.double() + residual.double()
+    torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-2)
 
 
 def test_integer_product_of_extreme_codes_is_exact():

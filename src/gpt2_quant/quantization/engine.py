@@ -8,8 +8,8 @@ bitsandbytes                as it is: LLM.int8() asks the host in every     as i
                             layer, which cannot be captured
 
 On CUDA, FP16 in this chain is as fast as torch.compile in CUDA graphs and starts without compiling, so the 16-bit rows are
-not handicapped (`benchmarks/bench_quantization.py` times both). FP32 gains nothing: its products fill the GPU as it is, and
-attention without the tensor cores' rounding is slower here than torch's own (13.4 ms for 11.9, 16 x 128, on an H200).
+not handicapped (`benchmarks/bench_quantization.py` times both). FP32 gains where the host is slower than the GPU (1.4 ms for
+7.5, 1 x 32, on an H200) and at 64 x 128 (32.9 for 39.4), but loses at 16 x 128 (13.4 for 11.9).
 
 Logits are the model's own within rounding. Any batch and length is served; the first call of a shape compiles or
 captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++ compiler) the model runs as it is, with

@@ -45,22 +45,20 @@ def _sacrebleu(name: str, sentence, corpus, candidates, references, cache: Cache
     fixed = f"{name}|{version('sacrebleu')}|{settings}"
     keys = [content_key(fixed, candidate, *group) for candidate, group in zip(candidates, groups, strict=True)]
 
-    def compute(missing: list[int]) -> np.ndarray:
-        return np.array(
-            [
-                sentence.sentence_score(candidates[i], groups[i]).score if groups[i] and has_words(candidates[i]) else np.nan
-                for i in missing
-            ]
-        )
+    width = len(corpus._extract_corpus_statistics(["one"], [["one"]])[0])
 
-    values = (cache or Cache(None)).rows(name.lower(), keys, compute).reshape(-1)
-    defined = np.flatnonzero(np.isfinite(values))
-    additive = None
-    if len(defined):
-        width = max(len(groups[i]) for i in defined)
-        # A repeated reference changes neither clipped counts nor the closest length: shorter groups repeat their first.
-        streams = [[groups[i][k] if k < len(groups[i]) else groups[i][0] for i in defined] for k in range(width)]
-        additive = np.sum(corpus._extract_corpus_statistics([candidates[i] for i in defined], streams), axis=0)
+    def compute(missing: list[int]) -> np.ndarray:
+        rows = np.full((len(missing), 1 + width), np.nan)
+        for row, i in enumerate(missing):
+            if groups[i] and has_words(candidates[i]):
+                counts = corpus._extract_corpus_statistics([candidates[i]], [[text] for text in groups[i]])[0]
+                rows[row] = (sentence._compute_score_from_stats(counts).score, *counts)
+        return rows
+
+    rows = (cache or Cache(None)).rows(f"{name.lower()}_counts", keys, compute).reshape(-1, 1 + width)
+    values = rows[:, 0]
+    defined = np.isfinite(values)
+    additive = rows[defined, 1:].sum(axis=0).astype(int) if defined.any() else None
     signature = f"{name}|{corpus.get_signature().format(short=False)}|a text: {fixed}" if additive is not None else fixed
     return Scored(name, values, signature, additive, lambda counts: float(corpus._compute_score_from_stats(list(counts)).score))
 

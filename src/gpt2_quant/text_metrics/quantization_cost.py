@@ -9,7 +9,7 @@ whole distribution at every position. For each weight scheme, on the same held-o
 KL is what the change costs in expectation under the original's own beliefs, and it is at least 0 whichever way perplexity
 moves: a quantized model with a *better* perplexity on some text is still another model. All schemes read each batch in turn, so
 that the FP32 logits are computed once and never stored. A scheme's row is kept in the cache under a hash of the weights, the
-texts and all of `src/`: no change of the quantization meets an old row.
+texts, all of `src/` and the package versions: no change of the quantization meets an old row.
 """
 
 import copy
@@ -26,6 +26,7 @@ from ..quantization.quantizer import quantize_model
 from ..records import code_version
 from .cache import Cache, content_key
 from .perplexity import LanguageModel
+from .scored import version
 
 SCRATCH = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
 BITSANDBYTES = ("int8_bitsandbytes", "nf4_bitsandbytes")
@@ -52,7 +53,8 @@ def cached_cost_table(
         models = quantized_language_models(reference, folder, [key for key in wanted if key != "baseline"])
         return cost_table(reference, models, texts).set_index("scheme").loc[wanted, NUMBERS].to_numpy(float)
 
-    code = f"quantization cost|{code_version()['source_sha256']}|torch {torch.__version__}|{reference.device}"
+    packages = ("torch", "transformers") if missing else ("torch", "transformers", "bitsandbytes")
+    code = "|".join(("quantization cost", code_version()["source_sha256"], *map(version, packages), reference.device))
     keys = [content_key(code, scheme, reference.signature, *texts) for scheme in schemes]
     table = pd.DataFrame(cache.rows("quantization_cost", keys, measure), columns=NUMBERS).astype({"tokens": int})
     table.insert(0, "label", [VARIANTS[key].label for key in schemes])

@@ -5,8 +5,8 @@ the last program must end before the first one of the next kernel is even placed
 early ("programmatic dependent launch", CUDA programming guide); it then waits, already on its multiprocessor, until
 everything before it has been written. CUDA graphs keep such launches.
 
-Every kernel here begins with `await_predecessor`, so a kernel that sees its predecessor complete knows that all kernels
-before that one are complete too.
+Every kernel here calls `await_predecessor` before it reads or writes anything that another kernel writes, so a kernel that
+sees its predecessor complete knows that all kernels before that one are complete too.
 """
 
 from functools import cache
@@ -26,7 +26,7 @@ def await_predecessor(HOPPER: tl.constexpr):
 
 @cache
 def hopper_options(device: torch.device) -> dict[str, bool]:
-    """Launch options of a kernel whose first line is `await_predecessor(HOPPER)`, for where its tensors are."""
+    """Launch options of a kernel that calls `await_predecessor(HOPPER)`, for where its tensors are."""
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"HOPPER": True, "launch_pdl": True} if hopper else {"HOPPER": False}
 
