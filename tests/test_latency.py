@@ -242,7 +242,8 @@ def test_records_are_renewed_together_and_no_work_becomes_stale(measured, tokens
         assert [(e["batch_size"], e["seq_len"]) for e in record["latency"]] == list(QUICK.shapes)
         assert {record["throughput"]["eager"]["session"], record["memory"]["session"], record["timing"]["session"]} == sessions
         assert "energy" not in record and record["notes"]
-    assert after["baseline_fp16"]["memory"]["resident_bytes"] < after["baseline"]["memory"]["resident_bytes"]
+    half, whole = (after[key]["memory"]["resident_bytes"] for key in ("baseline_fp16", "baseline"))
+    assert half < whole if checkpoints.has_half_arithmetic("cpu") else half == whole  # widened where float16 would be emulated
     assert step.complete()
     lines = latency.table(stored).splitlines()
     assert len(lines) == 3 and max(map(len, lines)) <= 100
