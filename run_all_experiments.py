@@ -27,9 +27,10 @@ from gpt2_quant import settings as common  # noqa: E402
 from gpt2_quant.checkpoints import VARIANTS  # noqa: E402
 from gpt2_quant.steps import Step  # noqa: E402
 
-SHARED = ("preset", "base_model", "dataset", "models_dir", "results_dir", "device", "batch_size", "max_length", "seed")
+SHARED = ("preset", "base_model", "models_dir", "results_dir", "device", "batch_size", "max_length", "seed")
 SHARED += ("max_train_samples", "max_test_samples")
 OWN_FLAGS = {"epochs": (1,), "learning_rate": (1,), "precision": (1,), "checkpoint": (2, 3), "human_judgements": (4,)}
+OWN_FLAGS["dataset"] = (1, 2, 3, 4)  # given it, script 5 prints the data's texts, and what a script prints is kept
 GRACE_SECONDS = 30
 CPU_FLOP_PER_SECOND = 50e9  # of one core in float32 matrix products; measured between 30e9 and 80e9
 TOKENS_PER_TEXT = 52  # mean of AG News under GPT-2's tokenizer
@@ -116,8 +117,7 @@ def flags():
 
 def arguments_of(args, number: int) -> list[str]:
     """The command-line arguments of script `number`: shared flags that differ from their default, and its own."""
-    shared = [name for name in SHARED if (name, number) != ("dataset", 5)]  # by which script 5 prints texts, into its log
-    names = [*shared, *(name for name, scripts in OWN_FLAGS.items() if number in scripts)]
+    names = [*SHARED, *(name for name, scripts in OWN_FLAGS.items() if number in scripts)]
     defaults = {"preset": "paper", "device": "auto", "batch_size": 16, "max_length": 128, "seed": 0}
     given = {name: getattr(args, name) for name in names}
     differ = {name: value for name, value in given.items() if value is not None and value != defaults.get(name)}

@@ -25,8 +25,9 @@ def main() -> None:
     settings = common.settings_from(args)
 
     from gpt2_quant import checkpoints
-    from gpt2_quant.data import check_folder, load_splits, load_tokenizer, tokenize
+    from gpt2_quant.data import check_folder, load_splits
     from gpt2_quant.steps import Step
+    from gpt2_quant.tokens import load_tokenizer, tokenize
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
     flags = {name: value for name, value in vars(args).items() if name != "skip_timing"}  # timing leaves no file of this script's

@@ -21,7 +21,7 @@ def main() -> None:
     args = flags.parse_args()
     settings = settings_from(args)
 
-    from gpt2_quant import checkpoints, data
+    from gpt2_quant import checkpoints, data, tokens
     from gpt2_quant.steps import Step
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
@@ -36,7 +36,7 @@ def main() -> None:
     bnb.require()
     seed_everything(settings.seed)
     splits = data.load_splits(settings)
-    tokenizer = data.load_tokenizer(baseline)
+    tokenizer = tokens.load_tokenizer(baseline)
     # A checkpoint of someone else's has no FP32 row yet; script 1 has written its own.
     for key in ("baseline", "baseline_fp16") if args.checkpoint else ("baseline_fp16",):
         model = checkpoints.load_variant(key, settings.models_dir, settings.device, args.checkpoint)

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from gpt2_quant import checkpoints
-from gpt2_quant.data import Split, tokenize
+from gpt2_quant.data import Split
 from gpt2_quant.predictions import load_predictions, predict, save_predictions
 from gpt2_quant.settings import UserError
+from gpt2_quant.tokens import tokenize
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 
 from gpt2_quant import data
 from gpt2_quant.settings import Settings, UserError
+from gpt2_quant.tokens import Tokens, length_grouped_batches, load_tokenizer, pad_batch, sorted_batches, tokenize
 
 
 def settings_for(folder: Path, **changes) -> Settings:
@@ -52,7 +53,7 @@ def test_csv_keeps_empty_and_very_long_texts(tmp_path, tiny_tokenizer):
     path = write(tmp_path / "test.csv", f'"2","",""\n"4","long","{"word " * 40_000}"\n')
     texts, labels = data.read_csv(path)
     assert (texts[0], len(texts[1]), labels) == ("", 200_005, [1, 3])
-    tokens = data.tokenize(tiny_tokenizer, data.Split("test", texts, labels, "x"), 128)
+    tokens = tokenize(tiny_tokenizer, data.Split("test", texts, labels, "x"), 128)
     assert tokens.lengths.tolist() == [1, 128] and tokens.truncated == 1
     assert tokens.row(0).tolist() == [tiny_tokenizer.eos_token_id]
     assert data.Split("test", texts, labels, "x").describe()["empty_texts"] == 1
@@ -131,7 +132,7 @@ def test_parquet_folder_gives_the_same_split(folder, tmp_path):
 
 def test_tokens_are_the_tokenizers_and_cut_at_max_length(tiny_tokenizer, tiny_texts):
     texts, labels = tiny_texts
-    tokens = data.tokenize(tiny_tokenizer, data.Split("test", texts[:50], labels[:50], "x"), 48)
+    tokens = tokenize(tiny_tokenizer, data.Split("test", texts[:50], labels[:50], "x"), 48)
     for row, text in enumerate(texts[:50]):
         assert tokens.row(row).tolist() == tiny_tokenizer(text)["input_ids"][:48]
     assert tokens.truncated == sum(len(tiny_tokenizer(text)["input_ids"]) > 48 for text in texts[:50]) > 0
@@ -140,23 +141,23 @@ def test_tokens_are_the_tokenizers_and_cut_at_max_length(tiny_tokenizer, tiny_te
 def test_batches_hold_every_row_once_and_little_padding(tiny_tokenizer, tiny_texts):
     random = np.random.default_rng(0)
     lengths = random.integers(5, 129, size=3001)
-    for batches in (data.length_grouped_batches(lengths, 16, seed=1, epoch=0), data.sorted_batches(lengths, 16)):
+    for batches in (length_grouped_batches(lengths, 16, seed=1, epoch=0), sorted_batches(lengths, 16)):
         assert sorted(np.concatenate(batches)) == list(range(3001))
         assert max(map(len, batches)) == 16
         padded = sum(int(lengths[rows].max()) * len(rows) for rows in batches)
         shuffled = sum(int(lengths[i : i + 16].max()) * len(lengths[i : i + 16]) for i in range(0, 3001, 16))
         assert padded / lengths.sum() < 1.10 < shuffled / lengths.sum()
-    first = [rows.tolist() for rows in data.length_grouped_batches(lengths, 16, 1, 0)]
-    assert first == [rows.tolist() for rows in data.length_grouped_batches(lengths, 16, 1, 0)]
-    assert first != [rows.tolist() for rows in data.length_grouped_batches(lengths, 16, 1, 1)]
-    assert first != [rows.tolist() for rows in data.length_grouped_batches(lengths, 16, 2, 0)]
-    assert int(lengths[data.sorted_batches(lengths, 16)[0]].max()) == lengths.max()
+    first = [rows.tolist() for rows in length_grouped_batches(lengths, 16, 1, 0)]
+    assert first == [rows.tolist() for rows in length_grouped_batches(lengths, 16, 1, 0)]
+    assert first != [rows.tolist() for rows in length_grouped_batches(lengths, 16, 1, 1)]
+    assert first != [rows.tolist() for rows in length_grouped_batches(lengths, 16, 2, 0)]
+    assert int(lengths[sorted_batches(lengths, 16)[0]].max()) == lengths.max()
 
 
 def test_padding_is_on_the_right_and_rounded_up():
     flat = np.arange(100, 100 + 3 + 10, dtype=np.int32)
-    tokens = data.Tokens(flat, np.array([0, 3, 13]), np.array([2, 0]), truncated=0)
-    batch = data.pad_batch(tokens, np.array([0, 1]), pad_id=7)
+    tokens = Tokens(flat, np.array([0, 3, 13]), np.array([2, 0]), truncated=0)
+    batch = pad_batch(tokens, np.array([0, 1]), pad_id=7)
     assert batch["input_ids"].shape == (2, 16)
     assert batch["input_ids"][0].tolist() == [100, 101, 102] + [7] * 13
     assert batch["attention_mask"].sum(1).tolist() == [3, 10] and batch["attention_mask"][0, :3].all()
@@ -165,11 +166,11 @@ def test_padding_is_on_the_right_and_rounded_up():
 
 def test_tokenizer_pads_right_with_the_end_of_text(tiny_tokenizer, tmp_path):
     tiny_tokenizer.save_pretrained(tmp_path)
-    loaded = data.load_tokenizer(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert (loaded.padding_side, loaded.pad_token_id) == ("right", loaded.eos_token_id)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no tokenizer that loads"):
-        data.load_tokenizer(tmp_path / "empty")
+        load_tokenizer(tmp_path / "empty")
 
 
 def test_real_ag_news(ag_news_dir):

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from gpt2_quant import best, checkpoints, footprint, latency, records, timing
-from gpt2_quant.data import Split, tokenize
+from gpt2_quant.data import Split
 from gpt2_quant.session import Protocol, Session, eager, measure_memory
 from gpt2_quant.steps import Step
+from gpt2_quant.tokens import tokenize
 
 QUICK = Protocol(
     shapes=((2, 16), (1, 8)), best_shapes=((2, 16), (1, 8)), best_seconds=60, best_seconds_each=60,

@@ -79,7 +79,8 @@ def test_predictions_come_from_the_folder_as_reloaded(done, workplace):
     import torch
 
     from gpt2_quant.checkpoints import load_classifier
-    from gpt2_quant.data import load_tokenizer, read_csv
+    from gpt2_quant.data import read_csv
+    from gpt2_quant.tokens import load_tokenizer
 
     texts, _ = read_csv(workplace / "models" / "dataset" / "test.csv")
     stored = pd.read_parquet(workplace / "results" / "predictions" / "int8_scratch_w8a8.parquet")

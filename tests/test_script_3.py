@@ -95,7 +95,8 @@ def test_what_is_measured_is_what_lies_on_the_disk(ground, finished):
     """The logits on record are those of the folder, loaded here once more."""
     import numpy as np
 
-    from gpt2_quant.data import load_tokenizer, read_csv
+    from gpt2_quant.data import read_csv
+    from gpt2_quant.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(ground / "classifier")
     text = read_csv(ground / "data" / "test.csv")[0][0]

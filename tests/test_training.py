@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ROOT, make_tiny_gpt2
 from torch.nn.functional import cross_entropy
 
-from gpt2_quant.data import Split, length_grouped_batches, pad_batch, tokenize
+from gpt2_quant.data import Split
 from gpt2_quant.settings import UserError
+from gpt2_quant.tokens import length_grouped_batches, pad_batch, tokenize
 from gpt2_quant.training import Plan, curve, train
 from gpt2_quant.training_checkpoints import Checkpoints, byte_sum, exclusive
 from gpt2_quant.training_step import PlainStep, gathered_predict, select_rows

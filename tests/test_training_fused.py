@@ -16,7 +16,7 @@ def make(dropout: float):
     import torch
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
-    from gpt2_quant.data import Tokens
+    from gpt2_quant.tokens import Tokens
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -189,8 +189,8 @@ def test_in_the_interpreter(check):
 
 
 def test_packing_a_batch_by_hand():
-    from gpt2_quant.data import Tokens
     from gpt2_quant.fused_batches import field_sizes, pack
+    from gpt2_quant.tokens import Tokens
 
     tokens = Tokens(np.array([5, 6, 5, 7], dtype=np.int32), np.array([0, 3, 4]), np.array([2, 0]), 0)
     length, values = pack(tokens, np.array([1, 0]), texts=3, pad_id=9)

@@ -128,8 +128,9 @@ def test_validation_in_mid_training_is_of_the_weights_that_are_saved(trained, so
     epoch's end: run by transformers on the CPU, they must give the loss that was noted at that moment."""
     from gpt2_quant import settings as common
     from gpt2_quant.checkpoints import load_classifier
-    from gpt2_quant.data import load_splits, tokenize
+    from gpt2_quant.data import load_splits
     from gpt2_quant.predictions import predict
+    from gpt2_quant.tokens import tokenize
 
     with safe_open(trained["kept"], framework="pt") as file:
         validations = json.loads(file.metadata()["progress"])["validations"]

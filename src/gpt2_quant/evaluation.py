@@ -9,9 +9,10 @@ from pathlib import Path
 
 from . import plots, predictions, records, scores
 from .checkpoints import VARIANTS, file_bytes, size_in_parts, weights_file
-from .data import Split, tokenize
+from .data import Split
 from .settings import Settings
 from .stored_size import stored_size
+from .tokens import tokenize
 
 
 def evaluate_variant(

@@ -9,7 +9,7 @@ Padding occurs in no place: it has no gradient. Texts that an incomplete batch l
 import numpy as np
 import torch
 
-from .data import Tokens
+from .tokens import Tokens
 
 FIELDS = ("ids", "last", "labels", "count", "n_touched", "touched", "order", "starts")
 

@@ -24,11 +24,11 @@ import triton
 
 from . import fused_kernels as kernels
 from . import fused_optimizer as optimizer
-from .data import Tokens
 from .fused_batches import FIELDS, EpochOnDevice, field_sizes, padded_length
 from .fused_buffers import activations
 from .fused_launch import Lanes
 from .fused_parameters import CHUNKS, HEAD, MATRICES, POSITIONS, TOKENS, FlatParameters
+from .tokens import Tokens
 from .training import BETAS, CLIP_NORM, EPS, Plan
 
 MAX_LENGTH = 128

@@ -12,10 +12,11 @@ from dataclasses import asdict, replace
 from . import footprint, records
 from .best import prepare_best, ready_for_texts
 from .checkpoints import VARIANTS, baseline_folder, load_variant, weights_file
-from .data import Tokens, load_splits, load_tokenizer, tokenize
+from .data import load_splits
 from .session import Protocol, Session, eager, measure_memory
 from .settings import Settings
 from .timing import shape_batch
+from .tokens import Tokens, load_tokenizer, tokenize
 
 MEMORY_SHAPE = (16, 128)
 _SWEEP = tuple((batch, length) for length in (128, 64, 32) for batch in (16, 1, 64, 256, 4))

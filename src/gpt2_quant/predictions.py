@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .data import LABELS, Tokens, pad_batch, sorted_batches
+from .data import LABELS
 from .records import atomic_path
 from .settings import UserError
+from .tokens import Tokens, pad_batch, sorted_batches
 
 LOGITS = [f"logit_{i}" for i in range(len(LABELS))]
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from . import footprint
 from .checkpoints import resident_bytes
-from .data import Tokens, pad_batch, sorted_batches
 from .timing import median_interval, shape_batch, synchronize, time_interleaved
+from .tokens import Tokens, pad_batch, sorted_batches
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .data import Tokens
+from .tokens import Tokens
 
 
 def median_interval(values_ms, confidence: float = 0.95) -> tuple[float, float, float]:

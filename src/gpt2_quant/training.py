@@ -27,8 +27,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .data import Tokens, length_grouped_batches
 from .settings import UserError
+from .tokens import Tokens, length_grouped_batches
 from .training_checkpoints import Checkpoints
 
 WARMUP_SHARE = 0.06

@@ -22,9 +22,10 @@ from scipy.special import log_softmax
 
 from . import plots, records, scores
 from .checkpoints import VARIANTS, load_classifier, weights_file
-from .data import Split, Tokens, load_splits, load_tokenizer, tokenize
+from .data import Split, load_splits
 from .hub import fetch_model_folder
 from .settings import Settings, UserError, seed_everything
+from .tokens import Tokens, load_tokenizer, tokenize
 from .training import Plan, TrainingStep, curve, train
 from .training_checkpoints import Checkpoints
 from .training_step import PlainStep, gathered_predict
@@ -69,7 +70,7 @@ class Run:
     def identity(self, plan: Plan) -> dict[str, str]:
         """What must be the same for a checkpoint to be continued, by the names that a user knows."""
         here = Path(__file__).parent
-        sources = sorted([here / "data.py", *here.glob("training*.py"), *here.glob("fused_*.py")])
+        sources = sorted([here / "data.py", here / "tokens.py", *here.glob("training*.py"), *here.glob("fused_*.py")])
         code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
         return {
             "--base-model weights": records.file_sha256(weights_file(self.base))[:16],

@@ -20,7 +20,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.functional import cross_entropy
 
 from . import predictions
-from .data import LABELS, Tokens, pad_batch
+from .data import LABELS
+from .tokens import Tokens, pad_batch
 from .training import BETAS, CLIP_NORM, EPS, Plan
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from gpt2_quant.data import Split, tokenize
+from gpt2_quant.data import Split
 from gpt2_quant.quantization import activations, affine, error_analysis, fake, nf4
 from gpt2_quant.settings import UserError
+from gpt2_quant.tokens import tokenize
 
 
 @pytest.fixture(scope="module")

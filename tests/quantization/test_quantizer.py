@@ -230,7 +230,7 @@ def test_codes_survive_re_encoding(tiny_gpt2):
 
 def test_real_classifier_keeps_its_answers(gpt2_news_mini):
     """The language model's greedy next tokens on real text agree with the float model's."""
-    from gpt2_quant.data import load_tokenizer
+    from gpt2_quant.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(gpt2_news_mini)
     text = "Oil prices rose sharply on Tuesday after the central bank said that growth would slow next year ."

@@ -91,3 +91,9 @@ def test_stsb_spearman_is_the_published_one(encoder, human_judgements_dir):
     cosine = (encoder.sentence_vectors(pairs.first) * encoder.sentence_vectors(pairs.second)).sum(1)
     # Published for this model: 0.8203. A wrong pooling or a shifted column moves it by far more than 0.001.
     assert spearman(cosine.astype(float), pairs.similarity) == pytest.approx(0.8203, abs=0.001)
+
+
+def test_a_table_of_another_width_is_forgotten(tmp_path):
+    assert Cache(tmp_path).rows("metric", [b"a" * 32], lambda missing: np.ones((1, 3))).shape == (1, 3)
+    new = Cache(tmp_path).rows("metric", [b"b" * 32], lambda missing: np.ones((1, 2)))
+    assert new.tolist() == [[1, 1]] == Cache(tmp_path).rows("metric", [b"b" * 32], None).tolist()

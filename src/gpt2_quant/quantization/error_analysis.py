@@ -25,8 +25,8 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import records
-from ..data import Tokens, pad_batch, sorted_batches
 from ..settings import Settings
+from ..tokens import Tokens, pad_batch, sorted_batches
 from . import activations, affine, nf4
 from .error_plots import heat_map
 from .fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices

@@ -43,7 +43,7 @@ def _sacrebleu(name: str, sentence, corpus, candidates, references, cache: Cache
     groups = [[text for text in group if has_words(text)] for group in references]
     settings = "13a tokens|exp smoothing|effective order" if name == "BLEU" else "char 6, word 0, beta 2"
     fixed = f"{name}|{version('sacrebleu')}|{settings}"
-    keys = [content_key(fixed, candidate, *group) for candidate, group in zip(candidates, groups, strict=True)]
+    keys = [content_key("score and counts", fixed, candidate, *group) for candidate, group in zip(candidates, groups, strict=True)]
 
     width = len(corpus._extract_corpus_statistics(["one"], [["one"]])[0])
 
@@ -55,7 +55,7 @@ def _sacrebleu(name: str, sentence, corpus, candidates, references, cache: Cache
                 rows[row] = (sentence._compute_score_from_stats(counts).score, *counts)
         return rows
 
-    rows = (cache or Cache(None)).rows(f"{name.lower()}_counts", keys, compute).reshape(-1, 1 + width)
+    rows = (cache or Cache(None)).rows(name.lower(), keys, compute).reshape(-1, 1 + width)
     values = rows[:, 0]
     defined = np.isfinite(values)
     additive = rows[defined, 1:].sum(axis=0).astype(int) if defined.any() else None

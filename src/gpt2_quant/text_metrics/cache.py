@@ -51,6 +51,8 @@ class Cache:
         for start in range(0, len(missing), CHUNK):
             positions = missing[start : start + CHUNK]
             fresh = np.asarray(compute(positions)).reshape(len(positions), -1)
+            if table and len(next(iter(table.values()))) != fresh.shape[1]:
+                table.clear()  # rows of an earlier version, whose keys nobody asks for any more
             table.update({keys[position]: row for position, row in zip(positions, fresh, strict=True)})
             if start + CHUNK >= len(missing) or time.monotonic() - saved > SAVE_EVERY_S:
                 self._save(name)

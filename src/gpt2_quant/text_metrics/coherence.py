@@ -51,8 +51,7 @@ def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PAR
     """
     version = f"SCS|v2|order model {order_model_hash()}|{encoder.signature}"
     keys = [content_key(version, text) for text in texts]
-    # A table's rows are all of one width, so version 2, which has one part less, has a table of its own.
-    rows = encoder.cache.rows("coherence_parts_v2", keys, lambda missing: _all_parts([texts[i] for i in missing], encoder))
+    rows = encoder.cache.rows("coherence_parts", keys, lambda missing: _all_parts([texts[i] for i in missing], encoder))
     table = rows.reshape(-1, len(PARTS) + 1)
     chosen = [PARTS.index(part) for part in parts]
     values = np.maximum(table[:, chosen], FLOOR).prod(axis=1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gpt2_quant import data
+from gpt2_quant.tokens import Tokens, load_tokenizer, tokenize
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def calls(tiny_tokenizer, monkeypatch):
     return seen
 
 
-def assert_same(left: data.Tokens, right: data.Tokens):
+def assert_same(left: Tokens, right: Tokens):
     assert left.flat.dtype == np.int32 and left.offsets.dtype == np.int64
     for mine, theirs in ((left.flat, right.flat), (left.offsets, right.offsets), (left.labels, right.labels)):
         np.testing.assert_array_equal(mine, theirs)
@@ -32,26 +33,26 @@ def assert_same(left: data.Tokens, right: data.Tokens):
 
 
 def test_the_second_time_is_read_and_equal_to_uncached(split, tiny_tokenizer, calls):
-    plain = data.tokenize(tiny_tokenizer, replace(split, cache=None), 24)
+    plain = tokenize(tiny_tokenizer, replace(split, cache=None), 24)
     assert not split.cache.exists() and plain.truncated > 0
     for _ in range(3):
-        assert_same(data.tokenize(tiny_tokenizer, split, 24), plain)
+        assert_same(tokenize(tiny_tokenizer, split, 24), plain)
     assert calls == [40, 40] and len(list(split.cache.iterdir())) == 1
     # Labels are the split's own: they are no part of what is kept.
-    other = data.tokenize(tiny_tokenizer, replace(split, labels=[3] * 40), 24)
+    other = tokenize(tiny_tokenizer, replace(split, labels=[3] * 40), 24)
     assert other.labels.tolist() == [3] * 40 and len(calls) == 2
 
 
 def test_a_saved_tokenizer_finds_what_its_original_made(split, tiny_tokenizer, calls, tmp_path):
     """Script 1 tokenizes with the base model's, the later scripts with the copy beside the fine-tuned model."""
-    first = data.tokenize(tiny_tokenizer, split, 24)
+    first = tokenize(tiny_tokenizer, split, 24)
     tiny_tokenizer.save_pretrained(tmp_path / "model")
-    assert_same(data.tokenize(data.load_tokenizer(tmp_path / "model"), split, 24), first)
+    assert_same(tokenize(load_tokenizer(tmp_path / "model"), split, 24), first)
     assert calls == [40]
 
 
 def test_other_texts_tokenizers_and_lengths_are_made_anew(split, tiny_tokenizer, calls):
-    data.tokenize(tiny_tokenizer, split, 24)
+    tokenize(tiny_tokenizer, split, 24)
     longer = copy.deepcopy(tiny_tokenizer)
     longer.add_tokens(["Fujiwara"])
     own = split.texts
@@ -63,28 +64,28 @@ def test_other_texts_tokenizers_and_lengths_are_made_anew(split, tiny_tokenizer,
         (longer, own, 24),
     ):
         changed = replace(split, texts=texts)
-        assert_same(data.tokenize(tokenizer, changed, length), data.tokenize(tokenizer, replace(changed, cache=None), length))
+        assert_same(tokenize(tokenizer, changed, length), tokenize(tokenizer, replace(changed, cache=None), length))
     assert len(calls) == 11 and len(list(split.cache.iterdir())) == 6
 
 
 def test_a_file_damaged_anywhere_is_made_again(split, tiny_tokenizer, calls):
-    plain = data.tokenize(tiny_tokenizer, split, 24)
+    plain = tokenize(tiny_tokenizer, split, 24)
     (path,) = split.cache.iterdir()
     whole = path.read_bytes()
     for content in (b"", b"PK", whole[: len(whole) // 2], whole[:-1]):
         path.write_bytes(content)
-        assert_same(data.tokenize(tiny_tokenizer, split, 24), plain)
+        assert_same(tokenize(tiny_tokenizer, split, 24), plain)
         assert path.read_bytes()[:4] == whole[:4] and len(path.read_bytes()) == len(whole)
     assert len(calls) == 5
     for place in range(0, len(whole), 13):  # whichever bit is flipped: made again, or of no consequence
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        assert_same(data.tokenize(tiny_tokenizer, split, 24), plain)
+        assert_same(tokenize(tiny_tokenizer, split, 24), plain)
     assert [file.name for file in split.cache.iterdir()] == [path.name]
 
 
 def test_processes_that_make_the_same_file_at_once_all_get_it_whole(split, tiny_tokenizer):
-    plain = data.tokenize(tiny_tokenizer, replace(split, cache=None), 24)
+    plain = tokenize(tiny_tokenizer, replace(split, cache=None), 24)
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        for tokens in pool.starmap(data.tokenize, [(tiny_tokenizer, split, 24)] * 6, chunksize=1):
+        for tokens in pool.starmap(tokenize, [(tiny_tokenizer, split, 24)] * 6, chunksize=1):
             assert_same(tokens, plain)
     assert len(list(split.cache.iterdir())) == 1
