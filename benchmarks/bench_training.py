@@ -65,8 +65,9 @@ def flags():
 
 def prepare(args):
     """Settings, base folder, tokenizer, and tokens of train and of the compared validation rows."""
-    from gpt2_quant.data import load_splits, load_tokenizer, tokenize
+    from gpt2_quant.data import load_splits
     from gpt2_quant.hub import fetch_model_folder
+    from gpt2_quant.tokens import load_tokenizer, tokenize
     from gpt2_quant.training_step import select_rows
 
     settings = common.settings_from(args)
@@ -101,8 +102,8 @@ def train_ours(args, settings, base, tokenizer, train, seed):
     from accelerate import Accelerator
 
     from gpt2_quant.checkpoints import load_classifier
-    from gpt2_quant.data import length_grouped_batches
     from gpt2_quant.fused_batches import padded_length
+    from gpt2_quant.tokens import length_grouped_batches
     from gpt2_quant.training_run import choose_step
 
     common.seed_everything(seed)
