@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))  # unlike the scripts in src/, this file does not stand beside the library
 
-from gpt2_quant import settings as common  # noqa: E402
-from gpt2_quant.checkpoints import VARIANTS  # noqa: E402
+from gpt2_quant import cli as common  # noqa: E402
+from gpt2_quant.models.loading import VARIANTS  # noqa: E402
 from gpt2_quant.steps import Step  # noqa: E402
 
 SHARED = ("preset", "base_model", "models_dir", "results_dir", "device", "batch_size", "max_length", "seed")

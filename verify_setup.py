@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))  # unlike the scripts in src/, this file does not stand beside the library
 
-from gpt2_quant.settings import PRESETS  # noqa: E402  (standard library only: works before anything is installed)
+from gpt2_quant.cli import PRESETS  # noqa: E402  (standard library only: works before anything is installed)
 
 PYTHON = ((3, 10), (3, 13))
 GIB = 1 << 30
@@ -199,8 +199,8 @@ def hub_item(kind: str, name: str, revision: str, skip: str | None) -> str:
 
 
 def minilm() -> str:
-    from gpt2_quant.settings import UserError
-    from gpt2_quant.text_metrics.embeddings import model_folder
+    from gpt2_quant.cli import UserError
+    from gpt2_quant.metrics.embeddings import model_folder
 
     try:
         model_folder(use_hub=False)

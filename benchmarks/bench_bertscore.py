@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from gpt2_quant import settings as common  # noqa: E402
+from gpt2_quant import cli as common  # noqa: E402
 
 
 def main() -> None:
@@ -31,9 +31,9 @@ def main() -> None:
     import torch
     from bert_score import BERTScorer
 
-    from gpt2_quant.text_metrics.bertscore import bertscore
-    from gpt2_quant.text_metrics.embeddings import N_LAYERS, load_encoder, model_folder
-    from gpt2_quant.text_metrics.human_judgements import load_human_judgements
+    from gpt2_quant.metrics.bertscore import bertscore
+    from gpt2_quant.metrics.embeddings import N_LAYERS, load_encoder, model_folder
+    from gpt2_quant.metrics.studies.human_judgements import load_human_judgements
 
     summeval, _ = load_human_judgements(args.human_judgements)
     candidates = [text for row in summeval.summaries[: args.documents] for text in row]

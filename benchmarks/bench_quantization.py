@@ -54,7 +54,7 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from gpt2_quant.timing import time_interleaved
+    from gpt2_quant.measure.timing import time_interleaved
 
     shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes or (SHAPES if args.device == "cuda" else CPU_SHAPES)]
     names = args.variants or [name for name in VARIANTS if name not in (ONLY_CPU if args.device == "cuda" else ONLY_CUDA)]

@@ -38,7 +38,7 @@ from pathlib import Path
 STARTED = time.perf_counter()
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from gpt2_quant import settings as common  # noqa: E402
+from gpt2_quant import cli as common  # noqa: E402
 
 BEST = {"bf16": True, "tf32": True, "train_sampling_strategy": "group_by_length"}
 VARIANTS = {  # name: (what it is, Trainer's arguments; None for our own loop)
@@ -65,10 +65,10 @@ def flags():
 
 def prepare(args):
     """Settings, base folder, tokenizer, and tokens of train and of the compared validation rows."""
-    from gpt2_quant.data import load_splits
-    from gpt2_quant.hub import fetch_model_folder
-    from gpt2_quant.tokens import load_tokenizer, tokenize
-    from gpt2_quant.training_step import select_rows
+    from gpt2_quant.data.datasets import load_splits
+    from gpt2_quant.data.hub import fetch_model_folder
+    from gpt2_quant.data.tokens import load_tokenizer, tokenize
+    from gpt2_quant.training.plain_step import select_rows
 
     settings = common.settings_from(args)
     splits = load_splits(settings)
@@ -81,7 +81,7 @@ def prepare(args):
 
 
 def plan_of(args, settings, rows: int, seed: int):
-    from gpt2_quant.training import Plan
+    from gpt2_quant.training.loop import Plan
 
     epochs = math.ceil(args.updates * settings.batch_size / rows)
     precision = "bf16" if settings.device == "cuda" else "fp32"
@@ -101,10 +101,10 @@ def train_ours(args, settings, base, tokenizer, train, seed):
     """Our loop's batches through our step; returns (model, seconds of the updates timed, their number)."""
     from accelerate import Accelerator
 
-    from gpt2_quant.checkpoints import load_classifier
-    from gpt2_quant.fused_batches import padded_length
-    from gpt2_quant.tokens import length_grouped_batches
-    from gpt2_quant.training_run import choose_step
+    from gpt2_quant.data.tokens import length_grouped_batches
+    from gpt2_quant.models.loading import load_classifier
+    from gpt2_quant.training.fused.batches import padded_length
+    from gpt2_quant.training.run import choose_step
 
     common.seed_everything(seed)
     plan = plan_of(args, settings, len(train), seed)
@@ -136,7 +136,7 @@ def train_trainer(args, settings, base, tokenizer, train, seed, options):
     """transformers' Trainer on the same rows; returns what train_ours does, of the last two thirds."""
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
-    from gpt2_quant.checkpoints import load_classifier
+    from gpt2_quant.models.loading import load_classifier
 
     common.seed_everything(seed)
     warm, at = args.updates // 3, {}
@@ -182,7 +182,7 @@ def worker(args) -> None:
     import torch
 
     settings, base, tokenizer, train, validation = prepare(args)
-    from gpt2_quant.predictions import predict
+    from gpt2_quant.measure.predictions import predict
 
     on_gpu, options = settings.device == "cuda", VARIANTS[args.worker][1]
     row = {"variant": args.worker, "seeds": [], "ms_per_update": [], "accuracy": []}

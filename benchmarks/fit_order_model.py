@@ -34,11 +34,11 @@ def main() -> None:
     import numpy as np
     from safetensors.torch import save_file
 
+    from gpt2_quant.cache import Cache
+    from gpt2_quant.metrics.embeddings import load_encoder
+    from gpt2_quant.metrics.sentences import split_sentences
+    from gpt2_quant.metrics.studies.order_training import examples, prepare, train
     from gpt2_quant.records import atomic_path
-    from gpt2_quant.text_metrics.cache import Cache
-    from gpt2_quant.text_metrics.embeddings import load_encoder
-    from gpt2_quant.text_metrics.order_training import examples, prepare, train
-    from gpt2_quant.text_metrics.sentences import split_sentences
 
     encoder = load_encoder(cache=Cache(args.cache))
     groups = {False: [], True: []}
@@ -61,8 +61,8 @@ def held_out_shares(data, networks, draw) -> dict[str, list[float]]:
     """Fault -> shares [by continuity, by the whole score] of documents that score above their faulty versions."""
     import numpy as np
 
-    from gpt2_quant.text_metrics.coherence import coherence_parts
-    from gpt2_quant.text_metrics.order_model import judge
+    from gpt2_quant.metrics.coherence import coherence_parts
+    from gpt2_quant.metrics.order_model import judge
 
     def scores(rows):
         vectors = data.vectors[rows]

@@ -12,7 +12,7 @@ class Bench:
         import torch
         from transformers import GPT2Config, GPT2ForSequenceClassification
 
-        from gpt2_quant.checkpoints import load_classifier
+        from gpt2_quant.models.loading import load_classifier
 
         torch.manual_seed(0)
         self.device = device
@@ -71,7 +71,7 @@ def compiled(bench, model):
     run = call_of(torch.compile(model, dynamic=True))
     if bench.device == "cpu":
         return run, weight_bytes(model)
-    from gpt2_quant.quantization.graphs import GraphedClassifier
+    from gpt2_quant.inference.graphs import GraphedClassifier
 
     config = model.config
     graphed = GraphedClassifier(lambda ids, _: run(ids), config.pad_token_id, config.n_positions, torch.device("cuda"))
@@ -79,7 +79,7 @@ def compiled(bench, model):
 
 
 def scratch(bench, scheme, best=False):
-    from gpt2_quant.quantization.engine import best_mode
+    from gpt2_quant.inference.engine import best_mode
     from gpt2_quant.quantization.quantizer import quantize_model
 
     model = bench.model(bench.half())
@@ -93,8 +93,8 @@ def scratch(bench, scheme, best=False):
 def scratch_whole(bench):
     import torch
 
-    from gpt2_quant.quantization.fused import FusedClassifier
-    from gpt2_quant.quantization.graphs import GraphedClassifier
+    from gpt2_quant.inference.fused import FusedClassifier
+    from gpt2_quant.inference.graphs import GraphedClassifier
     from gpt2_quant.quantization.quantizer import quantize_model
 
     model = quantize_model(bench.model(bench.half()), "int8_scratch_w8a8")
@@ -166,7 +166,7 @@ def onnx(bench, quantized):
 
 def weight_bytes(model) -> int:
     """Bytes of a model's tensors; a tensor subclass (torchao) counts as the tensors that it holds."""
-    from gpt2_quant.checkpoints import resident_bytes
+    from gpt2_quant.models.loading import resident_bytes
 
     def inner(tensor):
         if hasattr(tensor, "__tensor_flatten__"):

@@ -17,7 +17,7 @@ from dataclasses import replace
 if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"  # under accelerate launch: one progress bar, not one a process
 
-from gpt2_quant import settings as common
+from gpt2_quant import cli as common
 from gpt2_quant.steps import Step
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -51,7 +51,7 @@ def main() -> None:
     main_process = os.environ.get("RANK", "0") == "0"  # under accelerate launch one process speaks and publishes
     publish = args.push_to_hub and main_process
     if publish:
-        from gpt2_quant import publishing
+        from gpt2_quant.models import publishing
 
         publishing.check_login(args.push_to_hub)
     if not complete:
@@ -63,18 +63,19 @@ def main() -> None:
 
 
 def fine_tune(args, settings, preset, seeds, step) -> None:
-    from gpt2_quant.data import check_folder
-    from gpt2_quant.hub import fetch_model_folder
+    from gpt2_quant.data.datasets import check_folder
+    from gpt2_quant.data.hub import fetch_model_folder
 
     check_folder(settings)
     if common.looks_like_path(settings.base_model) and args.preset != "demo":
         fetch_model_folder(settings.base_model)
 
-    from gpt2_quant import publishing, training_run
-    from gpt2_quant.checkpoints import load_classifier
-    from gpt2_quant.evaluation import evaluate_variant
-    from gpt2_quant.training import Plan
-    from gpt2_quant.training_checkpoints import exclusive
+    from gpt2_quant.measure.evaluation import evaluate_variant
+    from gpt2_quant.models import publishing
+    from gpt2_quant.models.loading import load_classifier
+    from gpt2_quant.training import run as training_run
+    from gpt2_quant.training.checkpoints import exclusive
+    from gpt2_quant.training.loop import Plan
 
     accelerator, precision = training_run.make_accelerator(settings, args.precision, args.report_to)
     with exclusive(settings.models_dir, hold=accelerator.is_main_process):

@@ -12,7 +12,7 @@ every variant that exists. Then: where the error comes from (results/quantizatio
     python src/2_quantization_scratch.py --preset demo
 """
 
-from gpt2_quant import settings as common
+from gpt2_quant import cli as common
 
 KEYS = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
 
@@ -24,10 +24,10 @@ def main() -> None:
     args = parser.parse_args()
     settings = common.settings_from(args)
 
-    from gpt2_quant import checkpoints
-    from gpt2_quant.data import check_folder, load_splits
+    from gpt2_quant.data.datasets import check_folder, load_splits
+    from gpt2_quant.data.tokens import load_tokenizer, tokenize
+    from gpt2_quant.models import loading as checkpoints
     from gpt2_quant.steps import Step
-    from gpt2_quant.tokens import load_tokenizer, tokenize
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
     flags = {name: value for name, value in vars(args).items() if name != "skip_timing"}  # timing leaves no file of this script's
@@ -37,9 +37,9 @@ def main() -> None:
         return
     check_folder(settings)
 
-    from gpt2_quant import latency
-    from gpt2_quant.evaluation import evaluate_variant
-    from gpt2_quant.quantization import error_analysis, folders
+    from gpt2_quant.measure import error_analysis, latency
+    from gpt2_quant.measure.evaluation import evaluate_variant
+    from gpt2_quant.models import folders
 
     common.seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
@@ -73,7 +73,7 @@ def record_paths(settings) -> list:
 
 def outputs(settings) -> list:
     """The models, predictions and figures that this script promises."""
-    from gpt2_quant.checkpoints import VARIANTS
+    from gpt2_quant.models.loading import VARIANTS
 
     made, results = [], settings.results_dir
     for key in KEYS:

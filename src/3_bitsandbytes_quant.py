@@ -12,7 +12,7 @@ Runs on CUDA and, through bitsandbytes' CPU backend, without.
     python src/3_bitsandbytes_quant.py --checkpoint owner/some-gpt2-classifier
 """
 
-from gpt2_quant.settings import Settings, parser, run, seed_everything, settings_from
+from gpt2_quant.cli import Settings, parser, run, seed_everything, settings_from
 
 
 def main() -> None:
@@ -21,7 +21,9 @@ def main() -> None:
     args = flags.parse_args()
     settings = settings_from(args)
 
-    from gpt2_quant import checkpoints, data, tokens
+    from gpt2_quant.data import datasets as data
+    from gpt2_quant.data import tokens
+    from gpt2_quant.models import loading as checkpoints
     from gpt2_quant.steps import Step
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
@@ -31,7 +33,8 @@ def main() -> None:
         return
     data.check_folder(settings)
 
-    from gpt2_quant import bnb, latency
+    from gpt2_quant.measure import latency
+    from gpt2_quant.models import bitsandbytes as bnb
 
     bnb.require()
     seed_everything(settings.seed)
@@ -57,7 +60,7 @@ def main() -> None:
 
 def step_inputs(settings: Settings, baseline) -> list:
     """The files whose change makes this script's results stale."""
-    from gpt2_quant.checkpoints import VARIANTS, weights_file
+    from gpt2_quant.models.loading import VARIANTS, weights_file
 
     others = [settings.models_dir / variant.folder / "model.safetensors" for variant in VARIANTS.values()]
     return [weights_file(baseline), *(path for path in others if "bitsandbytes" not in path.parent.name)]
@@ -65,7 +68,7 @@ def step_inputs(settings: Settings, baseline) -> list:
 
 def measure(settings: Settings, key: str, model, tokenizer, splits: dict, folder, baseline, extra: dict | None = None) -> None:
     """Evaluate one variant and say how it did."""
-    from gpt2_quant.evaluation import evaluate_variant
+    from gpt2_quant.measure.evaluation import evaluate_variant
 
     record = evaluate_variant(settings, key, model, tokenizer, splits, folder=folder, baseline=baseline, extra=extra)
     accuracy = record["metrics"]["accuracy"]
@@ -74,8 +77,8 @@ def measure(settings: Settings, key: str, model, tokenizer, splits: dict, folder
 
 def outputs(settings: Settings) -> list:
     """Every file that this script promises."""
-    from gpt2_quant import bnb
-    from gpt2_quant.checkpoints import VARIANTS
+    from gpt2_quant.models import bitsandbytes as bnb
+    from gpt2_quant.models.loading import VARIANTS
 
     made, results = [], settings.results_dir
     for key in ("baseline_fp16", *bnb.KEYS):

@@ -15,7 +15,7 @@ All go into records/text_metrics.json and report_1.pdf. Scores are cached by con
 
 from pathlib import Path
 
-from gpt2_quant import settings as common
+from gpt2_quant import cli as common
 
 PARTS = ("scores", "edits", "humans", "coherence", "quantization")
 
@@ -38,9 +38,9 @@ def main() -> None:
 
 def score_own_files(args, settings) -> None:
     """The part for daily use: the table of all metrics for a user's files."""
-    from gpt2_quant.data import load_splits
-    from gpt2_quant.text_metrics.suite import load_tools, score_files
-    from gpt2_quant.text_metrics.texts import check_files
+    from gpt2_quant.data.datasets import load_splits
+    from gpt2_quant.metrics.suite import load_tools, score_files
+    from gpt2_quant.metrics.texts import check_files
 
     check_files(args.candidates, args.references)
     if settings.preset == "demo":
@@ -53,10 +53,11 @@ def score_own_files(args, settings) -> None:
 
 def run_study(args, settings) -> None:
     """The parts asked for, the record, the report."""
-    from gpt2_quant.data import load_splits
-    from gpt2_quant.hub import fetch_model_folder
+    from gpt2_quant.data.datasets import load_splits
+    from gpt2_quant.data.hub import fetch_model_folder
+    from gpt2_quant.metrics import suite
+    from gpt2_quant.metrics.studies import study
     from gpt2_quant.steps import Step
-    from gpt2_quant.text_metrics import study, suite
 
     parts = args.only or list(PARTS)
     test = load_splits(settings)["test"]  # in the demo this makes the base model, too
@@ -83,7 +84,7 @@ def run_study(args, settings) -> None:
 
 def load_humans(args, settings):
     """People's judgements, or None with a sentence that says why the part is left out."""
-    from gpt2_quant.text_metrics.human_judgements import load_human_judgements
+    from gpt2_quant.metrics.studies.human_judgements import load_human_judgements
 
     if args.human_judgements is None and settings.preset == "demo":
         print("Left out: humans (the demo has no human judgements; --human-judgements hub|FOLDER adds them).")

@@ -16,7 +16,7 @@ run, and report_2.pdf, into the results folder.
 
 from pathlib import Path
 
-from gpt2_quant.settings import ROOT, parser, run, settings_from
+from gpt2_quant.cli import ROOT, parser, run, settings_from
 
 
 def arguments():
@@ -38,8 +38,9 @@ def main() -> None:
     settings = settings_from(args)
     results = settings.results_dir
 
-    from gpt2_quant import changed_texts, comparison_plots, tables
-    from gpt2_quant.comparison import compare_results
+    from gpt2_quant.compare import changed_texts, tables
+    from gpt2_quant.compare import figures as comparison_plots
+    from gpt2_quant.compare.comparison import compare_results
     from gpt2_quant.reports import compile_report
     from gpt2_quant.reports.quantization_report import report_data
 

@@ -43,7 +43,7 @@ def human_judgements_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_texts() -> tuple[list[str], list[int]]:
     """600 items of the demo's corpus: texts (title, space, description) and labels 0–3."""
-    from gpt2_quant.demo import generate_corpus
+    from gpt2_quant.data.demo import generate_corpus
 
     titles, descriptions, labels = generate_corpus(600, seed=7)
     return [f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)], labels
@@ -52,7 +52,7 @@ def tiny_texts() -> tuple[list[str], list[int]]:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_texts):
     """A byte-level BPE of 1,000 tokens, trained on `tiny_texts`, padding on the right with the end-of-text token."""
-    from gpt2_quant.demo import train_tokenizer
+    from gpt2_quant.data.demo import train_tokenizer
 
     tokenizer = train_tokenizer(tiny_texts[0], vocab_size=1000)
     tokenizer.padding_side = "right"

@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
-from .settings import ROOT, Settings, UserError
+from .cli import ROOT, Settings, UserError
 
 SCHEMA_VERSION = 1
 # What latency.py renews in a record whenever all variants are timed together again.

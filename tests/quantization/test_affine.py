@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from gpt2_quant.cli import UserError
 from gpt2_quant.quantization import affine
-from gpt2_quant.settings import UserError
 
 
 def test_codes_of_a_worked_example():

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt2_quant.quantization import affine, gpt2, kernels, layers, nf4
+from gpt2_quant.inference import gpt2
+from gpt2_quant.quantization import affine, kernels, layers, nf4
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

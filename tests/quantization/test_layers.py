@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from gpt2_quant.cli import UserError
 from gpt2_quant.quantization import affine, layers
 from gpt2_quant.quantization.layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, TiedHead, int8_matmul
-from gpt2_quant.settings import UserError
 
 
 @pytest.mark.parametrize("m,n,k", [(1, 1, 1), (3, 5, 7), (17, 33, 65), (64, 48, 192), (2, 768, 3072)])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from gpt2_quant.cli import UserError
 from gpt2_quant.quantization import nf4
-from gpt2_quant.settings import UserError
 
 # QLoRA, arXiv 2305.14314, appendix E.
 PUBLISHED = [

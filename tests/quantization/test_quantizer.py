@@ -20,10 +20,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from gpt2_quant.quantization import affine, folders, quantizer, stored_int8
+from gpt2_quant.cli import ROOT, UserError
+from gpt2_quant.models import folders
+from gpt2_quant.quantization import affine, quantizer, stored_int8
 from gpt2_quant.quantization.layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, TiedHead
 from gpt2_quant.quantization.quantizer import SCHEMES, ScratchConfig, quantize_model
-from gpt2_quant.settings import ROOT, UserError
 
 
 @pytest.fixture
@@ -230,7 +231,7 @@ def test_codes_survive_re_encoding(tiny_gpt2):
 
 def test_real_classifier_keeps_its_answers(gpt2_news_mini):
     """The language model's greedy next tokens on real text agree with the float model's."""
-    from gpt2_quant.tokens import load_tokenizer
+    from gpt2_quant.data.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(gpt2_news_mini)
     text = "Oil prices rose sharply on Tuesday after the central bank said that growth would slow next year ."

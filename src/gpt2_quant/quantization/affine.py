@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..settings import UserError
+from ..cli import UserError
 
 SYMMETRIC_MAX = 127
 AFFINE_MIN, AFFINE_MAX = -128, 127

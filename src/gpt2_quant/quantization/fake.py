@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..settings import UserError
+from ..cli import UserError
 from . import affine, nf4
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..settings import UserError
+from ..cli import UserError
 
 SCALE_NAMES = ("_scale", "scale_absmax", "scale_offset")
 REMAKE = "copy the folder again, or run python src/2_quantization_scratch.py --overwrite"

@@ -24,7 +24,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..settings import UserError
+from ..cli import UserError
 from . import affine, nf4
 
 HEAD_TILE_ROWS = 4096

@@ -28,7 +28,7 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..settings import UserError
+from ..cli import UserError
 from . import integrity, stored_int8
 from .layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, QuantizedLayer, TiedHead
 

@@ -11,7 +11,7 @@ On disk a parameter `p` is `p` (int8), `p_scale` (float32) and `p_zero_point` (i
 import torch
 from torch import Tensor, nn
 
-from ..settings import UserError
+from ..cli import UserError
 from . import affine, integrity
 
 

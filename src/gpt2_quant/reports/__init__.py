@@ -18,8 +18,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..cli import UserError
 from ..records import atomic_path, write_json
-from ..settings import UserError
 
 _TEMPLATES = Path(__file__).parent
 

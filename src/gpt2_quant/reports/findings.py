@@ -4,7 +4,7 @@ A difference is claimed where the McNemar test rejects after Holm, equality wher
 where neither does. A speed is called higher where the intervals of the medians lie apart.
 """
 
-from ..comparison import MIB, Comparison, Row
+from ..compare.comparison import MIB, Comparison, Row
 
 
 def findings(comparison: Comparison) -> list[str]:

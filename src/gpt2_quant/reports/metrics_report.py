@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..metrics.studies.examples import EDIT_STORY, EDITED
+from ..metrics.studies.human_judgements import QUALITIES
 from ..records import load_record
-from ..text_metrics.examples import EDIT_STORY, EDITED
-from ..text_metrics.human_judgements import QUALITIES
 from . import compile_report
 
 IMAGES = ("metric_edits", "metric_human_agreement", "metric_coherence", "language_model_quantization")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..claims import claims_scope, published_claims
-from ..comparison import Comparison, Row
-from ..data import LABELS
-from ..tables import footnotes, printed_cells
+from ..compare.claims import claims_scope, published_claims
+from ..compare.comparison import Comparison, Row
+from ..compare.tables import footnotes, printed_cells
+from ..data.datasets import LABELS
 from .findings import choices, findings
 
 

@@ -1,0 +1,1 @@
+"""Results side by side: rows, paired tests, tables, figures, and the published claims held against them."""

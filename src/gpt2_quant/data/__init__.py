@@ -1,0 +1,1 @@
+"""Data sets, labels, tokens, the hub, and the demo's corpus."""

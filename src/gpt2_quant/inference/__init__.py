@@ -1,0 +1,1 @@
+"""The fastest way to run each variant: fused chain, CUDA graphs, CPU."""

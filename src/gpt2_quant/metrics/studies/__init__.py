@@ -1,0 +1,1 @@
+"""What the metrics notice, and whether they agree with people."""

@@ -1,0 +1,105 @@
+"""What people said: SummEval's ratings of summaries and the STS Benchmark's of sentence pairs, from the hub or a folder.
+
+SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, for each 16 systems' summaries, rated 1 to 5 by experts for
+coherence, consistency, fluency and relevance (means of three here), and 11 reference summaries. STS Benchmark test (Cer et al.
+2017): 1,379 pairs of sentences, similarity 0 to 5.
+
+A folder holds `summeval.jsonl` (a line a document: id, source, references, systems: {name: {summary, coherence, …}}) and
+`stsb_test.csv` (tab-separated, no header: genre, file, year, id, score, sentence 1, sentence 2).
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...cli import UserError
+from ...data.hub import hub_faults
+
+QUALITIES = ("coherence", "consistency", "fluency", "relevance")
+SUMMEVAL = ("mteb/summeval", "cda12ad7615edc362dbf25a00fdd61d3b1eaf93c")
+STSB = ("sentence-transformers/stsb", "ab7a5ac0e35aa22088bdcf23e7fd99b220e53308")
+
+
+@dataclass(frozen=True)
+class SummEval:
+    """n documents x s systems. `summaries` [n][s]; `references` [n][11]; `ratings` quality -> float64 [n, s]."""
+
+    sources: list[str]
+    references: list[list[str]]
+    systems: list[str]
+    summaries: list[list[str]]
+    ratings: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SentencePairs:
+    """n pairs with the mean human similarity, float64 [n] (the scale, 0 to 5 or 0 to 1, does not matter to a correlation)."""
+
+    first: list[str]
+    second: list[str]
+    similarity: np.ndarray
+
+
+def load_human_judgements(where: str) -> tuple[SummEval, SentencePairs]:
+    """Both data sets from "hub" or from the folder `where`.
+
+    Raises UserError when the hub is out of reach, or when the folder lacks a file or holds something else.
+    """
+    if where == "hub":
+        return _summeval_from_hub(), _stsb_from_hub()
+    folder = Path(where)
+    for name in ("summeval.jsonl", "stsb_test.csv"):
+        if not (folder / name).is_file():
+            raise UserError(f"--human-judgements {where} has no {name}: give the folder that holds it, or hub")
+    try:
+        return _summeval_from_folder(folder / "summeval.jsonl"), _stsb_from_folder(folder / "stsb_test.csv")
+    except (ValueError, KeyError, TypeError, IndexError) as fault:
+        raise UserError(
+            f"--human-judgements {where} is not in the stated form ({fault!r}): see metrics/studies/human_judgements.py"
+        ) from fault
+
+
+def _summeval_from_folder(path: Path) -> SummEval:
+    documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    systems = sorted(documents[0]["systems"])
+    return SummEval(
+        [document["source"] for document in documents],
+        [document["references"] for document in documents],
+        systems,
+        [[document["systems"][name]["summary"] for name in systems] for document in documents],
+        {q: np.array([[float(document["systems"][name][q]) for name in systems] for document in documents]) for q in QUALITIES},
+    )
+
+
+def _stsb_from_folder(path: Path) -> SentencePairs:
+    with open(path, encoding="utf-8", newline="") as file:
+        # Quotes are part of the sentences in this file.
+        rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
+    return SentencePairs([row[5] for row in rows], [row[6] for row in rows], np.array([float(row[4]) for row in rows]))
+
+
+def _dataset(name: str, revision: str):
+    from datasets import load_dataset
+
+    with hub_faults(name, "--human-judgements"):
+        return load_dataset(name, revision=revision, split="test")
+
+
+def _summeval_from_hub() -> SummEval:
+    rows = _dataset(*SUMMEVAL)
+    n_systems = len(rows[0]["machine_summaries"])
+    return SummEval(
+        [row["text"] for row in rows],
+        [list(row["human_summaries"]) for row in rows],
+        [f"system {i}" for i in range(n_systems)],
+        [list(row["machine_summaries"]) for row in rows],
+        {q: np.array([row[q] for row in rows], dtype=np.float64) for q in QUALITIES},
+    )
+
+
+def _stsb_from_hub() -> SentencePairs:
+    rows = _dataset(*STSB)
+    return SentencePairs(list(rows["sentence1"]), list(rows["sentence2"]), np.array(rows["score"], dtype=np.float64))

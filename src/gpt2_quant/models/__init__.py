@@ -1,0 +1,1 @@
+"""The registry of variants; loading, sizes, bitsandbytes."""

@@ -1,0 +1,1 @@
+"""The loop, the plain step, checkpoints, and the run of script 1."""

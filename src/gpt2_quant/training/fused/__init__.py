@@ -1,0 +1,1 @@
+"""One update of training as one CUDA graph."""

@@ -1,0 +1,323 @@
+"""What may share a table, what the rows say, and the tables made of them."""
+
+import csv
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from result_folders import STEPS, change_record, classifier, logits, write_results
+
+from gpt2_quant import records
+from gpt2_quant.cli import UserError, parser, settings_from
+from gpt2_quant.compare import claims, tables
+from gpt2_quant.compare.changed_texts import most_changed, printed, read_test_texts
+from gpt2_quant.compare.comparison import MIB, compare_results
+from gpt2_quant.data.datasets import load_splits
+from gpt2_quant.measure import paired
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Results of all seven variants."""
+    return write_results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="module")
+def comparison(finished):
+    return compare_results(finished)
+
+
+@pytest.fixture
+def results(finished, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(finished, tmp_path / "results")
+
+
+def rewrite(folder, key, change):
+    """Apply `change(frame) -> frame` to the predictions of `key`."""
+    path = folder / "predictions" / f"{key}.parquet"
+    change(pd.read_parquet(path)).to_parquet(path, index=False)
+
+
+def test_rows_hold_what_the_predictions_say(comparison):
+    labels = classifier()["labels"]
+    assert [row.key for row in comparison.rows] == list(STEPS)
+    row = comparison.row("nf4_scratch")
+    direct = paired.compare(labels, logits("baseline"), logits("nf4_scratch"))
+    assert {name: row.against[name] for name in direct} == direct
+    assert row.metrics["accuracy"]["value"] == (logits("nf4_scratch").argmax(axis=1) == labels).mean()
+    family = [other.against["mcnemar_p"] for other in comparison.rows if other.against]
+    assert len(family) == 6
+    assert [other.against["mcnemar_holm_p"] for other in comparison.rows if other.against] == pytest.approx(paired.holm(family))
+    assert comparison.row("baseline").against is None
+
+
+def test_sizes_are_the_files(comparison, finished):
+    for row in comparison.rows:
+        whole = comparison.row("baseline").size["stored_bytes"]
+        assert row.size["compression"] == whole / row.size["stored_bytes"]
+        if row.key != "baseline_fp16":
+            path = finished / "weights" / f"{row.key}.safetensors"
+            assert row.size["header_bytes"] + row.size["stored_bytes"] == path.stat().st_size
+
+
+def test_permuted_rows_are_put_in_order(results, comparison):
+    rewrite(results, "nf4_scratch", lambda frame: frame.sample(frac=1, random_state=0))
+    assert compare_results(results).row("nf4_scratch").against == comparison.row("nf4_scratch").against
+
+
+def test_a_missing_variant_is_a_row_that_names_its_script(results):
+    (results / "records" / "nf4_bitsandbytes.json").unlink()
+    row = compare_results(results).rows[-1]
+    assert row.missing == "NF4 BitsAndBytes is missing: run python src/3_bitsandbytes_quant.py"
+    assert compare_results(results).row("nf4_bitsandbytes") is None
+
+
+def test_another_baseline(results):
+    comparison = compare_results(results, "baseline_fp16")
+    assert comparison.row("baseline_fp16").against is None
+    assert comparison.row("baseline").against["only_variant_right"] >= 0
+    assert comparison.row("baseline_fp16").size["compression"] == 1
+
+
+def lacking_a_row(folder):
+    rewrite(folder, "int8_scratch", lambda frame: frame.drop(index=17))
+
+
+def not_a_number(folder):
+    rewrite(folder, "int8_scratch", lambda frame: frame.assign(logit_2=frame["logit_2"].where(frame["id"] != 5)))
+
+
+def doubled_row(folder):
+    rewrite(folder, "int8_scratch", lambda frame: frame.assign(id=frame["id"].replace(4, 3)))
+
+
+def of_other_labels(folder):
+    def turn(frame):
+        return frame.assign(label=(frame["label"] + (frame["id"] == 8)) % 4)
+
+    rewrite(folder, "int8_scratch", turn)
+    labels = pd.read_parquet(folder / "predictions/int8_scratch.parquet")["label"]
+    accuracy = (logits("int8_scratch").argmax(axis=1) == labels).mean()
+    change_record(folder, "int8_scratch", lambda record: record["metrics"]["accuracy"].update(value=accuracy))
+
+
+def of_another_model(folder):
+    shutil.copy(folder / "predictions/nf4_scratch.parquet", folder / "predictions/int8_scratch.parquet")
+
+
+def copied_record(folder):
+    shutil.copy(folder / "records/int8_scratch.json", folder / "records/mine.json")
+
+
+def in_record(key, section, field, value):
+    return lambda folder: change_record(folder, key, lambda record: record[section].__setitem__(field, value))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lacking_a_row, "1 test rows are missing, the first has id 17"),
+        (not_a_number, "1 rows have NaN or infinite logits, the first is row 5"),
+        (doubled_row, "id 3 stands there more than once"),
+        (of_other_labels, "1 rows differ, the first is id 8"),
+        (of_another_model, "but its record says"),
+        (copied_record, "mine.json is a copy of the record of int8_scratch"),
+        (in_record("nf4_scratch", "settings", "preset", "demo"), "two presets"),
+        (in_record("nf4_scratch", "settings", "max_length", 64), "two text lengths"),
+        (in_record("nf4_scratch", "checkpoint", "baseline_sha256", "6" * 64), "two baseline checkpoints"),
+        (in_record("nf4_scratch", "data", "sha256", "8" * 64), "two test sets"),
+        (in_record("nf4_scratch", "data", "n", 900), "its record was made from 900"),
+        (in_record("nf4_scratch", "size", "file_bytes", 12), "do not add up to the file's bytes"),
+        (in_record("nf4_scratch", "size", "tensor_bytes", 12), "do not add up"),
+        (lambda folder: (folder / "predictions/nf4_scratch.parquet").unlink(), "nf4_scratch.parquet is missing"),
+    ],
+)
+def test_what_must_not_share_a_table_is_refused_in_one_sentence(results, fault, words):
+    fault(results)
+    with pytest.raises(UserError, match=words) as refusal:
+        compare_results(results)
+    assert "\n" not in str(refusal.value)
+
+
+def test_no_results_and_no_baseline(results, tmp_path):
+    with pytest.raises(UserError, match="holds no results to compare: run python src/1_baseline_finetuning.py"):
+        compare_results(tmp_path / "empty")
+    with pytest.raises(UserError, match="the baseline mine has no results"):
+        compare_results(results, "mine")
+
+
+def test_identical_logits_are_pointed_out(results):
+    for suffix in ("", ".validation"):
+        shutil.copy(results / f"predictions/baseline{suffix}.parquet", results / f"predictions/baseline_fp16{suffix}.parquet")
+    record = records.load_record(results / "records/baseline.json")
+    change_record(results, "baseline_fp16", lambda other: other.update(metrics=record["metrics"]))
+    assert "Baseline FP32 and Baseline FP16 answer with identical logits" in compare_results(results).notes[0]
+
+
+def test_another_session_is_marked(results):
+    def retime(record):
+        for entry in record["latency"]:
+            entry["session"] = "two"
+
+    change_record(results, "nf4_bitsandbytes", retime)
+    comparison = compare_results(results)
+    assert comparison.notes[0].startswith("NF4 BitsAndBytes: latency marked * was timed in another process")
+    assert tables.printed_cells(comparison.row("nf4_bitsandbytes"), "baseline")["Inference (ms)"].endswith("*")
+    verdicts = {claim["claim"]: claim["verdict"] for claim in claims.published_claims(comparison)}
+    assert verdicts["NF4 is 40% faster than FP32"] == "not measured"
+
+
+def outside_files(folder, key="theirs"):
+    """The same predictions as a CSV with a column a logit and as a parquet file with a column of lists."""
+    folder.mkdir()
+    values, labels = logits("nf4_scratch"), classifier()["labels"]
+    frame = pd.DataFrame({"id": np.arange(1000), "label": labels})
+    frame.assign(**{f"logit_{i}": values[:, i] for i in range(4)}).to_csv(folder / f"{key}.csv", index=False)
+    frame.assign(logits=list(values.astype(float))).to_parquet(folder / f"{key}_lists.parquet")
+    return folder
+
+
+def test_an_outside_classifier_joins(results, tmp_path, comparison):
+    joined = compare_results(results, predictions=outside_files(tmp_path / "outside"))
+    assert [row.key for row in joined.rows] == [*STEPS, "theirs", "theirs_lists"]
+    ours = comparison.row("nf4_scratch").against
+    for key in ("theirs", "theirs_lists"):
+        row = joined.row(key)
+        assert row.against["only_baseline_right"] == ours["only_baseline_right"]
+        assert row.against["kl_mean"] == pytest.approx(ours["kl_mean"], rel=1e-5)
+        assert not row.size and not row.latency and row.temperature is None
+
+
+def test_outside_classifiers_alone(tmp_path):
+    comparison = compare_results(tmp_path / "none", "theirs", outside_files(tmp_path / "outside"))
+    assert [row.key for row in comparison.rows] == ["theirs", "theirs_lists"]
+    with pytest.raises(UserError, match="none of the rows has a record"):
+        read_test_texts(comparison, "anywhere")
+    assert "theirs lists" in tables.terminal(comparison)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("baseline.csv", "id,label,logit_0,logit_1\n0,0,1,2\n", "there is a row named baseline already"),
+        ("a.csv", "id,label\n0,0\n", "expected n labels and n x C logits"),
+        ("a.csv", "id,logit_0,logit_1\n0,0,1\n", "cannot be read as predictions"),
+        ("a.csv", "id,label,logit_0,logit_1\n0,0,1,x\n", "cannot be read as predictions"),
+        ("a.csv", 'id,label,logits\n0,0,"[1, 2]"\n1,0,"[1]"\n', "cannot be read as predictions"),
+        ("a.csv", "", "cannot be read as predictions"),
+        ("a.parquet", "no parquet", "cannot be read as predictions"),
+        ("a.csv", "id,label,logit_0,logit_1\n0,0,1,2\n", "a has 1 test rows and baseline has 1000"),
+        ("a.txt", "", "holds no .csv or .parquet file"),
+    ],
+)
+def test_outside_files_that_do_not_fit(results, tmp_path, name, text, words):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        compare_results(results, predictions=tmp_path / "outside")
+
+
+def test_csv_begins_as_published(comparison, tmp_path):
+    path = tables.write_tables(comparison, tmp_path)[0]
+    assert path.read_text().startswith("Model,Accuracy,F1-Score,Size (MB),Inference (ms),Compression,")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, line in zip(comparison.rows, rows, strict=True):
+        assert line["Model"] == row.label
+        assert line["Accuracy"] == f"{row.metrics['accuracy']['value']:.4f}"
+        assert line["Size (MB)"] == f"{row.size['stored_bytes'] / MIB:.2f}"
+        assert line["Compression"] == f"{row.size['compression']:.2f}x"
+        assert float(line["accuracy"]) == row.metrics["accuracy"]["value"]
+
+
+def test_the_terminal_table_fits_in_100_columns(comparison, results):
+    """With names, discordant counts and times as long as they come."""
+
+    def slow(record):
+        for entry in record["latency"]:
+            entry.update(median_ms=123456.789, session="two")
+        record["variant"]["label"] = "A model with quite a long name"
+
+    change_record(results, "nf4_scratch", slow)
+    changed = compare_results(results)
+    changed.row("nf4_scratch").against.update(only_variant_right=1234, only_baseline_right=5678)
+    for table in (tables.terminal(comparison), tables.terminal(changed)):
+        assert max(map(len, table.splitlines())) <= 100
+    assert "123456*" in tables.terminal(changed)
+
+
+def test_markdown_and_latex_have_every_row_and_column(comparison):
+    lines = [line for line in tables.markdown(comparison).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(comparison.rows)
+    assert {line.count("|") for line in lines} == {11}
+    latex = tables.latex(comparison)
+    body = latex[latex.index(r"\midrule") : latex.index(r"\bottomrule")].splitlines()[1:]
+    assert len(body) == len(comparison.rows)
+    assert all(line.count("&") == 9 and line.endswith(r"\\") for line in body)
+
+
+def test_readme_table_is_written_between_its_marks_and_only_once(comparison, tmp_path):
+    readme = tmp_path / "README.md"
+    begin, end = tables.README_MARKS
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    assert tables.write_readme(comparison, readme)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{begin}\n| Model |") and text.endswith(f"{end}\nafter\n") and "old" not in text
+    assert not tables.write_readme(comparison, readme)
+    readme.write_text("no marks")
+    with pytest.raises(UserError, match="lacks the lines"):
+        tables.write_readme(comparison, readme)
+
+
+def test_claims_are_judged_by_what_was_measured(results):
+    def times(key, milliseconds):
+        def change(record):
+            for entry in record["latency"]:
+                entry.update(median_ms=milliseconds, median_low_ms=0.99 * milliseconds, median_high_ms=1.01 * milliseconds)
+
+        change_record(results, key, change)
+
+    def verdicts():
+        return {claim["claim"]: claim["verdict"] for claim in claims.published_claims(compare_results(results))}
+
+    published = {"baseline": 94.13, "baseline_fp16": 50, "nf4_bitsandbytes": 56.37, "int8_bitsandbytes": 247.94}
+    for key, milliseconds in published.items():
+        times(key, milliseconds)
+    found = verdicts()
+    assert found["NF4 is 40% faster than FP32"] == "supported"
+    assert found["… and that is due to quantization"] == "not supported"
+    assert found["LLM.int8() is slower than FP32"] == "supported"
+    times("nf4_bitsandbytes", 90)
+    times("int8_bitsandbytes", 90)
+    found = verdicts()
+    assert found["NF4 is 40% faster than FP32"] == "not supported"
+    assert found["LLM.int8() is slower than FP32"] == "not supported"
+    (results / "records/nf4_bitsandbytes.json").unlink()
+    assert verdicts()["NF4 is 40% faster than FP32"] == "not measured"
+
+
+def test_most_changed_texts_are_those_of_largest_divergence(comparison):
+    rows = most_changed(comparison, 10)
+    kl = np.stack([paired.divergence(logits("baseline"), logits(key)) for key in list(STEPS)[1:]])
+    assert [row["kl"] for row in rows] == pytest.approx(np.sort(kl.max(axis=0))[::-1][:10])
+    assert rows[0]["id"] == kl.max(axis=0).argmax()
+
+
+def test_texts_are_shown_only_when_their_fingerprint_is_the_records(results, ag_news_dir):
+    for key in STEPS:
+        change_record(results, key, lambda record: record["settings"].update(max_test_samples=1000))
+    with pytest.raises(UserError, match="its sha256 differs"):
+        read_test_texts(compare_results(results), str(ag_news_dir))
+    args = parser("").parse_args(["--device", "cpu", "--dataset", str(ag_news_dir), "--max-test-samples", "1000"])
+    split = load_splits(settings_from(args))["test"]
+    for key in STEPS:
+        change_record(results, key, lambda record: record["data"].update(sha256=split.sha256))
+    comparison = compare_results(results)
+    texts = read_test_texts(comparison, str(ag_news_dir))
+    assert texts == split.texts
+    rows = most_changed(comparison)
+    shown = printed(rows, texts)
+    assert max(map(len, shown.splitlines())) <= 100
+    assert all(" ".join(texts[row["id"]].split()) in " ".join(shown.split()) for row in rows)

@@ -1,0 +1,281 @@
+"""Timing against hand-worked cases, and a session against models whose answers are known."""
+
+import sys
+import time
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2_quant import records
+from gpt2_quant.data.datasets import Split
+from gpt2_quant.data.tokens import tokenize
+from gpt2_quant.inference import best
+from gpt2_quant.measure import footprint, latency, timing
+from gpt2_quant.measure.session import Protocol, Session, eager, measure_memory
+from gpt2_quant.models import loading as checkpoints
+from gpt2_quant.steps import Step
+
+QUICK = Protocol(
+    shapes=((2, 16), (1, 8)), best_shapes=((2, 16), (1, 8)), best_seconds=60, best_seconds_each=60,
+    warmup=1, min_rounds=6, max_rounds=6,
+    seconds_a_shape=0.0, texts=20, texts_a_batch=8, passes=2, seconds_a_pass=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def tokens(tiny_tokenizer, tiny_texts):
+    return tokenize(tiny_tokenizer, Split("test", tiny_texts[0][:60], tiny_texts[1][:60], "demo"), 64)
+
+
+@pytest.fixture
+def session(tiny_gpt2, tiny_tokenizer, tokens):
+    return Session({"baseline": tiny_gpt2}, tokens, tiny_tokenizer.pad_token_id, "cpu", QUICK)
+
+
+@pytest.mark.parametrize(
+    ("n", "rank"),
+    # P(B < 1) = 1/64 for n = 6; 11/1024 for B < 2 of 10, where B < 3 has 56/1024; B < 6 of 20 has 0.0207, B < 7 0.0577.
+    [(6, 1), (10, 2), (20, 6)],
+)
+def test_median_interval_takes_the_ranks_of_the_binomial(n, rank):
+    values = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))
+    assert timing.median_interval(values) == ((n + 1) / 2, rank, n + 1 - rank)
+
+
+def test_five_values_have_no_95_percent_interval():
+    """Even their whole range misses the median with probability 2 / 32."""
+    median, low, high = timing.median_interval([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert median == 3.0 and np.isnan(low) and np.isnan(high)
+
+
+def test_median_interval_covers_the_median_of_a_skewed_distribution():
+    random = np.random.default_rng(1)
+    intervals = [timing.median_interval(random.lognormal(size=15))[1:] for _ in range(2000)]
+    covered = np.mean([low <= 1.0 <= high for low, high in intervals])  # a lognormal's median is 1
+    # 1 - 2 P(B(15, 1/2) < 4) = 0.9648; four standard errors of 2,000 draws are 0.0165.
+    assert abs(covered - 0.9648) < 0.0165
+
+
+def test_shape_batch_cuts_and_pads_real_texts(tokens):
+    ids, mask = timing.shape_batch(tokens, 3, 12, pad_id=7, device="cpu")
+    assert ids.shape == mask.shape == (3, 12) and ids.dtype == mask.dtype == torch.int64
+    for row, source in enumerate((0, 29, 59)):  # evenly spaced over 60
+        text = tokens.row(source)[:12]
+        assert ids[row].tolist() == text.tolist() + [7] * (12 - len(text))
+        assert mask[row].tolist() == [1] * len(text) + [0] * (12 - len(text))
+    assert timing.shape_batch(tokens, 100, 8, 7, "cpu")[0].shape == (100, 8)
+
+
+def test_time_once_is_the_time_of_the_call():
+    assert 20 <= timing.time_once(lambda: time.sleep(0.02), "cpu") < 2000
+
+
+def test_rounds_are_interleaved_and_their_number_is_bounded():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
+    values = timing.time_interleaved(calls, "cpu", warmup=2, min_rounds=6, max_rounds=9, seconds=1e9)
+    assert [len(values[name]) for name in "abc"] == [9, 9, 9]
+    assert order[:6] == list("aabbcc")
+    rounds = [order[i : i + 3] for i in range(6, len(order), 3)]
+    assert all(sorted(one) == list("abc") for one in rounds) and len(set(map(tuple, rounds))) > 1
+    assert len(timing.time_interleaved(calls, "cpu", 0, 6, 9, seconds=0.0)["a"]) == 6
+
+
+def test_rounds_stop_before_the_time_is_over():
+    values = timing.time_interleaved({"a": lambda: time.sleep(0.01)}, "cpu", 0, 2, 1000, seconds=0.2)
+    assert 2 <= len(values["a"]) <= 20
+
+
+def test_peak_memory_of_a_known_sequence():
+    def call():
+        first = torch.empty(2**20)  # 4 MiB
+        second = torch.empty(2 * 2**20)  # 8 MiB; both are alive: 12
+        del first
+        return second, torch.empty(2**18)  # 1 MiB beside the 8
+
+    assert footprint.peak_bytes_of(call, "cpu") == 12 * 2**20
+
+
+def test_memory_of_a_model(tiny_gpt2, tokens, tiny_tokenizer):
+    batch = timing.shape_batch(tokens, 4, 32, tiny_tokenizer.pad_token_id, "cpu")
+    found = measure_memory(tiny_gpt2, batch, "cpu", 0)
+    assert found["resident_bytes"] == checkpoints.resident_bytes(tiny_gpt2)
+    hidden = 4 * 32 * 4 * 64 * 4  # the MLP's inner activations, float32: at least two of them live at once
+    assert found["peak_bytes"] - found["resident_bytes"] > 2 * hidden
+    assert (found["batch_size"], found["seq_len"]) == (4, 32)
+
+
+def test_sweep_keeps_every_value(session, tiny_gpt2):
+    with torch.inference_mode():
+        session.sweep({(2, 16): {"baseline": eager(tiny_gpt2)}}, "eager")
+    (entry,) = session.found["baseline"]["latency"]
+    assert (entry["batch_size"], entry["seq_len"], entry["mode"], entry["dtype"]) == (2, 16, "eager", "float32")
+    assert entry["n"] == len(entry["values_ms"]) == 6 and entry["session"] == session.id
+    assert entry["median_ms"] == pytest.approx(np.median(entry["values_ms"]), abs=1e-5)
+    assert entry["median_low_ms"] <= entry["median_ms"] <= entry["median_high_ms"]
+    assert entry["median_low_ms"] == pytest.approx(min(entry["values_ms"]), abs=1e-5)
+
+
+def test_a_shape_beyond_the_memory_is_left_out_and_noted(session, tiny_gpt2):
+    def too_large(ids, mask):
+        if len(ids) == 2:
+            raise torch.OutOfMemoryError("no")
+        return eager(tiny_gpt2)(ids, mask)
+
+    with torch.inference_mode():
+        session.sweep({shape: {"baseline": too_large} for shape in QUICK.shapes}, "eager")
+    assert [entry["batch_size"] for entry in session.found["baseline"]["latency"]] == [1]
+    assert any("2 x 16 does not fit" in note for note in session.found["baseline"]["notes"])
+
+
+def test_throughput_counts_texts_and_real_tokens(session, tokens):
+    rows = np.unique(np.linspace(0, 59, 20).astype(int))
+    batches = session.host_batches()
+    assert sum(len(batch["labels"]) for batch in batches) == 20
+    seen = []
+
+    def function(ids, mask):
+        seen.append(int(mask.sum()))
+        return torch.zeros(len(ids), 4)
+
+    session.run_throughput({"baseline": function}, "eager", batches)
+    found = session.found["baseline"]["throughput"]["eager"]
+    assert sum(seen) == 2 * tokens.lengths[rows].sum()  # two passes
+    assert found["n"] == 20 and len(found["values_texts_per_s"]) == 2
+    assert found["tokens_per_s"] / found["texts_per_s"] == pytest.approx(tokens.lengths[rows].mean())
+    assert session.found["baseline"]["energy"] == {} and "energy" in session.found["baseline"]["notes"][0]
+
+
+def test_energy_is_the_counter_over_the_texts(session):
+    ticks = iter(range(0, 1000, 30))
+    session.joules = lambda: float(next(ticks))  # each pass draws 30 J
+    session.run_throughput({"baseline": lambda ids, mask: torch.zeros(len(ids), 4)}, "eager", session.host_batches())
+    energy = session.found["baseline"]["energy"]["eager"]
+    assert energy["texts"] == 40 and energy["joules_per_1000_texts"] == 1000 * 60 / 40
+
+
+def fake_engine(monkeypatch, best_mode):
+    module = ModuleType("gpt2_quant.inference.engine")
+    module.best_mode = best_mode
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("gpt2_quant.inference.engine", module, raising=False)
+
+
+def test_best_mode_is_taken_when_its_logits_are_the_same(session, monkeypatch):
+    fake_engine(monkeypatch, lambda model, device: eager(model))
+    with torch.inference_mode():
+        ready = best.prepare_best(session)
+    ids, mask = session.batch((2, 16))
+    assert torch.allclose(ready[2, 16]["baseline"](ids, mask), eager(session.models["baseline"])(ids, mask), atol=1e-5)
+    assert {shape: list(functions) for shape, functions in ready.items()} == {shape: ["baseline"] for shape in QUICK.best_shapes}
+
+
+def raising(model, device):
+    raise RuntimeError("no compiler\nhere")
+
+
+@pytest.mark.parametrize(
+    ("best_mode", "sentence"),
+    [
+        (lambda model, device: lambda ids, mask: eager(model)(ids, mask) * 1.2, "differ from eager"),
+        (lambda model, device: lambda ids, mask: eager(model)(ids, mask) * float("nan"), "differ from eager"),
+        (raising, "RuntimeError: no compiler here"),
+    ],
+)
+def test_best_mode_that_cannot_be_had_is_noted(session, monkeypatch, best_mode, sentence):
+    fake_engine(monkeypatch, best_mode)
+    with torch.inference_mode():
+        assert not any(best.prepare_best(session).values())
+    assert any("best mode: given up at 2 x 16" in note and sentence in note for note in session.found["baseline"]["notes"])
+
+
+@pytest.mark.parametrize("limit", ["best_seconds", "best_seconds_each"])
+def test_best_mode_ends_with_its_time(session, monkeypatch, limit):
+    fake_engine(monkeypatch, lambda model, device: lambda ids, mask: time.sleep(0.05) or eager(model)(ids, mask))
+    session.plan = latency.replace(QUICK, **{limit: 0.02})
+    with torch.inference_mode():
+        ready = best.prepare_best(session)
+    assert list(ready[2, 16]) == ["baseline"] and not ready[1, 8]
+    assert any("left out at 1 x 8" in note for note in session.found["baseline"]["notes"])
+
+
+def test_bitsandbytes_rows_are_timed_as_they_are(session, tiny_gpt2):
+    session.models = {"int8_bitsandbytes": tiny_gpt2}
+    session.found["int8_bitsandbytes"] = {"notes": []}
+    with torch.inference_mode():
+        assert list(best.prepare_best(session)[2, 16]) == ["int8_bitsandbytes"]
+    assert session.found["int8_bitsandbytes"]["notes"] == [best.AS_IT_IS]
+
+
+@pytest.fixture
+def measured(tiny_gpt2, tiny_tokenizer, tmp_path, monkeypatch, tokens):
+    """Settings over a folder with a baseline, its record, its FP16 record and a record from another baseline."""
+    from gpt2_quant import cli as common
+
+    monkeypatch.setitem(latency.PROTOCOLS, "cpu", latency.replace(QUICK, best_shapes=()))
+    monkeypatch.setattr(latency, "MEMORY_SHAPE", (2, 16))
+    folder = tmp_path / "models" / "baseline_gpt2"
+    tiny_gpt2.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    sha256 = records.file_sha256(folder / "model.safetensors")
+    for key, origin in (("baseline", sha256), ("baseline_fp16", sha256), ("int8_scratch", "of another")):
+        body = {"variant": {"label": key}, "checkpoint": {"baseline_sha256": origin}, "latency": [], "metrics": {"accuracy": 0.5}}
+        records.save_record(tmp_path / "results", key, body)
+    args = common.parser("").parse_args(
+        ["--models-dir", str(tmp_path / "models"), "--results-dir", str(tmp_path / "results"), "--device", "cpu"]
+    )
+    return common.settings_from(args)
+
+
+def test_records_are_renewed_together_and_no_work_becomes_stale(measured, tokens):
+    before = records.load_records(measured.results_dir)
+    paths = [measured.results_dir / "records" / f"{key}.json" for key in before]
+    step = Step(measured.results_dir, "some step", {})
+    step.finish(paths)
+    stored = latency.measure_and_store(measured, tokens=tokens)
+    assert list(stored) == ["baseline", "baseline_fp16"]
+    after = records.load_records(measured.results_dir)
+    assert after["int8_scratch"] == before["int8_scratch"]
+    sessions = {entry["session"] for key in stored for entry in after[key]["latency"]}
+    assert len(sessions) == 1
+    for key in stored:
+        record = after[key]
+        assert record["metrics"] == before[key]["metrics"]
+        assert [(e["batch_size"], e["seq_len"]) for e in record["latency"]] == list(QUICK.shapes)
+        assert {record["throughput"]["eager"]["session"], record["memory"]["session"], record["timing"]["session"]} == sessions
+        assert "energy" not in record and record["notes"]
+    half, whole = (after[key]["memory"]["resident_bytes"] for key in ("baseline_fp16", "baseline"))
+    assert half < whole if checkpoints.has_half_arithmetic("cpu") else half == whole  # widened where float16 would be emulated
+    assert step.complete()
+    lines = latency.table(stored).splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) <= 100
+
+
+def test_only_the_variants_asked_for_are_timed(measured, tokens):
+    assert list(latency.measure_and_store(measured, keys=("baseline",), tokens=tokens)) == ["baseline"]
+
+
+def test_every_protocol_has_an_interval_and_times_the_published_batch():
+    for preset, device in (("paper", "cuda"), ("paper", "cpu"), ("demo", "cpu")):
+        plan = latency.protocol(preset, device)
+        assert plan.min_rounds >= 6 and latency.MEMORY_SHAPE in plan.shapes
+        assert not plan.best_shapes or plan.best_shapes[0] == latency.MEMORY_SHAPE
+    sweep = latency.protocol("paper", "cuda").shapes
+    assert {batch for batch, _ in sweep} >= {1, 16, 256} and {length for _, length in sweep} == {32, 64, 128}
+
+
+@pytest.mark.gpu
+def test_memory_and_energy_on_a_gpu():
+    footprint.warm_libraries("cuda")
+    assert footprint.peak_bytes_of(lambda: torch.empty(2**20, device="cuda"), "cuda") == 4 * 2**20
+    joules, reason = footprint.energy_counter("cuda")
+    if joules is None:
+        pytest.skip(reason)
+    start = joules()
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        torch.ones(2048, 2048, device="cuda") @ torch.ones(2048, 2048, device="cuda")
+        torch.cuda.synchronize()
+    assert 20 < joules() - start < 2000  # a second of work on any data-centre GPU

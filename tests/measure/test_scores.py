@@ -1,0 +1,152 @@
+"""Scores against scikit-learn, statsmodels and numbers worked by hand."""
+
+import numpy as np
+import pytest
+from result_folders import classifier, logits
+from scipy.special import log_softmax, softmax
+from sklearn import metrics
+from statsmodels.stats.proportion import proportion_confint
+
+from gpt2_quant.cli import UserError
+from gpt2_quant.measure import scores
+
+
+@pytest.fixture(scope="module")
+def outside():
+    """Labels [1000] and logits [1000, 4] of a classifier made with scikit-learn."""
+    return classifier()["labels"], logits("nf4_scratch")
+
+
+@pytest.fixture(scope="module")
+def scored(outside):
+    return scores.classification_scores(*outside, resamples=2000)
+
+
+def test_values_are_scikit_learns(outside, scored):
+    labels, values = outside
+    predicted, probability = values.argmax(axis=1), softmax(values.astype(float), axis=1)
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(labels, predicted, zero_division=0)
+    expected = {
+        "accuracy": metrics.accuracy_score(labels, predicted),
+        "precision_macro": precision.mean(),
+        "recall_macro": recall.mean(),
+        "f1_macro": metrics.f1_score(labels, predicted, average="macro"),
+        "nll": metrics.log_loss(labels, probability),
+        "brier": metrics.brier_score_loss(labels, probability, scale_by_half=False),
+    }
+    for number in range(4):
+        expected |= {f"precision_{number}": precision[number], f"recall_{number}": recall[number], f"f1_{number}": f1[number]}
+        assert scored[f"recall_{number}"]["n"] == support[number]
+    for name, value in expected.items():
+        # Sums are of float32 terms: 24 bits, about 1e-7 relative a term.
+        assert scored[name]["value"] == pytest.approx(value, rel=1e-6), name
+
+
+def test_wilson_is_statsmodels_and_the_hand_worked_case(outside, scored):
+    # 9 of 10, z = 1.96: centre (0.9 + z²/20) / (1 + z²/10) = 0.7890, half-width 0.1931.
+    assert scores.wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert scores.wilson(0, 0) == (0.0, 1.0)
+    labels, values = outside
+    hits = int((values.argmax(axis=1) == labels).sum())
+    low, high = proportion_confint(hits, len(labels), method="wilson")
+    assert (scored["accuracy"]["low"], scored["accuracy"]["high"]) == pytest.approx((low, high))
+
+
+def test_calibration_error_by_hand():
+    # Four rows of two classes. Confidence 0.7: one right, one wrong: |0.7 - 0.5|; confidence 0.9: both right: |0.9 - 1|.
+    probability = np.array([[0.7, 0.3], [0.3, 0.7], [0.9, 0.1], [0.1, 0.9]])
+    values = scores.classification_scores(np.array([0, 0, 0, 1]), np.log(probability), resamples=50)
+    assert values["ece"]["value"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
+    diagram = scores.reliability(np.array([0, 0, 0, 1]), np.log(probability))
+    filled = diagram["count"] > 0
+    assert diagram["count"][filled].tolist() == [2, 2]
+    assert diagram["accuracy"][filled].tolist() == [0.5, 1.0]
+    assert diagram["confidence"][filled] == pytest.approx([0.7, 0.9])
+
+
+def test_calibration_error_is_the_textbook_loop(outside, scored):
+    labels, values = outside
+    probability = softmax(values.astype(float), axis=1)
+    confidence, right = probability.max(axis=1), probability.argmax(axis=1) == labels
+    edges, error = np.linspace(0, 1, 16), 0.0
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    assert scored["ece"]["value"] == pytest.approx(error, rel=1e-5)
+    runs = np.array_split(np.argsort(confidence, kind="stable"), 15)
+    adaptive = sum(len(run) / len(labels) * abs(confidence[run].mean() - right[run].mean()) for run in runs)
+    assert scored["ece_adaptive"]["value"] == pytest.approx(adaptive, rel=1e-5)
+
+
+def test_resamples_are_rows_drawn_with_replacement(outside):
+    """The matrix product gives what scikit-learn gives on the very rows that were drawn."""
+    labels, values = outside
+    terms = scores.contributions(labels, values)
+    fast = scores.scores_from_sums(scores.bootstrap_sums(terms.matrix, 25, seed=3), 4)
+    drawn = np.random.default_rng(3).integers(0, len(labels), size=(25, len(labels)), dtype=np.int32)
+    slow = [metrics.f1_score(labels[rows], values.argmax(axis=1)[rows], average="macro") for rows in drawn]
+    assert fast["f1_macro"] == pytest.approx(slow, rel=1e-12)
+
+
+def test_the_bootstraps_spread_is_the_binomials(outside):
+    labels, values = outside
+    terms = scores.contributions(labels, values)
+    sample = scores.scores_from_sums(scores.bootstrap_sums(terms.matrix, 10_000), 4)["accuracy"]
+    accuracy = (values.argmax(axis=1) == labels).mean()
+    # A standard deviation from 10,000 draws is known to 1/sqrt(20,000) = 0.7%; four times that.
+    assert sample.std() == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / len(labels)), rel=0.028)
+
+
+def test_intervals_hold_their_values_and_order_of_rows_does_not_matter(outside, scored):
+    for name, score in scored.items():
+        assert score["low"] <= score["value"] <= score["high"], name
+    labels, values = outside
+    order = np.random.default_rng(0).permutation(len(labels))
+    again = scores.classification_scores(labels[order], values[order], resamples=10)
+    for name, score in scored.items():
+        assert again[name]["value"] == pytest.approx(score["value"], rel=1e-9), name
+
+
+def test_a_perfectly_calibrated_classifier_has_temperature_one():
+    generator = np.random.default_rng(1)
+    values = generator.normal(scale=2, size=(20_000, 4))
+    probability = softmax(values, axis=1)
+    labels = (generator.random((20_000, 1)) > probability.cumsum(axis=1)).sum(axis=1)
+    temperature = scores.fit_temperature(labels, values)
+    # 1/T is a one-parameter maximum likelihood estimate; its standard deviation is 1/sqrt(n * information) < 0.01 here.
+    assert temperature == pytest.approx(1, abs=0.04)
+    assert scores.fit_temperature(labels, 3 * values) == pytest.approx(3 * temperature, rel=1e-4)
+    assert scores.classification_scores(labels, values, resamples=200)["ece"]["value"] < 0.015
+
+
+def test_temperature_is_a_minimum_of_the_nll(outside):
+    labels, values = outside
+    best = scores.fit_temperature(labels, values)
+
+    def nll(temperature):
+        return -log_softmax(values.astype(float) / temperature, axis=1)[np.arange(len(labels)), labels].mean()
+
+    assert nll(best) <= min(nll(best * 1.01), nll(best / 1.01))
+
+
+def test_a_class_never_predicted_scores_zero():
+    values = np.array([[2.0, 0, 0], [2.0, 0, 0], [0, 2.0, 0]])
+    scored = scores.classification_scores(np.array([0, 2, 1]), values, resamples=20)
+    assert scored["precision_2"] == {"value": 0.0, "low": 0.0, "high": 1.0, "n": 0}
+    assert scored["f1_macro"]["value"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "words"),
+    [
+        ([0, 1], [[0.0, np.nan], [0, 1]], "1 rows have NaN or infinite logits, the first is row 0"),
+        ([0, 1], [[0.0, np.inf], [0, 1]], "NaN or infinite"),
+        ([0, 2], [[0.0, 1], [0, 1]], "labels run from 0 to 2 but the logits have 2 columns"),
+        ([0], [[0.0, 1], [0, 1]], r"got \(1,\) and \(2, 2\)"),
+        ([], np.empty((0, 4)), "no rows"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(labels, values, words):
+    with pytest.raises(UserError, match=words):
+        scores.classification_scores(np.array(labels, dtype=int), np.array(values))

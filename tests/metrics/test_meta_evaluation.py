@@ -1,0 +1,89 @@
+"""Correlations, intervals and tests against SciPy and by hand; both forms of the human data."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gpt2_quant.cli import UserError
+from gpt2_quant.metrics.studies import meta_evaluation as meta
+from gpt2_quant.metrics.studies.human_judgements import QUALITIES, load_human_judgements
+
+
+@pytest.fixture
+def columns():
+    draw = np.random.default_rng(1)
+    x = draw.normal(size=(30, 12))
+    return x, x + draw.normal(size=x.shape), x + 3 * draw.normal(size=x.shape)
+
+
+def test_correlations_equal_scipy(columns):
+    x, y, _ = (column[0] for column in columns)
+    x = np.round(x)  # ties
+    assert meta.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert meta.kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert meta.pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
+    with_gap = np.append(x, np.nan), np.append(y, 1.0)
+    assert meta.spearman(*with_gap) == pytest.approx(meta.spearman(x, y))
+    assert np.isnan(meta.spearman(np.ones(5), np.arange(5.0)))
+
+
+def test_partial_correlation_equals_correlation_of_residuals(columns):
+    x, y, z = (stats.rankdata(column[0]) for column in columns)
+
+    def residual(a):
+        return a - np.polyval(np.polyfit(z, a, 1), z)
+
+    expected = stats.pearsonr(residual(x), residual(y)).statistic
+    assert meta.partial_spearman(x, y, z) == pytest.approx(expected)
+    assert meta.partial_spearman(x, y, np.ones(12)) == pytest.approx(meta.spearman(x, y))
+
+
+def test_interval_covers_and_difference_sees_what_is_there(columns):
+    ratings, close, far = columns
+    drawn = meta.resampled_documents(30)
+    first, second = meta.by_document(meta.spearman, close, ratings), meta.by_document(meta.spearman, far, ratings)
+    result = meta.interval_of_mean(first, drawn)
+    assert result["value"] == pytest.approx(first.mean())
+    assert result["low"] < result["value"] < result["high"]
+    # The bootstrap's standard error of a mean is s / sqrt(n); 2,000 resamples know it to about 2 percent.
+    width = result["high"] - result["low"]
+    assert width == pytest.approx(2 * 1.96 * first.std() / np.sqrt(30), rel=0.15)
+    gap = meta.difference(first, second, drawn)
+    assert gap["low"] > 0 and gap["p"] < 0.01
+    none = meta.difference(first, first, drawn)
+    assert none["value"] == 0 and none["p"] == 1
+
+
+def test_undefined_documents_are_left_out():
+    drawn = meta.resampled_documents(4)
+    result = meta.interval_of_mean(np.array([0.5, np.nan, 0.5, 0.5]), drawn)
+    assert result["value"] == 0.5 and result["n"] == 3
+
+
+def test_williams_against_a_worked_case():
+    # r12 = .50, r13 = .30, r23 = .40, n = 103: |R| = 1 - .25 - .09 - .16 + .12 = .62; rm = .4
+    # t = .2 sqrt(102 * 1.4 / (2 * .62 * 102 / 100 + .16 * .216)) = 2.0966, df = 100
+    t = 0.2 * np.sqrt(102 * 1.4 / (2 * 0.62 * 102 / 100 + 0.16 * 0.6**3))
+    assert t == pytest.approx(2.0966, abs=1e-4)
+    assert meta.williams(0.5, 0.3, 0.4, 103) == pytest.approx(2 * stats.t.sf(t, 100))
+    assert meta.williams(0.5, 0.5, 0.4, 103) == 1
+
+
+def test_folder_of_human_judgements(human_judgements_dir):
+    summeval, pairs = load_human_judgements(str(human_judgements_dir))
+    assert len(summeval.sources) == 100 and len(summeval.systems) == 16 and {len(group) for group in summeval.references} == {11}
+    assert all(summeval.ratings[quality].shape == (100, 16) for quality in QUALITIES)
+    assert min(r.min() for r in summeval.ratings.values()) >= 1 and max(r.max() for r in summeval.ratings.values()) <= 5
+    assert len(pairs.first) == len(pairs.second) == 1379
+    # Only counting sentences reaches this much on coherence: known beforehand, so data and statistics are in order.
+    counts = np.array([[-float(text.count(" . ") + 1) for text in row] for row in summeval.summaries])
+    assert np.nanmean(meta.by_document(meta.spearman, counts, summeval.ratings["coherence"])) == pytest.approx(0.23, abs=0.04)
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no summeval\.jsonl"):
+        load_human_judgements(str(tmp_path))
+    (tmp_path / "summeval.jsonl").write_text('{"id": 1}\n')
+    (tmp_path / "stsb_test.csv").write_text("a\tb\n")
+    with pytest.raises(UserError, match="not in the stated form"):
+        load_human_judgements(str(tmp_path))

@@ -1,0 +1,97 @@
+"""ROUGE, BLEU and chrF against the packages, against arithmetic done by hand, and on texts that break them."""
+
+import numpy as np
+import pytest
+
+from gpt2_quant.cli import UserError
+from gpt2_quant.metrics.bleu import bleu, chrf, nltk_bleu
+from gpt2_quant.metrics.rouge import UnicodeTokenizer, rouge
+
+OVERLAP = [bleu, chrf, nltk_bleu]
+
+
+def test_rouge_by_hand():
+    # Unigrams: 3 of 4 and 3 of 6 match; bigrams "the cat": 1 of 3 and 1 of 5; subsequence "the cat mat": 3.
+    scored = rouge(["the cat likes mat"], [["the cat is on the mat"]])
+    assert scored["rouge1"].parts["precision"][0] == pytest.approx(3 / 4)
+    assert scored["rouge1"].parts["recall"][0] == pytest.approx(3 / 6)
+    assert scored["rouge1"].values[0] == pytest.approx(2 * 0.75 * 0.5 / 1.25)
+    assert scored["rouge2"].values[0] == pytest.approx(2 * (1 / 3) * (1 / 5) / (1 / 3 + 1 / 5))
+    assert scored["rougeL"].values[0] == pytest.approx(0.6)
+
+
+def test_rouge_agrees_with_the_package(summeval_sample):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    candidates, references = summeval_sample
+    ascii_only = [([c], [r for r in group if r.isascii()]) for c, group in zip(candidates, references, strict=True) if c.isascii()]
+    candidates, references = [c[0] for c, _ in ascii_only], [group for _, group in ascii_only]
+    package = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    ours = rouge(candidates, references)
+    for i, (candidate, group) in enumerate(zip(candidates, references, strict=True)):
+        theirs = package.score_multi(group, candidate)
+        for name in ("rouge1", "rouge2", "rougeL"):
+            assert ours[name].values[i] == pytest.approx(theirs[name].fmeasure, abs=1e-6)
+            assert ours[name].parts["recall"][i] == pytest.approx(theirs[name].recall, abs=1e-6)
+
+
+def test_bleu_and_chrf_agree_with_sacrebleu(summeval_sample):
+    import sacrebleu
+
+    candidates, references = summeval_sample
+    streams = [[group[k] for group in references] for k in range(11)]
+    ours = bleu(candidates, references)
+    assert ours.corpus == pytest.approx(sacrebleu.corpus_bleu(candidates, streams, force=True).score, abs=1e-6)
+    one = sacrebleu.sentence_bleu(candidates[3], references[3])
+    assert ours.values[3] == pytest.approx(one.score, abs=1e-6)
+    assert chrf(candidates, references).corpus == pytest.approx(sacrebleu.corpus_chrf(candidates, streams).score, abs=1e-6)
+    assert chrf(candidates, references).values[5] == pytest.approx(
+        sacrebleu.sentence_chrf(candidates[5], references[5]).score, abs=1e-6
+    )
+
+
+def test_tokenizer_equals_the_packages_on_ascii(tiny_texts):
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    package, ours = DefaultTokenizer(use_stemmer=True), UnicodeTokenizer()
+    for text in tiny_texts[0][:200] + ["It's 3.5% of U.S. GDP_growth, isn't it?", "e-mail re-sent 10,000 times"]:
+        assert ours.tokenize(text) == package.tokenize(text)
+
+
+def test_identical_texts_score_full_marks_in_any_alphabet():
+    for text in ("Паром сел на мель", "ferry", "船が座礁した", "😀🚢", "a b c"):
+        for metric in OVERLAP:
+            assert metric([text], [[text]]).values[0] == pytest.approx(100), (metric.__name__, text)
+        assert rouge([text], [[text]])["rouge1"].values[0] == pytest.approx(1)
+
+
+def test_rouge2_of_single_words_is_undefined_and_not_zero():
+    assert np.isnan(rouge(["ferry"], [["ferry"]])["rouge2"].values[0])
+    assert rouge(["ferry sank"], [["boat left"]])["rouge2"].values[0] == 0
+
+
+def test_odd_texts_have_a_value_or_are_undefined(odd_texts):
+    for metric in OVERLAP:
+        values = metric(odd_texts, [["some reference text"]] * len(odd_texts)).values
+        assert np.isnan(values[:3]).all() and np.isfinite(values[3:]).all()
+    values = rouge(odd_texts, [["some reference text"]] * len(odd_texts))["rouge1"].values
+    assert np.isnan(values[:3]).all() and np.isnan(values[7]) and np.isfinite(values[[3, 4, 5, 6, 8, 9]]).all()
+
+
+def test_corpus_value_does_not_depend_on_how_the_corpus_is_cut(tiny_texts):
+    texts = tiny_texts[0][:40]
+    references = [[text] for text in tiny_texts[0][1:41]]
+    for metric in (bleu, chrf):
+        whole = metric(texts, references)
+        pieces = [metric(texts[i : i + 7], references[i : i + 7]) for i in range(0, 40, 7)]
+        assert whole.finish(np.sum([piece.additive for piece in pieces], axis=0)) == pytest.approx(whole.corpus, abs=1e-9)
+
+
+def test_more_references_never_lower_rouge():
+    one, two = rouge(["a cat sat"], [["a dog ran"]]), rouge(["a cat sat"], [["a dog ran", "the cat sat"]])
+    assert all(two[name].values[0] >= one[name].values[0] for name in one)
+
+
+def test_unequal_numbers_are_refused():
+    with pytest.raises(UserError, match="2 candidates but 1"):
+        bleu(["a", "b"], [["a"]])

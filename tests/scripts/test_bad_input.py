@@ -1,0 +1,207 @@
+"""Bad input through the scripts as a user runs them: one sentence, exit code 2, nothing half-written.
+
+All cases run side by side first, because each costs the seconds that its libraries take to load; the tests then look at
+what came of them.
+"""
+
+import csv
+import json
+import os
+import resource
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN, QUANTIZE, BITSANDBYTES = "src/1_baseline_finetuning.py", "src/2_quantization_scratch.py", "src/3_bitsandbytes_quant.py"
+METRICS, COMPARE = "src/4_evaluation_metrics.py", "src/5_compare_all_models.py"
+GOOD_ROW = b'"1","a title","a text"\n'
+FILE_LIMIT_BYTES = 64 << 10  # more than a record, less than the tiny model's weights
+
+DATASETS = {
+    "without the files": ({}, "neither train.csv nor train"),
+    "two columns": ({"train.csv": GOOD_ROW + b'"1","title"\n'}, "train.csv, line 2 has 2 columns"),
+    "class 0": ({"train.csv": b'"0","a","b"\n'}, "begins with '0'"),
+    "class 5": ({"train.csv": GOOD_ROW, "test.csv": b'"5","a","b"\n'}, "test.csv, line 1 begins with '5'"),
+    "empty file": ({"train.csv": b""}, "train.csv is empty"),
+    "header row": ({"train.csv": b"Class Index,Title,Description\n" + GOOD_ROW}, "remove the header row"),
+    "not UTF-8": ({"train.csv": b'"1","caf\xe9","b"\n'}, "is not UTF-8"),
+    "NUL": ({"train.csv": b'"1","a\x00b","b"\n'}, "train.csv, line 1"),
+}
+
+
+def write_news(folder: Path, texts: tuple[list[str], list[int]], n_train: int, extra: list[tuple[int, str, str]] = ()) -> Path:
+    """A dataset folder with `n_train` train rows and 20 test rows, plus `extra` rows of the test split."""
+    folder.mkdir(parents=True)
+    rows = [(label + 1, text, "") for text, label in zip(*texts, strict=True)]
+    for name, part in (("train", rows[:n_train]), ("test", [*rows[n_train : n_train + 20], *extra])):
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(part)
+    return folder
+
+
+def write_models(folder: Path, tokenizer) -> dict[str, Path]:
+    """A good tiny language model, and classifiers with one fault each."""
+    import torch
+    from tiny_models import make_tiny_gpt2
+
+    models = {"good": make_tiny_gpt2(tokenizer, head=False), "NaN": make_tiny_gpt2(tokenizer)}
+    models |= {"truncated": make_tiny_gpt2(tokenizer), "five labels": make_tiny_gpt2(tokenizer)}
+    with torch.no_grad():
+        models["NaN"].transformer.h[1].mlp.c_fc.weight[3, 5] = float("nan")
+    models["five labels"].config.num_labels = 5
+    models["five labels"].score = torch.nn.Linear(64, 5, bias=False)
+    folders = {name: folder / name for name in (*models, "empty", "other architecture")}
+    for name, model in models.items():
+        model.save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    weights = folders["truncated"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    folders["empty"].mkdir()
+    folders["other architecture"].mkdir()
+    other = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "num_labels": 4}
+    (folders["other architecture"] / "config.json").write_text(json.dumps(other))
+    (folders["other architecture"] / "model.safetensors").write_bytes(weights.read_bytes())
+    return folders
+
+
+def limit_files() -> None:
+    """In the child: the disk refuses to let a file grow, as a full one does."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT_BYTES, FILE_LIMIT_BYTES))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
+    """What came of every case: name -> (CompletedProcess, files left in its models and results folders)."""
+    root = tmp_path_factory.mktemp("bad")
+    models = write_models(root / "model", tiny_tokenizer)
+    news = write_news(root / "news", tiny_texts, 400, [(3, "", ""), (4, "long", "word " * 20_000)])
+    for name, (files, _) in DATASETS.items():
+        (root / "data" / name).mkdir(parents=True)
+        for file, content in {"test.csv": GOOD_ROW, **files}.items() if files else ():
+            (root / "data" / name / file).write_bytes(content)
+    records = root / "newer schema" / "results" / "records"
+    records.mkdir(parents=True)
+    (records / "baseline.json").write_text('{"schema_version": 999, "variant": {}}')
+    (root / "a file").touch()
+
+    good = ["--base-model", models["good"], "--dataset", news]
+    train = ["--epochs", "1", "--max-length", "64", "--batch-size", "8"]
+    cases = {
+        "good": (TRAIN, [*good, *train]),
+        "disk full": (TRAIN, [*good, *train]),
+        "too few rows": (TRAIN, [*good, "--max-train-samples", "401"]),
+        "unknown model id": (TRAIN, ["--base-model", "nobody/nothing", "--dataset", news]),
+        "unknown dataset id": (TRAIN, ["--base-model", models["good"], "--dataset", "nobody/nothing"]),
+        "hub out of reach": (TRAIN, ["--base-model", "nobody/nothing", "--dataset", news]),
+        "no such folder": (TRAIN, ["--base-model", "./nowhere/at/all"]),
+        "learning rate": (TRAIN, [*good, "--learning-rate", "-1"]),
+        "base model empty": (TRAIN, ["--base-model", models["empty"], "--dataset", news]),
+        "script 2 too early": (QUANTIZE, good),
+        "script 3 too early": (BITSANDBYTES, good),
+        "script 5 too early": (COMPARE, []),
+        "newer schema": (COMPARE, []),
+        "CUDA without CUDA": (METRICS, ["--device", "cuda"]),
+        "batch size 0": (METRICS, ["--batch-size", "0"]),
+        "batch size 0, all": ("run_all_experiments.py", ["--batch-size", "0"]),
+        "results read-only": (TRAIN, ["--results-dir", "/proc/results"]),
+        "models under a file": (QUANTIZE, ["--models-dir", root / "a file" / "models"]),
+    }
+    cases |= {f"dataset: {name}": (TRAIN, ["--base-model", models["good"], "--dataset", root / "data" / name]) for name in DATASETS}
+    for name in ("empty", "truncated", "NaN", "other architecture", "five labels"):
+        cases[f"checkpoint: {name}"] = (QUANTIZE, ["--checkpoint", models[name], "--dataset", news])
+
+    def run(case):
+        name, (script, flags) = case
+        folder = root / name
+        fixed = ["--models-dir", folder / "models", "--results-dir", folder / "results", "--device", "cpu"]
+        environment = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hub"), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        environment |= {"HF_ENDPOINT": hub.url if "unknown" in name else "http://127.0.0.1:9", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [sys.executable, ROOT / script, *map(str, [*fixed, *flags])],
+            capture_output=True, text=True, timeout=240, env={**os.environ, **environment},
+            preexec_fn=limit_files if name == "disk full" else None,
+        )  # fmt: skip
+        left = [path for part in ("models", "results") for path in (folder / part).rglob("*") if path.is_file()]
+        return name, (done, [path.relative_to(folder).as_posix() for path in left])
+
+    with Hub({}) as hub, ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(pool.map(run, cases.items())) | {"folder": root}
+
+
+def sentence(outcomes, name: str, leaves: tuple[str, ...] = ()) -> str:
+    """The one sentence of a case, after checking exit code, form, and that no file was left but `leaves`."""
+    done, left = outcomes[name]
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and 20 < len(errors[0]) < 500
+    assert not [path for path in left if not Path(path).name.startswith(".") and path not in leaves]
+    return errors[0]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset(outcomes, name):
+    assert DATASETS[name][1] in sentence(outcomes, f"dataset: {name}")
+
+
+@pytest.mark.parametrize(
+    "name, complaint",
+    [
+        ("too few rows", "--max-train-samples 401 asks for more than the"),
+        ("unknown model id", "--base-model nobody/nothing: the hub knows no such public id"),
+        ("unknown dataset id", "--dataset nobody/nothing: the hub knows no such public id"),
+        ("hub out of reach", "out of reach"),
+        ("no such folder", "there is no such folder"),
+        ("learning rate", "--learning-rate -1.0 is not between 0 and 1"),
+        ("base model empty", "holds no config.json"),
+        ("script 2 too early", "run python src/1_baseline_finetuning.py"),
+        ("script 3 too early", "run python src/1_baseline_finetuning.py"),
+        ("script 5 too early", "python "),
+        ("CUDA without CUDA", "--device cpu"),
+        ("batch size 0", "'0' is not a whole number of at least 1"),
+        ("batch size 0, all", "'0' is not a whole number of at least 1"),
+        ("results read-only", "--results-dir /proc/results cannot be written"),
+        ("models under a file", "cannot be written"),
+    ],
+)
+def test_setup(outcomes, name, complaint):
+    assert complaint in sentence(outcomes, name)
+
+
+@pytest.mark.parametrize(
+    "name, complaint",
+    [
+        ("empty", "holds no config.json"),
+        ("truncated", "damaged or cut short"),
+        ("NaN", "mlp.c_fc.weight hold NaN"),
+        ("other architecture", "is a bert model"),
+        ("five labels", "has 5 labels where 4 are needed"),
+    ],
+)
+def test_checkpoint(outcomes, name, complaint):
+    assert complaint in sentence(outcomes, f"checkpoint: {name}")
+
+
+def test_record_of_a_newer_schema(outcomes):
+    assert "schema version 999" in sentence(outcomes, "newer schema", leaves=("results/records/baseline.json",))
+
+
+def test_full_disk_leaves_no_half_model(outcomes):
+    """The first file beyond the limit is refused; the sentence names it, and no weights have their final name."""
+    done, left = outcomes["disk full"]
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
+    assert not [path for path in left if path.endswith("baseline_gpt2/model.safetensors")]
+
+
+def test_empty_and_very_long_texts_are_kept_and_counted(outcomes):
+    done, _ = outcomes["good"]
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((outcomes["folder"] / "good" / "results" / "records" / "baseline.json").read_text(encoding="utf-8"))
+    assert record["data"]["n"] == 22 and record["data"]["empty_texts"] == 1
+    assert record["data"]["truncated_texts"] >= 1

@@ -1,0 +1,116 @@
+"""Script 3 as a user runs it: on someone's classifier, a second time, and before script 1."""
+
+import csv
+import json
+import shutil
+import time
+
+import pytest
+
+from gpt2_quant.measure.predictions import load_predictions
+from gpt2_quant.models import loading as checkpoints
+
+SCRIPT = "src/3_bitsandbytes_quant.py"
+KEYS = ("baseline", "baseline_fp16", "int8_bitsandbytes", "nf4_bitsandbytes")
+
+
+@pytest.fixture(scope="module")
+def ground(tiny_tokenizer, tmp_path_factory):
+    """A dataset folder of the demo's items in AG News' form, and a tiny classifier beside it."""
+    from tiny_models import make_tiny_gpt2
+
+    from gpt2_quant.data.demo import generate_corpus
+
+    folder = tmp_path_factory.mktemp("ground")
+    (folder / "data").mkdir()
+    for name, rows, seed in (("train", 200, 1), ("test", 40, 2)):
+        titles, descriptions, labels = generate_corpus(rows, seed=seed)
+        with open(folder / "data" / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+            writer.writerows(zip([label + 1 for label in labels], titles, descriptions, strict=True))
+    make_tiny_gpt2(tiny_tokenizer).save_pretrained(folder / "classifier")
+    tiny_tokenizer.save_pretrained(folder / "classifier")
+    return folder
+
+
+def flags(ground, *more):
+    folders = ("--dataset", ground / "data", "--models-dir", ground / "models", "--results-dir", ground / "results")
+    return (*folders, "--device", "cpu", *more)
+
+
+@pytest.fixture(scope="module")
+def finished(ground, run_script):
+    """One run on a checkpoint that is not script 1's; torch.compile, which takes a minute here, hands models through."""
+    quick = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    done = run_script(SCRIPT, *flags(ground, "--checkpoint", ground / "classifier"), **quick)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_help_is_quick_and_names_the_flag(run_script):
+    start = time.monotonic()
+    done = run_script(SCRIPT, "--help")
+    assert done.returncode == 0 and "--checkpoint" in done.stdout and "LLM.int8()" in done.stdout
+    assert time.monotonic() - start < 10  # a second on a machine of one's own
+
+
+def test_before_script_1_it_says_what_to_run(ground, run_script, tmp_path):
+    done = run_script(SCRIPT, *flags(ground, "--models-dir", tmp_path / "empty"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "python src/1_baseline_finetuning.py" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_one_sentence(ground, run_script, tmp_path):
+    shutil.copytree(ground / "classifier", tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = run_script(SCRIPT, *flags(ground, "--results-dir", tmp_path / "results", "--checkpoint", tmp_path / "cut"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "damaged or cut short" in done.stderr
+
+
+def test_every_row_is_recorded_and_timed_with_the_others(ground, finished):
+    records = {key: json.loads((ground / "results" / "records" / f"{key}.json").read_text()) for key in KEYS}
+    sessions = {entry["session"] for record in records.values() for entry in record["latency"]}
+    assert len(sessions) == 1
+    assert len({record["checkpoint"]["baseline_sha256"] for record in records.values()}) == 1
+    for key, record in records.items():
+        assert record["data"]["n"] == 40 and record["size"]["resident_bytes"] == record["memory"]["resident_bytes"]
+        assert record["memory"]["peak_bytes"] > record["memory"]["resident_bytes"]
+        assert record["throughput"]["eager"]["n"] == 40
+        eager = [entry for entry in record["latency"] if entry["mode"] == "eager"]
+        assert {(entry["batch_size"], entry["seq_len"]) for entry in eager} >= {(16, 128), (1, 32)}
+        assert [entry["mode"] for entry in record["latency"]].count("best") == 1
+        assert len(load_predictions(ground / "results", key)) == 40
+        assert (ground / "results" / f"{key}_confusion_matrix.png").stat().st_size > 1000
+        assert record["variant"]["label"] in finished.stdout
+    quantized = {key: records[key]["quantization"] for key in KEYS[2:]}
+    assert [facts["layers_converted"] for facts in quantized.values()] == [8, 8]
+    assert quantized["int8_bitsandbytes"]["outlier_threshold"] == 6.0
+    computes_in = "float16" if checkpoints.has_half_arithmetic("cpu") else "float32"
+    assert quantized["nf4_bitsandbytes"]["double_quantization"] and quantized["nf4_bitsandbytes"]["compute_dtype"] == computes_in
+
+
+def test_what_is_measured_is_what_lies_on_the_disk(ground, finished):
+    """The logits on record are those of the folder, loaded here once more."""
+    import numpy as np
+
+    from gpt2_quant.data.datasets import read_csv
+    from gpt2_quant.data.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(ground / "classifier")
+    text = read_csv(ground / "data" / "test.csv")[0][0]
+    for key in KEYS[2:]:
+        model = checkpoints.load_variant(key, ground / "models", "cpu")
+        logits = model(**tokenizer(text, return_tensors="pt")).logits[0].detach().float().numpy()
+        recorded = load_predictions(ground / "results", key).iloc[0][[f"logit_{i}" for i in range(4)]].to_numpy(float)
+        # A batch sums in another order, and LLM.int8() picks its outlier columns over the whole batch.
+        np.testing.assert_allclose(recorded, logits, atol=0.05 * np.abs(logits).max())
+
+
+def test_a_second_run_does_nothing_but_say_so(ground, finished, run_script):
+    record = ground / "results" / "records" / "nf4_bitsandbytes.json"
+    before = record.stat().st_mtime_ns
+    done = run_script(SCRIPT, *flags(ground, "--checkpoint", ground / "classifier"))
+    assert done.returncode == 0 and "Complete" in done.stdout
+    assert record.stat().st_mtime_ns == before

@@ -1,0 +1,92 @@
+"""verify_setup.py as a user runs it, and each kind of fault it should find."""
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def verify(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import verify_setup
+
+    return verify_setup
+
+
+def test_demo_is_ready_where_these_tests_run(run_script):
+    done = run_script("verify_setup.py", "--preset", "demo", "--json", HF_ENDPOINT="http://127.0.0.1:9")
+    report = json.loads(done.stdout)
+    faults = [line for line in report["checks"] if line["status"] == "FAIL"]
+    assert (done.returncode, report["failed"], faults) == (0, 0, [])
+    checks = {line["check"]: line for line in report["checks"]}
+    assert {"python", "torch", "bitsandbytes", "CUDA", "bitsandbytes round trip", "Typst compile", "disk", "memory"} <= set(checks)
+    assert checks["openai-community/gpt2"]["status"] == "SKIP" and checks["all-MiniLM-L6-v2"]["status"] == "OK"
+
+
+def test_paper_without_hub_fails_with_a_mend_on_the_line(run_script):
+    done = run_script("verify_setup.py", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME="/nonexistent", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert any("openai-community/gpt2" in line for line in failed) and any("CUDA" in line for line in failed)
+    assert all("  ->  " in line for line in failed)
+    assert "checks failed" in done.stdout
+
+
+def test_every_pin_is_checked(verify):
+    names = [name for name, _ in verify.pins(ROOT / "requirements.txt")]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert len(names) == sum(bool(line.strip()) and not line.startswith("#") for line in lines) > 20
+    for name, pin in verify.pins(ROOT / "requirements.txt"):
+        assert importlib.metadata.version(name).split("+")[0] == pin
+
+
+def test_missing_and_other_versions(verify):
+    missing = verify.outcome("x", lambda: verify.requirement("no-such-package-anywhere", "1.0"))
+    assert (missing.status, missing.fix) == ("FAIL", "pip install -r requirements.txt")
+    other = verify.outcome("numpy", lambda: verify.requirement("numpy", "0.1"))
+    assert other.status == "FAIL" and other.fix == "pip install numpy==0.1" and "pinned is 0.1" in other.detail
+
+
+def test_a_broken_library_is_a_finding(verify):
+    def broken():
+        raise OSError("libsomething.so: cannot open shared object file\nmore lines")
+
+    line = verify.outcome("x", broken)
+    assert line.status == "FAIL" and "libsomething.so" in line.detail and "more lines" not in line.detail and line.fix
+
+
+def test_too_little_disk_or_memory(verify):
+    for check in (verify.disk, verify.memory):
+        assert verify.outcome("x", lambda check=check: check(1e9)).status == "FAIL"
+        assert verify.outcome("x", lambda check=check: check(0)).status == "OK"
+
+
+def test_old_python(verify, monkeypatch):
+    assert verify.outcome("python", verify.python).status == "OK"
+    monkeypatch.setattr(verify, "PYTHON", ((4, 0), (4, 1)))
+    line = verify.outcome("python", verify.python)
+    assert line.status == "FAIL" and sys.version.split()[0] in line.detail
+
+
+def test_bitsandbytes_that_rounds_wrongly_is_found(verify, monkeypatch):
+    from bitsandbytes import functional
+
+    assert verify.outcome("x", verify.bitsandbytes).status == "OK"
+    right = functional.dequantize_4bit
+    monkeypatch.setattr(functional, "dequantize_4bit", lambda *arguments: right(*arguments) * 2)
+    assert verify.outcome("x", verify.bitsandbytes).status == "FAIL"
+
+
+def test_hub_item_in_the_cache(verify, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("a" * 40)
+    line = verify.outcome("x", lambda: verify.hub_item("model", "owner/name", "a" * 40, None))
+    assert line.status == "FAIL" and "--base-model" in line.fix
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    assert verify.outcome("x", lambda: verify.hub_item("model", "owner/name", "a" * 40, None)).status == "OK"

@@ -1,0 +1,224 @@
+"""The fused step against the plain one. Triton's interpreter runs its kernels on the CPU, slowly, so the model is small."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+
+def make(dropout: float):
+    """A GPT-2 of 2 layers x 32 over 40 tokens, and seven texts of one to eight tokens."""
+    import torch
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    from gpt2_quant.data.tokens import Tokens
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=2, num_labels=4, pad_token_id=39,
+        embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout,
+    )  # fmt: skip
+    model = GPT2ForSequenceClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)  # biases too, which start at zero
+    lengths = np.array([3, 8, 1, 5, 8, 2, 4])
+    random = np.random.default_rng(0)
+    flat = random.integers(0, 12, lengths.sum()).astype(np.int32)
+    flat[3] = 39  # the padding token as a text's own
+    return model, Tokens(flat, np.concatenate([[0], np.cumsum(lengths)]), random.integers(0, 4, 7), 0)
+
+
+def few_partial_sums():
+    """Fewer programs a launch: the interpreter runs them one after another."""
+    from gpt2_quant.training.fused import parameters as fused_parameters
+    from gpt2_quant.training.fused import step as fused_step
+
+    fused_step.PARTIALS = 4
+    fused_step.CHUNKS = fused_parameters.CHUNKS = 3
+
+
+def assert_same_training(left: dict, right: dict):
+    """Tensors of two steps, each within 2e-4 of its largest entry: a weight moves by up to the rate, 1e-2, however small
+    its gradient, so where the gradient is all rounding AdamW makes a step of it. That is so for the keys' bias, which
+    softmax cancels: it is left out."""
+    import torch
+
+    assert left.keys() == right.keys()
+    for name, tensor in right.items():
+        mine = left[name]
+        if name.endswith("c_attn.bias"):
+            width = len(tensor) // 3
+            mine, tensor = (torch.cat([t[:width], t[2 * width :]]) for t in (mine, tensor))
+        torch.testing.assert_close(mine, tensor, rtol=0, atol=2e-4 * tensor.abs().max().item(), msg=name)
+
+
+def updates(step, order):
+    """Run the batches of `order`; returns losses and tensors."""
+    step.begin_epoch(order)
+    for number in range(len(order)):
+        step.update(number, number)
+    return step.losses.clone(), {name: tensor.clone() for name, tensor in step.tensors().items()}
+
+
+def compare_with_plain():
+    """Three updates with no dropout, FP32: tokens come and go between batches, batches are incomplete."""
+    import torch
+    from accelerate import Accelerator
+
+    from gpt2_quant.training.fused.step import FusedStep
+    from gpt2_quant.training.loop import Plan
+    from gpt2_quant.training.plain_step import PlainStep
+
+    model, tokens = make(0.0)
+    plan = Plan(1, 1e-2, 2, 0, "bf16")
+    order = [np.array(rows) for rows in ([0, 1], [2], [1, 6])]
+    plain = updates(PlainStep(copy.deepcopy(model), tokens, plan, Accelerator(cpu=True)), order)
+    fused_model = copy.deepcopy(model)
+    step = FusedStep(fused_model, tokens, plan, torch.float32)
+    fused = updates(step, order)
+    torch.testing.assert_close(fused[0], plain[0], rtol=2e-5, atol=1e-6, equal_nan=True)  # NaN: updates to come
+    assert_same_training(fused[1], plain[1])
+    for name, parameter in fused_model.named_parameters():  # what validation runs, rows of the token table that lagged included
+        assert torch.equal(parameter, fused[1][f"model.{name}"]), name
+
+    # A checkpoint of one step continues in the other, and in a fused step of its own, the same way.
+    following = [np.array([0, 4])]
+    again = FusedStep(copy.deepcopy(model), tokens, plan, torch.float32)
+    other = PlainStep(copy.deepcopy(model), tokens, plan, Accelerator(cpu=True))
+    for resumed in (again, other):
+        resumed.load(fused[1], len(order))
+        resumed.begin_epoch(following)
+        resumed.update(len(order), 0)
+    assert_same_training(again.tensors(), other.tensors())
+
+
+def rows_that_missed_many_updates():
+    """300 missed updates, more than are gone through one by one, and none: as AdamW with zero gradients leaves them."""
+    import torch
+
+    from gpt2_quant.training.fused import optimizer
+    from gpt2_quant.training.loop import BETAS, EPS
+
+    torch.manual_seed(0)
+    width, had, now = 8, 40, 340
+    steps = torch.arange(1, now + 1, dtype=torch.float64)
+    schedule = torch.stack([1e-3 / (1 - BETAS[0] ** steps), 1 / torch.sqrt(1 - BETAS[1] ** steps)], 1).float()
+    p, m, v = torch.randn(4, width), 1e-2 * torch.randn(4, width), 1e-4 * torch.rand(4, width)
+    before, expected = [t.clone() for t in (p, m, v)], [t[1].double() for t in (p, m, v)]
+    for update in range(had, now):
+        expected[1] *= BETAS[0]
+        expected[2] *= BETAS[1]
+        expected[0] -= schedule[update, 0] * expected[1] / (expected[2].sqrt() * schedule[update, 1] + EPS)
+    rows, current = torch.tensor([1, 2, 3], dtype=torch.int32), torch.tensor([had, had, now, -1], dtype=torch.int32)
+    optimizer.catch_up[(3,)](
+        p, m, v, rows, torch.tensor([3]), current, schedule, torch.tensor([now]), width,
+        BETA1=BETAS[0], BETA2=BETAS[1], EPS=EPS, LIMIT=optimizer.CATCH_UP, BLOCK=width,
+    )  # fmt: skip
+    for mine, exact in zip((p, m, v), expected, strict=True):
+        torch.testing.assert_close(mine[1].double(), exact, rtol=1e-4, atol=1e-6 if mine is p else 0)
+    for mine, old in zip((p, m, v), before, strict=True):  # not asked for, up to date, never had a gradient
+        assert all(torch.equal(mine[i], old[i]) for i in (0, 2, 3))
+    assert current.tolist() == [had, now, now, -1]
+
+
+def same_seed_same_bits():
+    """With dropout: two runs are equal in every bit, another seed is not, and losses differ from those without dropout."""
+    import torch
+
+    from gpt2_quant.training.fused.step import FusedStep
+    from gpt2_quant.training.loop import Plan
+
+    order = [np.array([3, 6])]
+    runs = []
+    for dropout, seed in ((0.3, 0), (0.3, 0), (0.3, 1), (0.0, 0)):  # twice the same, another seed, none
+        model, tokens = make(dropout)
+        runs.append(updates(FusedStep(model, tokens, Plan(1, 1e-2, 2, seed, "bf16"), torch.bfloat16), order))
+    first, second, other_seed, without = runs
+    assert first[0][0] == second[0][0] and all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    assert first[0][0] != other_seed[0][0] and first[0][0] != without[0][0]
+    assert torch.isfinite(first[0][: len(order)]).all()
+
+
+def dropout_keeps_the_right_share():
+    """Masks of 20,000 elements over updates and sites: share kept within 5 sigma, neighbours uncorrelated."""
+    import torch
+    import triton
+    import triton.language
+
+    from gpt2_quant.training.fused import kernels as fused_kernels
+
+    # A kernel looks for names where its module has them.
+    globals().update(random_word=fused_kernels.random_word, tl=triton.language)
+
+    @triton.jit
+    def words(out, seed, update, site, n: tl.constexpr):  # noqa: F821
+        index = tl.arange(0, n)  # noqa: F821
+        word = random_word(tl.load(seed), tl.load(update), site, index)  # noqa: F821
+        tl.store(out + index, word.to(tl.int64))  # noqa: F821
+
+    n, kept = 1 << 15, []
+    for update, site in ((0, 0), (0, 1), (1, 0), (8789, 36)):
+        out = torch.zeros(n, dtype=torch.int64)
+        words[(1,)](out, torch.tensor([7], dtype=torch.int32), torch.tensor([update], dtype=torch.int32), site, n)
+        kept.append((out.numpy() >= 0.1 * 2**32).astype(float))
+    sigma = (0.9 * 0.1 / n) ** 0.5
+    for mask in kept:
+        assert abs(mask.mean() - 0.9) < 5 * sigma
+        for lag in (1, 2, 768):
+            assert abs(np.corrcoef(mask[:-lag], mask[lag:])[0, 1]) < 5 / n**0.5
+    for i in range(4):
+        for j in range(i):
+            assert abs(np.corrcoef(kept[i], kept[j])[0, 1]) < 5 / n**0.5
+
+
+@pytest.mark.parametrize(
+    "check", ["compare_with_plain", "rows_that_missed_many_updates", "same_seed_same_bits", "dropout_keeps_the_right_share"]
+)
+def test_in_the_interpreter(check):
+    """The interpreter is chosen when Triton is imported, hence a process of its own."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": "src"}
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    done = subprocess.run([sys.executable, __file__, check], env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_packing_a_batch_by_hand():
+    from gpt2_quant.data.tokens import Tokens
+    from gpt2_quant.training.fused.batches import field_sizes, pack
+
+    tokens = Tokens(np.array([5, 6, 5, 7], dtype=np.int32), np.array([0, 3, 4]), np.array([2, 0]), 0)
+    length, values = pack(tokens, np.array([1, 0]), texts=3, pad_id=9)
+    ids, last, labels, count, n, touched, order, starts = np.split(values, np.cumsum(field_sizes(3, 8))[:-1])
+    assert length == 8
+    np.testing.assert_array_equal(ids.reshape(3, 8)[:, :4], [[7, 9, 9, 9], [5, 6, 5, 9], [9, 9, 9, 9]])
+    assert last.tolist() == [0, 2, 0] and labels.tolist() == [0, 2, -1] and count.tolist() == [2] and n.tolist() == [3]
+    assert touched[:3].tolist() == [5, 6, 7] and order[:4].tolist() == [8, 10, 9, 0] and starts[:4].tolist() == [0, 2, 3, 4]
+
+
+@pytest.mark.gpu
+def test_captured_graphs_train_as_the_interpreter_does():
+    """On a GPU, bf16, 3 updates a shape: the loss follows the plain FP32 step's within bf16's rounding (2**-8 of a loss near 2)."""
+    import torch
+    from accelerate import Accelerator
+
+    from gpt2_quant.training.fused.step import FusedStep
+    from gpt2_quant.training.loop import Plan
+    from gpt2_quant.training.plain_step import PlainStep
+
+    model, tokens = make(0.0)
+    plan, order = Plan(9, 1e-3, 4, 0, "bf16"), [np.array([0, 1, 2, 3]), np.array([4, 5, 6, 1])] * 4
+    plain = updates(PlainStep(copy.deepcopy(model).cuda(), tokens, plan, Accelerator()), order)[0]
+    fused = updates(FusedStep(copy.deepcopy(model).cuda(), tokens, plan), order)[0]
+    torch.testing.assert_close(fused[: len(order)], plain[: len(order)], rtol=0, atol=0.03)
+
+
+if __name__ == "__main__":
+    few_partial_sums()
+    globals()[sys.argv[1]]()
