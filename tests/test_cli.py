@@ -49,7 +49,7 @@ def test_bad_settings_are_refused(flags, complaint):
 
 CASES = {
     "pass": 0,
-    "raise settings.UserError('wrong input: mend it')": 2,
+    "raise cli.UserError('wrong input: mend it')": 2,
     "raise KeyboardInterrupt": 130,
     "raise OSError(28, 'No space left on device', '/full/file')": 2,
     "raise ValueError('ours')": 1,
@@ -58,7 +58,7 @@ CASES = {
 
 @pytest.mark.parametrize("body", CASES)
 def test_exit_codes(body):
-    code = f"import sys; sys.path.insert(0, 'src'); from gpt2_quant import settings\ndef main():\n    {body}\nsettings.run(main)"
+    code = f"import sys; sys.path.insert(0, 'src'); from gpt2_quant import cli\ndef main():\n    {body}\ncli.run(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == CASES[body]
     assert ("Traceback" in done.stderr) == (CASES[body] == 1)
@@ -67,8 +67,8 @@ def test_exit_codes(body):
 
 def test_sigterm_ends_like_an_interrupt():
     code = (
-        "import sys, time; sys.path.insert(0, 'src'); from gpt2_quant import settings\n"
-        "def main():\n    print('on', flush=True); time.sleep(60)\nsettings.run(main)"
+        "import sys, time; sys.path.insert(0, 'src'); from gpt2_quant import cli\n"
+        "def main():\n    print('on', flush=True); time.sleep(60)\ncli.run(main)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "on\n"
@@ -78,8 +78,8 @@ def test_sigterm_ends_like_an_interrupt():
 
 def test_help_answers_at_once_without_torch():
     code = (
-        "import sys; sys.path.insert(0, 'src'); from gpt2_quant import settings\n"
-        "try:\n    settings.parser('What it does.').parse_args(['--help'])\nfinally:\n    assert 'torch' not in sys.modules"
+        "import sys; sys.path.insert(0, 'src'); from gpt2_quant import cli\n"
+        "try:\n    cli.parser('What it does.').parse_args(['--help'])\nfinally:\n    assert 'torch' not in sys.modules"
     )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

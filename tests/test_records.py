@@ -71,7 +71,7 @@ def test_records_of_variants_only_and_newer_schema_refused(tmp_path):
 
 def test_provenance_names_code_versions_and_device(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, 'src'); from gpt2_quant import records, settings; import json\n"
+        "import sys; sys.path.insert(0, 'src'); from gpt2_quant import records, cli as settings; import json\n"
         "s = settings.settings_from(settings.parser('').parse_args(['--device', 'cpu', '--seed', '5']))\n"
         "print(json.dumps(records.provenance(s)))"
     )
