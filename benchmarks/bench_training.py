@@ -1,26 +1,31 @@
-"""Fine-tuning speed: this repository's training step against transformers' Trainer, same rows, batch, updates, machine.
+"""Fine-tuning speed: this repository's training step against transformers' Trainer, same rows,
+batch, updates, machine.
 
   python benchmarks/bench_training.py --base-model FOLDER --dataset FOLDER                  # ends after --minutes, 3.8
   python benchmarks/bench_training.py --updates 200 --seeds 0 --variants ours trainer_best   # less of it
 
-Every variant trains in a process of its own, so that its cold wall time (imports, tokenizing, compiling, training, no
-evaluation) and its peak memory are its own; the peak is of the first training whole. ms an update is the time after the first
-third of the updates, the device waited for at both ends, of the fastest seed. What happens once a run is not in it: compiling,
-which is over by then, and our first batch of a length, which is captured as a graph and is left out where one comes later.
-Accuracy is on the validation split after the same number of updates of the same size, mean and deviation over seeds: speed
-that costs accuracy would show there. `ours` and `trainer_default` train once a seed, the other two with the first one only.
-What a variant has not finished after --minutes of the whole is given up, and one that fails is named with its fault; the seeds
-that it had finished, and the other variants, stand.
+Every variant trains in a process of its own, so that its cold wall time (imports, tokenizing,
+compiling, training, no evaluation) and its peak memory are its own; the peak is of the first
+training whole. ms an update is the time after the first third of the updates, the device waited for
+at both ends, of the fastest seed. What happens once a run is not in it: compiling, which is over by
+then, and our first batch of a length, which is captured as a graph and is left out where one comes
+later. Accuracy is on the validation split after the same number of updates of the same size, mean
+and deviation over seeds: speed that costs accuracy would show there. `ours` and `trainer_default`
+train once a seed, the other two with the first one only. What a variant has not finished after
+--minutes of the whole is given up, and one that fails is named with its fault; the seeds that it
+had finished, and the other variants, stand.
 
-trainer_best gets what it takes to compile once: lengths dynamic from the start (Accelerate's own switch), and the kind of
-problem named in the config, which transformers else writes there in the first forward pass, and torch.compile compiles anew.
+trainer_best gets what it takes to compile once: lengths dynamic from the start (Accelerate's own
+switch), and the kind of problem named in the config, which transformers else writes there in the
+first forward pass, and torch.compile compiles anew.
 
-The floor is what the update cannot do without on this machine, from ceilings measured here: bytes that AdamW must move
-(28 a parameter in the blocks: weight and two moments read and written, bf16 gradient read, bf16 copy written) over the
-rate of a large copy, plus 6 x parameters x real tokens operations over the rate of a large bf16 product.
+The floor is what the update cannot do without on this machine, from ceilings measured here: bytes
+that AdamW must move (28 a parameter in the blocks: weight and two moments read and written, bf16
+gradient read, bf16 copy written) over the rate of a large copy, plus 6 x parameters x real tokens
+operations over the rate of a large bf16 product.
 
-Where the time of one of our updates goes, kernel by kernel, and what did not help, stands in benchmarks/README.md.
-Prints a table, and as the last line the same as JSON.
+Where the time of one of our updates goes, kernel by kernel, and what did not help, stands in
+benchmarks/README.md. Prints a table, and as the last line the same as JSON.
 """
 
 import json
@@ -45,7 +50,10 @@ VARIANTS = {  # name: (what it is, Trainer's arguments; None for our own loop)
     "ours": ("this repository", None),
     "trainer_bf16": ("Trainer, bf16, tf32, dynamic padding, grouped by length", BEST),
     "trainer_best": ("the same with torch.compile", BEST | {"torch_compile": True}),
-    "trainer_default": ("Trainer, defaults, padded to 128", {}),  # last: the slowest, and what a shortage of time costs least
+    "trainer_default": (
+        "Trainer, defaults, padded to 128",
+        {},
+    ),  # last: the slowest, and what a shortage of time costs least
 }
 EVERY_SEED = ("ours", "trainer_default")
 COMPARED_ROWS = 1_000  # validation rows that every variant is scored on
@@ -54,12 +62,47 @@ COMPARED_ROWS = 1_000  # validation rows that every variant is scored on
 def flags():
     parser = common.parser(__doc__)
     add = parser.add_argument_group("benchmark flags").add_argument
-    add("--updates", type=common.positive_int, default=300, metavar="N", help="updates a training (default: 300)")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="trainings a variant, see above (default: 0 1 2)")
-    add("--learning-rate", type=float, default=5e-5, metavar="RATE", help="peak rate, for all (default: 5e-5)")
-    add("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS), help="which to run (default: all)")
-    add("--minutes", type=float, default=3.8, metavar="MIN", help="end of the whole (default: 3.8; a CPU takes longer)")
-    add("--worker", choices=sorted(VARIANTS), help="run one variant in this process and print its JSON")
+    add(
+        "--updates",
+        type=common.positive_int,
+        default=300,
+        metavar="N",
+        help="updates a training (default: 300)",
+    )
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="N",
+        help="trainings a variant, see above (default: 0 1 2)",
+    )
+    add(
+        "--learning-rate",
+        type=float,
+        default=5e-5,
+        metavar="RATE",
+        help="peak rate, for all (default: 5e-5)",
+    )
+    add(
+        "--variants",
+        nargs="+",
+        choices=sorted(VARIANTS),
+        default=list(VARIANTS),
+        help="which to run (default: all)",
+    )
+    add(
+        "--minutes",
+        type=float,
+        default=3.8,
+        metavar="MIN",
+        help="end of the whole (default: 3.8; a CPU takes longer)",
+    )
+    add(
+        "--worker",
+        choices=sorted(VARIANTS),
+        help="run one variant in this process and print its JSON",
+    )
     return parser.parse_args()
 
 
@@ -74,8 +117,12 @@ def prepare(args):
     splits = load_splits(settings)
     base = fetch_model_folder(settings.base_model, settings.base_revision)
     tokenizer = load_tokenizer(base)
-    # No cache of tokens: the first variant would fill it for the others, and tokenizing is a part of the cold time.
-    tokens = {n: tokenize(tokenizer, replace(splits[n], cache=None), settings.max_length) for n in ("train", "validation")}
+    # No cache of tokens: the first variant would fill it for the others, and tokenizing is a part
+    # of the cold time.
+    tokens = {
+        n: tokenize(tokenizer, replace(splits[n], cache=None), settings.max_length)
+        for n in ("train", "validation")
+    }
     kept = range(min(COMPARED_ROWS, len(tokens["validation"])))
     return settings, base, tokenizer, tokens["train"], select_rows(tokens["validation"], list(kept))
 
@@ -85,7 +132,9 @@ def plan_of(args, settings, rows: int, seed: int):
 
     epochs = math.ceil(args.updates * settings.batch_size / rows)
     precision = "bf16" if settings.device == "cuda" else "fp32"
-    return Plan(epochs, args.learning_rate, settings.batch_size, seed, precision, max_steps=args.updates)
+    return Plan(
+        epochs, args.learning_rate, settings.batch_size, seed, precision, max_steps=args.updates
+    )
 
 
 def wait(device: str) -> float:
@@ -98,7 +147,9 @@ def wait(device: str) -> float:
 
 
 def train_ours(args, settings, base, tokenizer, train, seed):
-    """Our loop's batches through our step; returns (model, seconds of the updates timed, their number)."""
+    """Our loop's batches through our step; returns (model, seconds of the updates timed, their
+    number).
+    """
     from accelerate import Accelerator
 
     from gpt2_quant.data.tokens import length_grouped_batches
@@ -108,17 +159,23 @@ def train_ours(args, settings, base, tokenizer, train, seed):
 
     common.seed_everything(seed)
     plan = plan_of(args, settings, len(train), seed)
-    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision="bf16" if plan.precision == "bf16" else "no")
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu", mixed_precision="bf16" if plan.precision == "bf16" else "no"
+    )
     model = load_classifier(base, settings.device, new_head=True)
     step = choose_step(model, train, plan, accelerator, settings.max_length)
     number, timed, seconds, met = 0, 0, 0.0, set()
     for epoch in range(plan.epochs):
-        batches = length_grouped_batches(train.lengths, plan.batch_size, seed, epoch)[: args.updates - number]
+        batches = length_grouped_batches(train.lengths, plan.batch_size, seed, epoch)[
+            : args.updates - number
+        ]
         step.begin_epoch(batches)
         start = wait(settings.device)
         for batch, rows in enumerate(batches):
             length = padded_length(int(train.lengths[rows].max()))
-            untimed = number < args.updates // 3 or (settings.device == "cuda" and length not in met)
+            untimed = number < args.updates // 3 or (
+                settings.device == "cuda" and length not in met
+            )
             if untimed:  # stop the clock while this one runs
                 seconds += wait(settings.device) - start
             step.update(number, batch)
@@ -147,11 +204,16 @@ def train_trainer(args, settings, base, tokenizer, train, seed, options):
                 at[state.global_step] = wait(settings.device)
 
     padded = "longest" if options else "max_length"
-    rows = [{"input_ids": train.row(i).tolist(), "labels": int(train.labels[i])} for i in range(len(train))]
+    rows = [
+        {"input_ids": train.row(i).tolist(), "labels": int(train.labels[i])}
+        for i in range(len(train))
+    ]
     plan = plan_of(args, settings, len(train), seed)
     model = load_classifier(base, settings.device, new_head=True)
     if settings.device == "cpu":
-        options = {name: value for name, value in options.items() if name != "tf32"}  # which Trainer refuses without a GPU
+        options = {
+            name: value for name, value in options.items() if name != "tf32"
+        }  # which Trainer refuses without a GPU
     if "torch_compile" in options:
         os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "1"
         model.config.problem_type = "single_label_classification"
@@ -189,21 +251,32 @@ def worker(args) -> None:
     row["tokens_per_update"] = float(train.lengths.mean()) * settings.batch_size
     for seed in args.seeds if args.worker in EVERY_SEED else args.seeds[:1]:
         arguments = (args, settings, base, tokenizer, train, seed)
-        model, seconds, timed = train_ours(*arguments) if options is None else train_trainer(*arguments, options)
+        model, seconds, timed = (
+            train_ours(*arguments) if options is None else train_trainer(*arguments, options)
+        )
         if not row["seeds"]:
             row["cold_wall_s"] = wait(settings.device) - STARTED
-            # Of the GPU what tensors took; of a CPU what the whole process did, which Linux counts in KiB.
-            memory = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            # Of the GPU what tensors took; of a CPU what the whole process did, which Linux counts
+            # in KiB.
+            memory = (
+                torch.cuda.max_memory_allocated()
+                if on_gpu
+                else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            )
             row |= {"peak_memory_bytes": memory, "parameters": count_parameters(model)}
             row |= ceilings() if on_gpu else {}
         row["seeds"].append(seed)
         row["ms_per_update"].append(1000 * seconds / timed)
-        logits = predict(model.eval(), validation, 64, tokenizer.pad_token_id, f"{args.worker}, seed {seed}")
+        logits = predict(
+            model.eval(), validation, 64, tokenizer.pad_token_id, f"{args.worker}, seed {seed}"
+        )
         row["accuracy"].append(float((logits.argmax(1) == validation.labels).mean()))
         row["tokens_per_s"] = 1000 * row["tokens_per_update"] / min(row["ms_per_update"])
         if on_gpu:
             row["floor_ms"] = 1000 * 28 * row["parameters"] / row["bytes_per_s"]
-            row["floor_ms"] += 1000 * 6 * row["parameters"] * row["tokens_per_update"] / row["operations_per_s"]
+            row["floor_ms"] += (
+                1000 * 6 * row["parameters"] * row["tokens_per_update"] / row["operations_per_s"]
+            )
             row["share_of_floor"] = row["floor_ms"] / min(row["ms_per_update"])
         print(json.dumps(row), flush=True)
         del model
@@ -215,7 +288,9 @@ def count_parameters(model) -> int:
 
 
 def ceilings() -> dict:
-    """Bytes a second of a large copy (read plus written) and operations a second of an 8192³ bf16 product, measured."""
+    """Bytes a second of a large copy (read plus written) and operations a second of an 8192³ bf16
+    product, measured.
+    """
     import torch
 
     def seconds(work, n=10) -> float:
@@ -240,7 +315,9 @@ def main() -> None:
         worker(args)
         return
     if args.updates < 3:
-        raise common.UserError(f"--updates {args.updates} leaves too few to time after the first third: give 3 or more")
+        raise common.UserError(
+            f"--updates {args.updates} leaves too few to time after the first third: give 3 or more"
+        )
     end, results = STARTED + 60 * args.minutes, []
     for name in args.variants:
         print(f"{name}: {VARIANTS[name][0]}", file=sys.stderr, flush=True)
@@ -250,17 +327,25 @@ def main() -> None:
     baseline = next((row for row in timed if row["variant"] == "trainer_default"), None)
     for row in timed if baseline else []:
         row["times_trainer_default"] = min(baseline["ms_per_update"]) / min(row["ms_per_update"])
-    print(json.dumps({"updates": args.updates, "wall_s": time.perf_counter() - STARTED, "results": results}))
+    print(
+        json.dumps(
+            {"updates": args.updates, "wall_s": time.perf_counter() - STARTED, "results": results}
+        )
+    )
     if any("fault" in row for row in results):
         sys.exit(1)
 
 
 def run_worker(name: str, seconds: float) -> dict:
-    """What a variant in a process of its own printed last about itself; `fault` says what ended it early, if anything did."""
+    """What a variant in a process of its own printed last about itself; `fault` says what ended it
+    early, if anything did.
+    """
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
     environment = {**os.environ, "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     # In a session of its own, so that a kill reaches the processes that compile for it too.
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     try:
         output, fault = process.communicate(timeout=max(1, seconds))[0], None
     except subprocess.TimeoutExpired:
@@ -301,7 +386,10 @@ def tell_and_raise() -> None:
         if "--worker" in sys.argv:
             name = sys.argv[sys.argv.index("--worker") + 1]
             said = (str(fault).strip() or "no message").splitlines()[0]
-            print(json.dumps({"variant": name, "fault": f"{type(fault).__name__}: {said}"}), flush=True)
+            print(
+                json.dumps({"variant": name, "fault": f"{type(fault).__name__}: {said}"}),
+                flush=True,
+            )
         raise
 
 

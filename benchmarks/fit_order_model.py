@@ -1,16 +1,19 @@
-"""Train the networks behind the coherence score on documents of your own, and test it on documents held out.
+"""Train the networks behind the coherence score on documents of your own, and test it on documents
+held out.
 
     python benchmarks/fit_order_model.py --documents news.jsonl --output order_model.safetensors
 
-`news.jsonl` has one JSON string a line: a document of at least five sentences. One in twelve is held out, by its hash. The last
-line printed is JSON: for each fault the share of held-out documents whose faulty version scores below the sound one, by
-continuity and by the whole score; 0.5 is chance, a tie counts half. Summaries have three to five sentences, as many in the faulty
-one as in the lead that it is compared with (one more where one is said again); "shuffle" and what follows are of the whole
-document, 20 permutations.
+`news.jsonl` has one JSON string a line: a document of at least five sentences. One in twelve is
+held out, by its hash. The last line printed is JSON: for each fault the share of held-out documents
+whose faulty version scores below the sound one, by continuity and by the whole score; 0.5 is
+chance, a tie counts half. Summaries have three to five sentences, as many in the faulty one as in
+the lead that it is compared with (one more where one is said again); "shuffle" and what follows are
+of the whole document, 20 permutations.
 
-The file in the package was made from 5,076 documents of BBC (2,088), Reuters-21578 (2,483 of at least ten sentences), Brown (484)
-and WikiText-2 (lead sections, 21 with few unknown words), without headlines, up to 16 sentences each: 4,647 to learn from, 429
-held out. Twenty minutes on one core, three of them without the embeddings, which `--cache` keeps for the next run.
+The file in the package was made from 5,076 documents of BBC (2,088), Reuters-21578 (2,483 of at
+least ten sentences), Brown (484) and WikiText-2 (lead sections, 21 with few unknown words), without
+headlines, up to 16 sentences each: 4,647 to learn from, 429 held out. Twenty minutes on one core,
+three of them without the embeddings, which `--cache` keeps for the next run.
 """
 
 import argparse
@@ -25,7 +28,9 @@ MOST_SENTENCES, HELD_OUT, PERMUTATIONS, NETWORKS = 16, 12, 20, 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="folder that keeps the sentence vectors")
@@ -49,16 +54,33 @@ def main() -> None:
             groups[hashlib.sha256(text.encode()).digest()[0] % HELD_OUT == 0].append(sentences)
     data = prepare(groups[False], encoder.sentence_vectors)
     networks = [train(*examples(data, seed=seed), seed=seed) for seed in range(NETWORKS)]
-    state = {f"{i}.{name}": value.half() for i, network in enumerate(networks) for name, value in network.state_dict().items()}
+    state = {
+        f"{i}.{name}": value.half()
+        for i, network in enumerate(networks)
+        for name, value in network.state_dict().items()
+    }
     with atomic_path(args.output) as temporary:
         save_file(state, temporary, metadata={"made_by": "benchmarks/fit_order_model.py"})
 
-    shares = held_out_shares(prepare(groups[True], encoder.sentence_vectors), networks, np.random.default_rng(0))
-    print(json.dumps({"documents": len(groups[False]), "held_out": len(groups[True]), "order": ["continuity", "score"], **shares}))
+    shares = held_out_shares(
+        prepare(groups[True], encoder.sentence_vectors), networks, np.random.default_rng(0)
+    )
+    print(
+        json.dumps(
+            {
+                "documents": len(groups[False]),
+                "held_out": len(groups[True]),
+                "order": ["continuity", "score"],
+                **shares,
+            }
+        )
+    )
 
 
 def held_out_shares(data, networks, draw) -> dict[str, list[float]]:
-    """Fault -> shares [by continuity, by the whole score] of documents that score above their faulty versions."""
+    """Fault -> shares [by continuity, by the whole score] of documents that score above their
+    faulty versions.
+    """
     import numpy as np
 
     from gpt2_quant.metrics.coherence import coherence_parts
@@ -66,7 +88,9 @@ def held_out_shares(data, networks, draw) -> dict[str, list[float]]:
 
     def scores(rows):
         vectors = data.vectors[rows]
-        parts = coherence_parts(judge(vectors, [data.cues[0][row] for row in rows], networks), vectors)
+        parts = coherence_parts(
+            judge(vectors, [data.cues[0][row] for row in rows], networks), vectors
+        )
         return np.array([parts[0], parts.prod()])
 
     wins = {}
@@ -80,7 +104,9 @@ def held_out_shares(data, networks, draw) -> dict[str, list[float]]:
 
 
 def faulty_versions(data, document, draw):
-    """(rows of the lead, rows of the whole document, fault -> (whether of the whole, rows of each version))."""
+    """(rows of the lead, rows of the whole document, fault -> (whether of the whole, rows of each
+    version)).
+    """
     import numpy as np
 
     n, start = int(data.length[document]), data.start[document]
@@ -91,13 +117,25 @@ def faulty_versions(data, document, draw):
     foreign = lead.copy()
     foreign[max(1, place)] = draw.choice(elsewhere)
     faulty = {
-        "gaps": (False, [start + np.concatenate([[0], 2 + np.sort(draw.choice(n - 2, size - 1, replace=False))])]),
+        "gaps": (
+            False,
+            [
+                start
+                + np.concatenate([[0], 2 + np.sort(draw.choice(n - 2, size - 1, replace=False))])
+            ],
+        ),
         "opens in the middle": (False, [lead + draw.integers(1, n - size + 1)]),
         "out of order": (False, [lead[shuffled(size, draw)]]),
         "foreign sentence": (False, [foreign]),
-        "repeated sentence": (False, [np.insert(lead, draw.integers(place, size) + 1, lead[place])]),
+        "repeated sentence": (
+            False,
+            [np.insert(lead, draw.integers(place, size) + 1, lead[place])],
+        ),
         "shuffle": (True, [whole[shuffled(n, draw)] for _ in range(PERMUTATIONS)]),
-        "topic switch": (True, [np.concatenate([whole[: n // 2], elsewhere[len(elsewhere) // 2 :][: n - n // 2]])]),
+        "topic switch": (
+            True,
+            [np.concatenate([whole[: n // 2], elsewhere[len(elsewhere) // 2 :][: n - n // 2]])],
+        ),
         "one sentence twice": (True, [np.insert(whole, place, whole[place])]),
         "each sentence twice": (True, [whole.repeat(2)]),
         "whole text twice": (True, [np.tile(whole, 2)]),

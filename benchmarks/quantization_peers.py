@@ -1,4 +1,6 @@
-"""What bench_quantization.py compares: each builder takes the `Bench` and returns (call(ids) -> logits, bytes of weights)."""
+"""What bench_quantization.py compares: each builder takes the `Bench` and returns (call(ids) ->
+logits, bytes of weights).
+"""
 
 import copy
 import tempfile
@@ -19,7 +21,9 @@ class Bench:
         if checkpoint:
             self.fp32 = load_classifier(checkpoint, "cpu")
         else:
-            self.fp32 = GPT2ForSequenceClassification(GPT2Config(num_labels=4, pad_token_id=50256)).eval()
+            self.fp32 = GPT2ForSequenceClassification(
+                GPT2Config(num_labels=4, pad_token_id=50256)
+            ).eval()
         self.folder = tempfile.TemporaryDirectory(prefix="bench_quantization_")
 
     def model(self, dtype=None):
@@ -33,15 +37,22 @@ class Bench:
         return self.folder.name
 
     def linear_model(self, dtype=None):
-        """A copy with every Conv1D as the equal nn.Linear, the only layer that torchao and quantize_dynamic know."""
+        """A copy with every Conv1D as the equal nn.Linear, the only layer that torchao and
+        quantize_dynamic know.
+        """
         import torch
         from transformers.pytorch_utils import Conv1D
 
         model = self.model(dtype)
         for path, module in list(model.named_modules()):
             if isinstance(module, Conv1D):
-                linear = torch.nn.Linear(*module.weight.shape, device=module.weight.device, dtype=module.weight.dtype)
-                linear.weight, linear.bias = torch.nn.Parameter(module.weight.t().contiguous()), module.bias
+                linear = torch.nn.Linear(
+                    *module.weight.shape, device=module.weight.device, dtype=module.weight.dtype
+                )
+                linear.weight, linear.bias = (
+                    torch.nn.Parameter(module.weight.t().contiguous()),
+                    module.bias,
+                )
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, linear)
         return model
@@ -62,9 +73,11 @@ def eager(bench, dtype=None):
 
 
 def compiled(bench, model):
-    """torch.compile with symbolic shapes (one compilation serves all); on a GPU in CUDA graphs of our own.
+    """torch.compile with symbolic shapes (one compilation serves all); on a GPU in CUDA graphs of
+    our own.
 
-    Their replay costs the host less than mode="reduce-overhead" does: 1.13 against 1.27 ms, FP16, 16x128, on an H200.
+    Their replay costs the host less than mode="reduce-overhead" does: 1.13 against 1.27 ms, FP16,
+    16x128, on an H200.
     """
     import torch
 
@@ -74,7 +87,9 @@ def compiled(bench, model):
     from gpt2_quant.inference.graphs import GraphedClassifier
 
     config = model.config
-    graphed = GraphedClassifier(lambda ids, _: run(ids), config.pad_token_id, config.n_positions, torch.device("cuda"))
+    graphed = GraphedClassifier(
+        lambda ids, _: run(ids), config.pad_token_id, config.n_positions, torch.device("cuda")
+    )
     return (lambda ids: graphed(ids, None)), weight_bytes(model)
 
 
@@ -99,7 +114,9 @@ def scratch_whole(bench):
 
     model = quantize_model(bench.model(bench.half()), "int8_scratch_w8a8")
     forward = FusedClassifier(model, whole_last_block=True)
-    run = GraphedClassifier(forward, model.config.pad_token_id, model.config.n_positions, torch.device(bench.device))
+    run = GraphedClassifier(
+        forward, model.config.pad_token_id, model.config.n_positions, torch.device(bench.device)
+    )
     return (lambda ids: run(ids, None)), weight_bytes(model)
 
 
@@ -127,7 +144,9 @@ def dynamic(bench):
 
     import torch
 
-    model = torch.ao.quantization.quantize_dynamic(bench.linear_model(), {torch.nn.Linear}, dtype=torch.qint8)
+    model = torch.ao.quantization.quantize_dynamic(
+        bench.linear_model(), {torch.nn.Linear}, dtype=torch.qint8
+    )
     file = io.BytesIO()
     torch.save(model.state_dict(), file)  # packed weights are no tensors; their serialized size is
     return call_of(model), file.tell()
@@ -148,8 +167,20 @@ def onnx(bench, quantized):
     path = Path(bench.folder.name) / "model.onnx"
     if not path.exists():
         ids = torch.ones((2, 16), dtype=torch.int64)
-        shapes = ({0: torch.export.Dim("batch", min=1, max=512), 1: torch.export.Dim("length", min=2, max=1024)},)
-        torch.onnx.export(Logits(bench.linear_model()), (ids,), str(path), dynamo=True, dynamic_shapes=shapes, verbose=False)
+        shapes = (
+            {
+                0: torch.export.Dim("batch", min=1, max=512),
+                1: torch.export.Dim("length", min=2, max=1024),
+            },
+        )
+        torch.onnx.export(
+            Logits(bench.linear_model()),
+            (ids,),
+            str(path),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
     if quantized:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -173,10 +204,15 @@ def weight_bytes(model) -> int:
             return sum(inner(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
         return tensor.numel() * tensor.element_size()
 
-    wrapped = [tensor for tensor in model.parameters() if hasattr(tensor.data, "__tensor_flatten__")]
+    wrapped = [
+        tensor for tensor in model.parameters() if hasattr(tensor.data, "__tensor_flatten__")
+    ]
     if not wrapped:
         return resident_bytes(model)
-    return sum(inner(tensor.data) for tensor in {id(tensor): tensor for tensor in model.parameters()}.values())
+    return sum(
+        inner(tensor.data)
+        for tensor in {id(tensor): tensor for tensor in model.parameters()}.values()
+    )
 
 
 def half_eager(bench):
@@ -204,7 +240,9 @@ VARIANTS = {
     "nf4": lambda bench: scratch(bench, "nf4_scratch"),
     "nf4_best": lambda bench: scratch(bench, "nf4_scratch", best=True),
     "bnb_int8": lambda bench: bitsandbytes(bench, load_in_8bit=True),
-    "bnb_int8_no_outliers": lambda bench: bitsandbytes(bench, load_in_8bit=True, llm_int8_threshold=0.0),
+    "bnb_int8_no_outliers": lambda bench: bitsandbytes(
+        bench, load_in_8bit=True, llm_int8_threshold=0.0
+    ),
     "bnb_nf4": lambda bench: bitsandbytes(bench, **BNB_NF4, bnb_4bit_compute_dtype=bench.half()),
     "torchao_weight_only": lambda bench: torchao(bench, "Int8WeightOnlyConfig"),
     "torchao_dynamic": lambda bench: torchao(bench, "Int8DynamicActivationInt8WeightConfig"),

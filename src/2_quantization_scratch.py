@@ -4,8 +4,9 @@ int8_scratch        one scale and zero-point a tensor; a quarter of the file, de
 int8_scratch_w8a8   int8 weights times int8 activations, summed as integers; a quarter of the memory while running
 nf4_scratch         4-bit NormalFloat with doubly quantized scales, embeddings included; an eighth
 
-Each is saved, loaded again from the disk and measured as loaded: accuracy on the test split, size by part, latency beside
-every variant that exists. Then: where the error comes from (results/quantization_error.csv and its heat map).
+Each is saved, loaded again from the disk and measured as loaded: accuracy on the test split, size
+by part, latency beside every variant that exists. Then: where the error comes from
+(results/quantization_error.csv and its heat map).
 
     python src/2_quantization_scratch.py
     python src/2_quantization_scratch.py --checkpoint path/to/any-gpt2-classifier
@@ -19,8 +20,14 @@ KEYS = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--checkpoint", metavar="ID|FOLDER", help="classifier to quantize (default: script 1's)")
-    parser.add_argument("--skip-timing", action="store_true", help="leave the timing to script 3, which times all variants anew")
+    parser.add_argument(
+        "--checkpoint", metavar="ID|FOLDER", help="classifier to quantize (default: script 1's)"
+    )
+    parser.add_argument(
+        "--skip-timing",
+        action="store_true",
+        help="leave the timing to script 3, which times all variants anew",
+    )
     args = parser.parse_args()
     settings = common.settings_from(args)
 
@@ -30,9 +37,17 @@ def main() -> None:
     from gpt2_quant.steps import Step
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
-    flags = {name: value for name, value in vars(args).items() if name != "skip_timing"}  # timing leaves no file of this script's
-    step = Step(settings.results_dir, "2_quantization_scratch", flags, [checkpoints.weights_file(baseline)])
-    if step.complete() and not settings.overwrite and all(path.is_file() for path in record_paths(settings)):
+    flags = {
+        name: value for name, value in vars(args).items() if name != "skip_timing"
+    }  # timing leaves no file of this script's
+    step = Step(
+        settings.results_dir, "2_quantization_scratch", flags, [checkpoints.weights_file(baseline)]
+    )
+    if (
+        step.complete()
+        and not settings.overwrite
+        and all(path.is_file() for path in record_paths(settings))
+    ):
         print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
         return
     check_folder(settings)
@@ -54,7 +69,9 @@ def main() -> None:
             extra={"quantization": folders.describe(loaded)},
         )  # fmt: skip
         accuracy = record["metrics"]["accuracy"]
-        print(f"{record['variant']['label']}: accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}]")
+        print(
+            f"{record['variant']['label']}: accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}]"
+        )
         del loaded
 
     tokens = tokenize(tokenizer, splits["validation"], settings.max_length)
@@ -67,7 +84,9 @@ def main() -> None:
 
 
 def record_paths(settings) -> list:
-    """The records of the three variants; other scripts add to them, so they are asked for but not compared."""
+    """The records of the three variants; other scripts add to them, so they are asked for but not
+    compared.
+    """
     return [settings.results_dir / "records" / f"{key}.json" for key in KEYS]
 
 
@@ -78,8 +97,14 @@ def outputs(settings) -> list:
     made, results = [], settings.results_dir
     for key in KEYS:
         folder = settings.models_dir / VARIANTS[key].folder
-        made += [folder / "model.safetensors", folder / "config.json", results / f"{key}_confusion_matrix.png"]
-        made += [results / "predictions" / f"{key}{suffix}.parquet" for suffix in ("", ".validation")]
+        made += [
+            folder / "model.safetensors",
+            folder / "config.json",
+            results / f"{key}_confusion_matrix.png",
+        ]
+        made += [
+            results / "predictions" / f"{key}{suffix}.parquet" for suffix in ("", ".validation")
+        ]
     return made
 
 

@@ -1,9 +1,10 @@
 """Quantize the fine-tuned classifier with bitsandbytes: LLM.int8() and NF4 (Task 2.3).
 
-Each scheme is applied at load to models/baseline_gpt2 (or --checkpoint), saved, loaded again from the disk, and measured
-as it came back: predictions, sizes, confusion matrix, record. The same weights in float16 are measured beside them: the
-control row, without which a 16-bit quantized row looks like a speed-up. In the end all variants that there are by now,
-script 2's too, are timed together in this one process, so that their rows compare.
+Each scheme is applied at load to models/baseline_gpt2 (or --checkpoint), saved, loaded again from
+the disk, and measured as it came back: predictions, sizes, confusion matrix, record. The same
+weights in float16 are measured beside them: the control row, without which a 16-bit quantized row
+looks like a speed-up. In the end all variants that there are by now, script 2's too, are timed
+together in this one process, so that their rows compare.
 
 Runs on CUDA and, through bitsandbytes' CPU backend, without.
 
@@ -17,7 +18,11 @@ from gpt2_quant.cli import Settings, parser, run, seed_everything, settings_from
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--checkpoint", metavar="ID|FOLDER", help="FP32 classifier to quantize (default: script 1's)")
+    flags.add_argument(
+        "--checkpoint",
+        metavar="ID|FOLDER",
+        help="FP32 classifier to quantize (default: script 1's)",
+    )
     args = flags.parse_args()
     settings = settings_from(args)
 
@@ -27,7 +32,9 @@ def main() -> None:
     from gpt2_quant.steps import Step
 
     baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
-    step = Step(settings.results_dir, "3_bitsandbytes_quant", vars(args), step_inputs(settings, baseline))
+    step = Step(
+        settings.results_dir, "3_bitsandbytes_quant", vars(args), step_inputs(settings, baseline)
+    )
     if step.complete() and not settings.overwrite:
         print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
         return
@@ -62,17 +69,35 @@ def step_inputs(settings: Settings, baseline) -> list:
     """The files whose change makes this script's results stale."""
     from gpt2_quant.models.loading import VARIANTS, weights_file
 
-    others = [settings.models_dir / variant.folder / "model.safetensors" for variant in VARIANTS.values()]
-    return [weights_file(baseline), *(path for path in others if "bitsandbytes" not in path.parent.name)]
+    others = [
+        settings.models_dir / variant.folder / "model.safetensors" for variant in VARIANTS.values()
+    ]
+    return [
+        weights_file(baseline),
+        *(path for path in others if "bitsandbytes" not in path.parent.name),
+    ]
 
 
-def measure(settings: Settings, key: str, model, tokenizer, splits: dict, folder, baseline, extra: dict | None = None) -> None:
+def measure(
+    settings: Settings,
+    key: str,
+    model,
+    tokenizer,
+    splits: dict,
+    folder,
+    baseline,
+    extra: dict | None = None,
+) -> None:
     """Evaluate one variant and say how it did."""
     from gpt2_quant.measure.evaluation import evaluate_variant
 
-    record = evaluate_variant(settings, key, model, tokenizer, splits, folder=folder, baseline=baseline, extra=extra)
+    record = evaluate_variant(
+        settings, key, model, tokenizer, splits, folder=folder, baseline=baseline, extra=extra
+    )
     accuracy = record["metrics"]["accuracy"]
-    print(f"{record['variant']['label']}: accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}]")
+    print(
+        f"{record['variant']['label']}: accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}]"
+    )
 
 
 def outputs(settings: Settings) -> list:
@@ -83,8 +108,12 @@ def outputs(settings: Settings) -> list:
     made, results = [], settings.results_dir
     for key in ("baseline_fp16", *bnb.KEYS):
         made += [results / "records" / f"{key}.json", results / f"{key}_confusion_matrix.png"]
-        made += [results / "predictions" / f"{key}{suffix}.parquet" for suffix in ("", ".validation")]
-    return made + [settings.models_dir / VARIANTS[key].folder / "model.safetensors" for key in bnb.KEYS]
+        made += [
+            results / "predictions" / f"{key}{suffix}.parquet" for suffix in ("", ".validation")
+        ]
+    return made + [
+        settings.models_dir / VARIANTS[key].folder / "model.safetensors" for key in bnb.KEYS
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Task 1: what ROUGE, BLEU, chrF, BERTScore, perplexity and the Semantic Coherence Score measure, and where they fail.
+"""Task 1: what ROUGE, BLEU, chrF, BERTScore, perplexity and the Semantic Coherence Score measure,
+and where they fail.
 
 Parts of the study, all run unless --only names some:
   scores        every metric on a built-in set of retold stories       -> metric_scores.csv
@@ -6,7 +7,8 @@ Parts of the study, all run unless --only names some:
   humans        SummEval and STS Benchmark: agreement with people      -> metric_meta_evaluation.csv
   coherence     shuffle test and controls for coherence metrics        -> metric_coherence.csv, .png
   quantization  the language model under every weight scheme           -> language_model_quantization.csv, .png
-All go into records/text_metrics.json and report_1.pdf. Scores are cached by content in results/cache.
+All go into records/text_metrics.json and report_1.pdf. Scores are cached by content in
+results/cache.
 
     python src/4_evaluation_metrics.py
     python src/4_evaluation_metrics.py --human-judgements path/to/folder --only humans coherence
@@ -22,10 +24,24 @@ PARTS = ("scores", "edits", "humans", "coherence", "quantization")
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"run some parts: {', '.join(PARTS)}")
-    parser.add_argument("--human-judgements", metavar="hub|FOLDER", help="people's ratings (default: hub; in the demo none)")
-    parser.add_argument("--candidates", type=Path, metavar="FILE", help="score this file: one text a line, or JSONL")
-    parser.add_argument("--references", type=Path, metavar="FILE", help="its references, line by line")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        metavar="PART",
+        help=f"run some parts: {', '.join(PARTS)}",
+    )
+    parser.add_argument(
+        "--human-judgements",
+        metavar="hub|FOLDER",
+        help="people's ratings (default: hub; in the demo none)",
+    )
+    parser.add_argument(
+        "--candidates", type=Path, metavar="FILE", help="score this file: one text a line, or JSONL"
+    )
+    parser.add_argument(
+        "--references", type=Path, metavar="FILE", help="its references, line by line"
+    )
     args = parser.parse_args()
     settings = common.settings_from(args)
     if args.references and not args.candidates:
@@ -87,7 +103,9 @@ def load_humans(args, settings):
     from gpt2_quant.metrics.studies.human_judgements import load_human_judgements
 
     if args.human_judgements is None and settings.preset == "demo":
-        print("Left out: humans (the demo has no human judgements; --human-judgements hub|FOLDER adds them).")
+        print(
+            "Left out: humans (the demo has no human judgements; --human-judgements hub|FOLDER adds them)."
+        )
         return None
     try:
         return load_human_judgements(args.human_judgements or "hub")

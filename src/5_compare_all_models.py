@@ -7,11 +7,12 @@
     python src/5_compare_all_models.py --dataset ID|FOLDER      and the ten texts that change most, in the terminal only
     python src/5_compare_all_models.py --write-readme           and README's table from the same rows
 
-FOLDER holds a file a classifier, `name.csv` or `name.parquet`, with the columns id (0, 1, … over the test rows), label and
-either logit_0, logit_1, … or one column logits with lists; `name.validation.csv` beside it is for its temperature.
+FOLDER holds a file a classifier, `name.csv` or `name.parquet`, with the columns id (0, 1, … over
+the test rows), label and either logit_0, logit_1, … or one column logits with lists;
+`name.validation.csv` beside it is for its temperature.
 
-Writes comparison_table.csv, .md and .tex, the figures (.png and .pdf), changed_texts.csv, report_1.pdf when script 4 has
-run, and report_2.pdf, into the results folder.
+Writes comparison_table.csv, .md and .tex, the figures (.png and .pdf), changed_texts.csv,
+report_1.pdf when script 4 has run, and report_2.pdf, into the results folder.
 """
 
 from pathlib import Path
@@ -22,12 +23,27 @@ from gpt2_quant.cli import ROOT, parser, run, settings_from
 def arguments():
     """The shared flags, and this script's."""
     flags = parser(__doc__)
-    flags.add_argument("--baseline", metavar="KEY", default="baseline", help="row to compare with (default: baseline)")
     flags.add_argument(
-        "--format", choices=("terminal", "markdown", "latex"), default="terminal", help="of the printed table (default: terminal)"
+        "--baseline",
+        metavar="KEY",
+        default="baseline",
+        help="row to compare with (default: baseline)",
     )
-    flags.add_argument("--predictions", type=Path, metavar="FOLDER", help="outside classifiers' predictions (default: none)")
-    flags.add_argument("--write-readme", action="store_true", help="write README.md's results table (default: off)")
+    flags.add_argument(
+        "--format",
+        choices=("terminal", "markdown", "latex"),
+        default="terminal",
+        help="of the printed table (default: terminal)",
+    )
+    flags.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FOLDER",
+        help="outside classifiers' predictions (default: none)",
+    )
+    flags.add_argument(
+        "--write-readme", action="store_true", help="write README.md's results table (default: off)"
+    )
     return flags.parse_args()
 
 
@@ -50,7 +66,9 @@ def main() -> None:
     figures = comparison_plots.draw_all(comparison, results)
     changed = changed_texts.most_changed(comparison)
     written += [changed_texts.write(changed, results)]
-    figures |= {name: results / f"{name}.pdf" for name in ("training_curve", "quantization_error_heatmap")}
+    figures |= {
+        name: results / f"{name}.pdf" for name in ("training_curve", "quantization_error_heatmap")
+    }
     data = report_data(comparison, changed, results)
     compile_report("report_2.typ", data, figures, results / "report_2.pdf")
     written += [results / "report_2.pdf"]
@@ -63,9 +81,13 @@ def main() -> None:
         notes += ["report_1.pdf is left out: run python src/4_evaluation_metrics.py first"]
     if args.write_readme:
         renewed = tables.write_readme(comparison, ROOT / "README.md")
-        notes += [f"README.md: the results table {'is written anew' if renewed else 'was up to date'}"]
+        notes += [
+            f"README.md: the results table {'is written anew' if renewed else 'was up to date'}"
+        ]
     print(tables.FORMATS[args.format](comparison), *notes, sep="\n")
-    print(f"\nwritten to {results}: {', '.join(path.name for path in written)} and the figures (.png, .pdf)")
+    print(
+        f"\nwritten to {results}: {', '.join(path.name for path in written)} and the figures (.png, .pdf)"
+    )
 
 
 if __name__ == "__main__":

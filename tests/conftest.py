@@ -1,4 +1,5 @@
-"""Fixtures for all tests: a tiny classifier with a real tokenizer, real data where its folder is named, scripts as run.
+"""Fixtures for all tests: a tiny classifier with a real tokenizer, real data where its folder is
+named, scripts as run.
 
 Nothing here needs the hub: HF_HUB_OFFLINE is set before any library reads it.
 """
@@ -46,12 +47,16 @@ def tiny_texts() -> tuple[list[str], list[int]]:
     from gpt2_quant.data.demo import generate_corpus
 
     titles, descriptions, labels = generate_corpus(600, seed=7)
-    return [f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)], labels
+    return [
+        f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)
+    ], labels
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_texts):
-    """A byte-level BPE of 1,000 tokens, trained on `tiny_texts`, padding on the right with the end-of-text token."""
+    """A byte-level BPE of 1,000 tokens, trained on `tiny_texts`, padding on the right with the
+    end-of-text token.
+    """
     from gpt2_quant.data.demo import train_tokenizer
 
     tokenizer = train_tokenizer(tiny_texts[0], vocab_size=1000)
@@ -74,9 +79,13 @@ def tiny_gpt2_lm(tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Run a script as a user does: `run_script("src/2_quantization_scratch.py", "--help")` -> CompletedProcess (text)."""
+    """Run a script as a user does: `run_script("src/2_quantization_scratch.py", "--help")` ->
+    CompletedProcess (text).
+    """
 
-    def run(script: str, *arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+    def run(
+        script: str, *arguments: object, timeout: float = 240, **environment: str
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, script, *map(str, arguments)],
             cwd=ROOT,

@@ -1,13 +1,14 @@
-"""A hub on this machine: as much of the Hugging Face hub's HTTP interface as fetching a model or a dataset and publishing
-a model use.
+"""A hub on this machine: as much of the Hugging Face hub's HTTP interface as fetching a model or a
+dataset and publishing a model use.
 
-Repositories live in memory: `{("models", "owner/name"): {"path": bytes}}`, all at one commit. Faults are planted by name:
-`busy["GET config.json"] = 2` answers 503 to the first two such requests; `cut` are files whose first half is sent, once,
-before the connection breaks; `short` are files of which half is sent as if it were the whole.
+Repositories live in memory: `{("models", "owner/name"): {"path": bytes}}`, all at one commit.
+Faults are planted by name: `busy["GET config.json"] = 2` answers 503 to the first two such
+requests; `cut` are files whose first half is sent, once, before the connection breaks; `short` are
+files of which half is sent as if it were the whole.
 
-Publishing takes the token TOKEN, into OWNER's repositories only. Safetensors files go the way of large ones: announced to the
-LFS interface, put where that says, named in the commit by their sha256. (A client with HF_HUB_DISABLE_XET does that: the newer
-storage, Xet, is not here.)
+Publishing takes the token TOKEN, into OWNER's repositories only. Safetensors files go the way of
+large ones: announced to the LFS interface, put where that says, named in the commit by their
+sha256. (A client with HF_HUB_DISABLE_XET does that: the newer storage, Xet, is not here.)
 """
 
 import base64
@@ -31,7 +32,9 @@ class Hub:
         self.short: set[str] = set()
         self.asked: list[tuple[str, str]] = []
         self.large: dict[str, bytes] = {}
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})
+        )
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "Hub":
@@ -68,11 +71,18 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         self.hub.asked.append((self.command, path))
         for name, left in self.hub.busy.items():
-            if left and f"{self.command} {path}".startswith(name.split()[0]) and path.endswith(name.split()[1]):
+            if (
+                left
+                and f"{self.command} {path}".startswith(name.split()[0])
+                and path.endswith(name.split()[1])
+            ):
                 self.hub.busy[name] -= 1
                 return self.send(503, b"busy", {"Retry-After": "0"})
         parts = path.strip("/").split("/")
-        if parts[:2] in (["api", "whoami-v2"], ["api", "repos"], ["api", "validate-yaml"]) or parts[0] == "large":
+        if (
+            parts[:2] in (["api", "whoami-v2"], ["api", "repos"], ["api", "validate-yaml"])
+            or parts[0] == "large"
+        ):
             return self.publish(parts, body)
         if parts[-1] == "batch" or parts[4:5] in (["preupload"], ["commit"]):
             return self.publish(parts, body)
@@ -96,13 +106,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def publish(self, parts: list[str], body: bytes) -> None:
         """What a client asks between a login and a commit."""
-        if parts[0] == "large":  # no token: the address itself is the permission, as with the hub's storage
+        if (
+            parts[0] == "large"
+        ):  # no token: the address itself is the permission, as with the hub's storage
             if hashlib.sha256(body).hexdigest() != parts[1]:
                 return self.send(400, b"another sha256 than announced", {})
             self.hub.large[parts[1]] = body
             return self.send(200, b"", {})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return self.send(401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return self.send(
+                401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
         if parts[1] == "whoami-v2":
             return self.json({"type": "user", "name": OWNER, "auth": {"type": "access_token"}})
         if parts[1] == "validate-yaml":
@@ -112,13 +126,20 @@ class _Handler(BaseHTTPRequestHandler):
             owner = asked.get("organization") or OWNER
             name = f"{owner}/{asked['name']}"
             if owner != OWNER:
-                return self.send(403, b"{}", {"X-Error-Message": f"You don't have the rights to create a model under {name}"})
+                return self.send(
+                    403,
+                    b"{}",
+                    {
+                        "X-Error-Message": f"You don't have the rights to create a model under {name}"
+                    },
+                )
             status = 409 if ("models", name) in self.hub.repositories else 200
             self.hub.repositories.setdefault(("models", name), {})
             return self.json({"url": f"{self.hub.url}/{name}", "name": name}, status)
         if parts[-1] == "batch":
             actions = [
-                {**o, "actions": {"upload": {"href": f"{self.hub.url}/large/{o['oid']}"}}} for o in json.loads(body)["objects"]
+                {**o, "actions": {"upload": {"href": f"{self.hub.url}/large/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
             ]
             return self.json({"transfer": "basic", "objects": actions})
         name = "/".join(parts[2:4])
@@ -129,45 +150,94 @@ class _Handler(BaseHTTPRequestHandler):
             return self.json({"files": found})
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
-                self.hub.repositories["models", name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                self.hub.repositories["models", name][line["value"]["path"]] = base64.b64decode(
+                    line["value"]["content"]
+                )
             elif line["key"] == "lfsFile":
-                self.hub.repositories["models", name][line["value"]["path"]] = self.hub.large[line["value"]["oid"]]
-        self.json({"success": True, "commitOid": COMMIT, "commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}"})
+                self.hub.repositories["models", name][line["value"]["path"]] = self.hub.large[
+                    line["value"]["oid"]
+                ]
+        self.json(
+            {
+                "success": True,
+                "commitOid": COMMIT,
+                "commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}",
+            }
+        )
 
     def files(self, kind: str, name: str, revision: str) -> dict[str, bytes] | None:
         files = self.hub.repositories.get((kind, name))
         if files is None:
-            self.send(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            self.send(
+                404,
+                b"{}",
+                {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
+            )
         elif revision not in (COMMIT, "main"):
-            self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+            self.send(
+                404,
+                b"{}",
+                {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"},
+            )
             return None
         return files
 
     def interface(self, kind: str, name: str, rest: list[str], body: bytes) -> None:
         """/api/<kind>/<owner>/<name>/{revision,tree,paths-info}/<revision>/<path…>"""
-        what, revision, inside = (rest + ["revision", "main", ""])[:3] if not rest else (rest[0], rest[1], "/".join(rest[2:]))
+        what, revision, inside = (
+            (rest + ["revision", "main", ""])[:3]
+            if not rest
+            else (rest[0], rest[1], "/".join(rest[2:]))
+        )
         files = self.files(kind, name, revision)
         if files is None:
             return
         if what == "revision":
             siblings = [{"rfilename": path} for path in files]
-            self.json({"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0, "likes": 0})
+            self.json(
+                {
+                    "id": name,
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "private": False,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                }
+            )
         elif what == "paths-info":
-            wanted = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
-            self.json([entry for path in wanted for entry in _entries(files, path) if entry["path"] == path])
+            wanted = (
+                json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+            )
+            self.json(
+                [
+                    entry
+                    for path in wanted
+                    for entry in _entries(files, path)
+                    if entry["path"] == path
+                ]
+            )
         elif what == "tree":
             found = [entry for entry in _entries(files, inside) if entry["path"] != inside]
             if found or not inside:
                 self.json(found)
             else:
-                self.send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+                self.send(
+                    404,
+                    b"{}",
+                    {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"},
+                )
         else:
             self.send(404, b"{}", {"X-Error-Message": f"this hub has no {what}"})
 
     def file(self, files: dict[str, bytes], path: str) -> None:
         content = files.get(path)
         if content is None:
-            missing = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": COMMIT}
+            missing = {
+                "X-Error-Code": "EntryNotFound",
+                "X-Error-Message": "Entry not found",
+                "X-Repo-Commit": COMMIT,
+            }
             return self.send(404, b"", missing)
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_sha1(content)}"', "Accept-Ranges": "bytes"}
         if self.command == "GET" and path in self.hub.short:
@@ -199,7 +269,21 @@ def _sha1(content: bytes) -> str:
 
 def _entries(files: dict[str, bytes], folder: str) -> list[dict]:
     """Files and folders at or below `folder`, as the tree interface lists them."""
-    below = {path: content for path, content in files.items() if path == folder or path.startswith(f"{folder}/" if folder else "")}
-    folders = {"/".join(path.split("/")[:depth]) for path in below for depth in range(1, path.count("/") + 1)}
-    entries = [{"type": "directory", "path": path, "oid": _sha1(path.encode()), "size": 0} for path in sorted(folders)]
-    return entries + [{"type": "file", "path": path, "oid": _sha1(c), "size": len(c)} for path, c in sorted(below.items())]
+    below = {
+        path: content
+        for path, content in files.items()
+        if path == folder or path.startswith(f"{folder}/" if folder else "")
+    }
+    folders = {
+        "/".join(path.split("/")[:depth])
+        for path in below
+        for depth in range(1, path.count("/") + 1)
+    }
+    entries = [
+        {"type": "directory", "path": path, "oid": _sha1(path.encode()), "size": 0}
+        for path in sorted(folders)
+    ]
+    return entries + [
+        {"type": "file", "path": path, "oid": _sha1(c), "size": len(c)}
+        for path, c in sorted(below.items())
+    ]

@@ -1,7 +1,9 @@
-"""Results made by a program from outside: logistic regression on the demo's corpus, its weights rounded in several ways.
+"""Results made by a program from outside: logistic regression on the demo's corpus, its weights
+rounded in several ways.
 
-Predictions are real ones, of a classifier that shares no code with this project; so are the sizes (a safetensors file
-each) and the timings (of its matrix products). What is known of them beforehand is what the tests check.
+Predictions are real ones, of a classifier that shares no code with this project; so are the sizes
+(a safetensors file each) and the timings (of its matrix products). What is known of them beforehand
+is what the tests check.
 """
 
 import time
@@ -26,9 +28,13 @@ DTYPES = {"baseline": np.float32, "baseline_fp16": np.float32, "nf4_scratch": np
 
 @cache
 def classifier() -> dict:
-    """Texts, labels and features of test and validation, and the weights [features, 4] of a real classifier."""
+    """Texts, labels and features of test and validation, and the weights [features, 4] of a real
+    classifier.
+    """
     titles, descriptions, labels = generate_corpus(2400, seed=11)
-    texts = [f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)]
+    texts = [
+        f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)
+    ]
     labels = np.asarray(labels)
     vectorizer = TfidfVectorizer(max_features=800)
     features = vectorizer.fit_transform(texts).toarray().astype(np.float32)
@@ -56,12 +62,16 @@ def logits(key: str) -> np.ndarray:
 
 
 def write_results(folder: Path, keys=tuple(STEPS), preset: str = "paper") -> Path:
-    """Predictions and records of `keys` below `folder`, as scripts 1 to 3 leave them; returns `folder`."""
+    """Predictions and records of `keys` below `folder`, as scripts 1 to 3 leave them; returns
+    `folder`.
+    """
     data = classifier()
     for key in keys:
         predictions.save_predictions(folder, key, data["labels"], logits(key))
         validation = data["validation_features"] @ rounded(STEPS[key])
-        predictions.save_predictions(folder, f"{key}.validation", data["validation_labels"], validation)
+        predictions.save_predictions(
+            folder, f"{key}.validation", data["validation_labels"], validation
+        )
         records.save_record(folder, key, record_of(folder, key, preset))
     return folder
 
@@ -72,7 +82,9 @@ def record_of(folder: Path, key: str, preset: str) -> dict:
     path = folder / "weights" / f"{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"score.weight": stored}, path)
-    parts = dict.fromkeys(("linear", "embeddings", "norms_biases", "head", "quantization_state"), 0) | {"head": stored.nbytes}
+    parts = dict.fromkeys(
+        ("linear", "embeddings", "norms_biases", "head", "quantization_state"), 0
+    ) | {"head": stored.nbytes}
     sizes = {"parts": parts, "tensor_bytes": stored.nbytes}
     file_bytes = path.stat().st_size
     variant = VARIANTS[key]

@@ -30,7 +30,10 @@ def test_a_flag_overrides_the_preset_and_its_revision(tmp_path):
 
 def test_demo_keeps_to_its_own_folders():
     settings = resolve("--preset", "demo")
-    assert settings.models_dir == ROOT / "models" / "demo" and settings.results_dir == ROOT / "results" / "demo"
+    assert (
+        settings.models_dir == ROOT / "models" / "demo"
+        and settings.results_dir == ROOT / "results" / "demo"
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,9 @@ CASES = {
 @pytest.mark.parametrize("body", CASES)
 def test_exit_codes(body):
     code = f"import sys; sys.path.insert(0, 'src'); from gpt2_quant import cli\ndef main():\n    {body}\ncli.run(main)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == CASES[body]
     assert ("Traceback" in done.stderr) == (CASES[body] == 1)
     assert len(done.stderr.strip().splitlines()) <= 1 or CASES[body] == 1
@@ -70,7 +75,13 @@ def test_sigterm_ends_like_an_interrupt():
         "import sys, time; sys.path.insert(0, 'src'); from gpt2_quant import cli\n"
         "def main():\n    print('on', flush=True); time.sleep(60)\ncli.run(main)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == "on\n"
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=20) == 130
@@ -82,7 +93,9 @@ def test_help_answers_at_once_without_torch():
         "try:\n    cli.parser('What it does.').parse_args(['--help'])\nfinally:\n    assert 'torch' not in sys.modules"
     )
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "--max-train-samples" in done.stdout
     assert time.perf_counter() - start < 5
 

@@ -41,7 +41,9 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
         "import sys, time, pathlib; sys.path.insert(0, 'src'); from gpt2_quant.records import atomic_path\n"
         f"with atomic_path(pathlib.Path({str(path)!r})) as p:\n    p.write_text('half'); print('in', flush=True); time.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout.readline() == "in\n"
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -51,9 +53,22 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
 def test_json_takes_numpy_and_turns_nan_to_null(tmp_path):
     path = tmp_path / "value.json"
     records.write_json(
-        path, {"array": np.arange(3), "scalar": np.float32(0.5), "nan": float("nan"), "inf": np.inf, "path": tmp_path}
+        path,
+        {
+            "array": np.arange(3),
+            "scalar": np.float32(0.5),
+            "nan": float("nan"),
+            "inf": np.inf,
+            "path": tmp_path,
+        },
     )
-    assert json.loads(path.read_text()) == {"array": [0, 1, 2], "scalar": 0.5, "nan": None, "inf": None, "path": str(tmp_path)}
+    assert json.loads(path.read_text()) == {
+        "array": [0, 1, 2],
+        "scalar": 0.5,
+        "nan": None,
+        "inf": None,
+        "path": str(tmp_path),
+    }
 
 
 def test_records_of_variants_only_and_newer_schema_refused(tmp_path):
@@ -75,9 +90,20 @@ def test_provenance_names_code_versions_and_device(tmp_path):
         "s = settings.settings_from(settings.parser('').parse_args(['--device', 'cpu', '--seed', '5']))\n"
         "print(json.dumps(records.provenance(s)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     facts = json.loads(done.stdout)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
     assert facts["git_commit"] == (head or None)
     assert facts["seed"] == 5 and facts["packages"]["torch"] and "cores" in facts["device"]
-    assert abs(time.time() - time.mktime(time.strptime(facts["time_utc"][:19], "%Y-%m-%dT%H:%M:%S")) + time.timezone) < 120
+    assert (
+        abs(
+            time.time()
+            - time.mktime(time.strptime(facts["time_utc"][:19], "%Y-%m-%dT%H:%M:%S"))
+            + time.timezone
+        )
+        < 120
+    )

@@ -21,7 +21,9 @@ def test_complete_for_the_same_flags_whatever_overwrite_says(finished):
     assert not Step(folder, "other", {"epochs": 3}, [source]).complete()
 
 
-@pytest.mark.parametrize("fault", ["output gone", "output changed", "input changed", "receipt damaged"])
+@pytest.mark.parametrize(
+    "fault", ["output gone", "output changed", "input changed", "receipt damaged"]
+)
 def test_any_change_makes_it_incomplete(finished, fault):
     folder, source, output = finished
     if fault == "output gone":

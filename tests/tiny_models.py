@@ -1,4 +1,6 @@
-"""Small models that several tests build for themselves. (Not in conftest.py: two folders have one, and an import finds either.)"""
+"""Small models that several tests build for themselves. (Not in conftest.py: two folders have one,
+and an import finds either.)
+"""
 
 from pathlib import Path
 
@@ -6,7 +8,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_tiny_gpt2(tokenizer, head: bool = True):
-    """A GPT-2 of 2 layers x 64 with random weights, biases and norms included: zero biases would hide a dropped one."""
+    """A GPT-2 of 2 layers x 64 with random weights, biases and norms included: zero biases would
+    hide a dropped one.
+    """
     import torch
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 

@@ -1,8 +1,9 @@
 """Scores that were computed once are read back: a table from content hash to a row of numbers.
 
-The key of a row is sha256(signature, text, ...): the signature names the metric with everything that could change its value
-(model and revision, layer, tokenizer, package version), so a new version never meets an old number. Tables are `.npz` files of
-two arrays, keys uint8 [n, 32] and rows float [n, width]; numpy reads them with `allow_pickle=False`.
+The key of a row is sha256(signature, text, ...): the signature names the metric with everything
+that could change its value (model and revision, layer, tokenizer, package version), so a new
+version never meets an old number. Tables are `.npz` files of two arrays, keys uint8 [n, 32] and
+rows float [n, width]; numpy reads them with `allow_pickle=False`.
 """
 
 import hashlib
@@ -20,7 +21,9 @@ SAVE_EVERY_S = 20.0  # so that an interrupted run goes on from where it was
 
 
 def content_key(*parts: str) -> bytes:
-    """sha256 over the parts, each preceded by its length so that ("ab", "c") and ("a", "bc") differ."""
+    """sha256 over the parts, each preceded by its length so that ("ab", "c") and ("a", "bc")
+    differ.
+    """
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")
@@ -29,7 +32,9 @@ def content_key(*parts: str) -> bytes:
 
 
 class Cache:
-    """Rows by content under `folder`, one file a metric; `folder=None` keeps them in memory for this run alone."""
+    """Rows by content under `folder`, one file a metric; `folder=None` keeps them in memory for
+    this run alone.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -41,11 +46,13 @@ class Cache:
         keys: Sequence[bytes],
         compute: Callable[[list[int]], np.ndarray],
     ) -> np.ndarray:
-        """Rows [len(keys), width] of table `name`; `compute` gets the positions that are missing (each key once), gives their
-        rows.
+        """Rows [len(keys), width] of table `name`; `compute` gets the positions that are missing
+        (each key once), gives their rows.
         """
         table = self._table(name)
-        first = {key: position for position, key in reversed(list(enumerate(keys))) if key not in table}
+        first = {
+            key: position for position, key in reversed(list(enumerate(keys))) if key not in table
+        }
         missing = sorted(first.values())
         saved = time.monotonic()
         for start in range(0, len(missing), CHUNK):
@@ -53,7 +60,9 @@ class Cache:
             fresh = np.asarray(compute(positions)).reshape(len(positions), -1)
             if table and len(next(iter(table.values()))) != fresh.shape[1]:
                 table.clear()  # rows of an earlier version, whose keys nobody asks for any more
-            table.update({keys[position]: row for position, row in zip(positions, fresh, strict=True)})
+            table.update(
+                {keys[position]: row for position, row in zip(positions, fresh, strict=True)}
+            )
             if start + CHUNK >= len(missing) or time.monotonic() - saved > SAVE_EVERY_S:
                 self._save(name)
                 saved = time.monotonic()

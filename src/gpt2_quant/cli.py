@@ -1,12 +1,13 @@
 """What every script is told: presets, flags, folders, device, seed, and how a script ends.
 
-A *preset* names a whole experiment. `paper` is the published one (GPT-2 and AG News from the hub, each revision pinned by
-its commit, so that a later change there cannot change a result here). `demo` runs the same code on a corpus and a
-miniature GPT-2 that it makes on the spot, into folders of its own. A flag overrides what the preset says; whatever a
-script ran with stands in its record.
+A *preset* names a whole experiment. `paper` is the published one (GPT-2 and AG News from the hub,
+each revision pinned by its commit, so that a later change there cannot change a result here).
+`demo` runs the same code on a corpus and a miniature GPT-2 that it makes on the spot, into folders
+of its own. A flag overrides what the preset says; whatever a script ran with stands in its record.
 
-Exit codes are a contract: 0 done; 2 the input, the setup or a flag is at fault (one sentence, no traceback); 1 a fault of
-this code (a traceback); 130 interrupted. torch is imported late, so that `--help` answers at once.
+Exit codes are a contract: 0 done; 2 the input, the setup or a flag is at fault (one sentence, no
+traceback); 1 a fault of this code (a traceback); 130 interrupted. torch is imported late, so that
+`--help` answers at once.
 """
 
 import argparse
@@ -26,12 +27,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class UserError(Exception):
-    """The input, the setup or a flag is at fault; the message is one sentence that names the fault and the mend."""
+    """The input, the setup or a flag is at fault; the message is one sentence that names the fault
+    and the mend.
+    """
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The defaults of one experiment. `base_model` and `dataset` of None mean: made on the spot (demo.py)."""
+    """The defaults of one experiment. `base_model` and `dataset` of None mean: made on the spot
+    (demo.py).
+    """
 
     base_model: str | None
     base_revision: str | None
@@ -87,9 +92,11 @@ class Settings:
     overwrite: bool
 
     def as_dict(self) -> dict:
-        """What a record keeps: every setting as plain JSON values, but for `overwrite`, which changes no result.
+        """What a record keeps: every setting as plain JSON values, but for `overwrite`, which
+        changes no result.
 
-        Folders of this repository are named from its root: a record is read on other machines than the one that wrote it.
+        Folders of this repository are named from its root: a record is read on other machines than
+        the one that wrote it.
         """
         values = asdict(self)
         for name in ("models_dir", "results_dir", "base_model", "dataset"):
@@ -115,23 +122,77 @@ def positive_int(text: str) -> int:
 
 
 def parser(docstring: str) -> argparse.ArgumentParser:
-    """An argument parser with the flags that every script has; `docstring` (the script's own) is the help text."""
+    """An argument parser with the flags that every script has; `docstring` (the script's own) is
+    the help text.
+    """
     program = os.path.relpath(sys.argv[0]) if sys.argv[0] else None
-    result = _Parser(prog=program, description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = _Parser(
+        prog=program, description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     paper = PRESETS["paper"]
     flags = result.add_argument_group("shared flags")
     add = flags.add_argument
-    add("--preset", choices=sorted(PRESETS), default="paper", help="the experiment to run (default: paper)")
-    add("--base-model", metavar="ID|FOLDER", help=f"GPT-2 to start from (default: the preset's; {paper.base_model})")
-    add("--dataset", metavar="ID|FOLDER", help=f"AG News or alike (default: the preset's; {paper.dataset})")
-    add("--models-dir", type=Path, metavar="FOLDER", help="where models are kept (default: models; demo: models/demo)")
-    add("--results-dir", type=Path, metavar="FOLDER", help="where results go (default: results; demo: results/demo)")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto takes CUDA where it is (default: auto)")
-    add("--batch-size", type=positive_int, default=16, metavar="N", help="texts a batch (default: 16)")
-    add("--max-length", type=positive_int, default=128, metavar="N", help="tokens a text is cut at (default: 128)")
+    add(
+        "--preset",
+        choices=sorted(PRESETS),
+        default="paper",
+        help="the experiment to run (default: paper)",
+    )
+    add(
+        "--base-model",
+        metavar="ID|FOLDER",
+        help=f"GPT-2 to start from (default: the preset's; {paper.base_model})",
+    )
+    add(
+        "--dataset",
+        metavar="ID|FOLDER",
+        help=f"AG News or alike (default: the preset's; {paper.dataset})",
+    )
+    add(
+        "--models-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="where models are kept (default: models; demo: models/demo)",
+    )
+    add(
+        "--results-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="where results go (default: results; demo: results/demo)",
+    )
+    add(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="auto takes CUDA where it is (default: auto)",
+    )
+    add(
+        "--batch-size",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="texts a batch (default: 16)",
+    )
+    add(
+        "--max-length",
+        type=positive_int,
+        default=128,
+        metavar="N",
+        help="tokens a text is cut at (default: 128)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="of every random choice (default: 0)")
-    add("--max-train-samples", type=positive_int, metavar="N", help="train on N rows only (default: all)")
-    add("--max-test-samples", type=positive_int, metavar="N", help="test on N rows only (default: all)")
+    add(
+        "--max-train-samples",
+        type=positive_int,
+        metavar="N",
+        help="train on N rows only (default: all)",
+    )
+    add(
+        "--max-test-samples",
+        type=positive_int,
+        metavar="N",
+        help="test on N rows only (default: all)",
+    )
     add("--overwrite", action="store_true", help="redo what is already complete (default: off)")
     return result
 
@@ -139,17 +200,21 @@ def parser(docstring: str) -> argparse.ArgumentParser:
 def settings_from(args: argparse.Namespace) -> Settings:
     """Apply the preset to the parsed flags and check them.
 
-    Raises UserError for `--device cuda` without CUDA, a folder that cannot be written, a path that does not exist, a
-    context longer than GPT-2's 1,024 positions.
+    Raises UserError for `--device cuda` without CUDA, a folder that cannot be written, a path that
+    does not exist, a context longer than GPT-2's 1,024 positions.
     """
     preset = PRESETS[args.preset]
     models_dir = args.models_dir or preset.models_dir
     results_dir = args.results_dir or preset.results_dir
     if args.max_length > 1024:
-        raise UserError(f"--max-length {args.max_length} is beyond GPT-2's 1,024 positions: give 1024 or less")
+        raise UserError(
+            f"--max-length {args.max_length} is beyond GPT-2's 1,024 positions: give 1024 or less"
+        )
     for flag, value in (("--base-model", args.base_model), ("--dataset", args.dataset)):
         if value and looks_like_path(value) and not Path(value).is_dir():
-            raise UserError(f"{flag} {value}: there is no such folder; give an existing folder or a hub id like owner/name")
+            raise UserError(
+                f"{flag} {value}: there is no such folder; give an existing folder or a hub id like owner/name"
+            )
     for flag, folder in (("--models-dir", models_dir), ("--results-dir", results_dir)):
         _check_writable(flag, folder)
     return Settings(
@@ -171,12 +236,21 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether `name` can only mean a folder: a hub id is `owner/name`, without dots in front and with one slash at most."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or Path(name).is_dir()
+    """Whether `name` can only mean a folder: a hub id is `owner/name`, without dots in front and
+    with one slash at most.
+    """
+    return (
+        name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or "\\" in name
+        or Path(name).is_dir()
+    )
 
 
 def resolve_device(name: str) -> str:
-    """`auto`, `cuda` or `cpu` to the device that will be used. Raises UserError for CUDA that is not there."""
+    """`auto`, `cuda` or `cpu` to the device that will be used. Raises UserError for CUDA that is
+    not there.
+    """
     if name == "cpu":
         return "cpu"
     import torch
@@ -184,12 +258,16 @@ def resolve_device(name: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if name == "cuda":
-        raise UserError("--device cuda, but torch finds no CUDA device: use --device cpu, or run python verify_setup.py")
+        raise UserError(
+            "--device cuda, but torch finds no CUDA device: use --device cpu, or run python verify_setup.py"
+        )
     return "cpu"
 
 
 def _check_writable(flag: str, folder: Path) -> None:
-    """Try a temporary file in `folder`, or in its nearest existing parent, and leave nothing behind."""
+    """Try a temporary file in `folder`, or in its nearest existing parent, and leave nothing
+    behind.
+    """
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -197,7 +275,9 @@ def _check_writable(flag: str, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(b"0" * 4096)
     except OSError as fault:
-        raise UserError(f"{flag} {folder} cannot be written ({fault.strerror}): name another folder with {flag}") from fault
+        raise UserError(
+            f"{flag} {folder} cannot be written ({fault.strerror}): name another folder with {flag}"
+        ) from fault
 
 
 def seed_everything(seed: int) -> None:
@@ -210,19 +290,33 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG}
+_DISK_FAULTS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EFBIG,
+}
 
 
 def _disk_fault(fault: Exception) -> int | None:
-    """The errno of a refusal by the disk, else None; safetensors, written in Rust, has it in its message only."""
+    """The errno of a refusal by the disk, else None; safetensors, written in Rust, has it in its
+    message only.
+    """
     number = getattr(fault, "errno", None)
-    if type(fault).__name__ == "SafetensorError" and (found := re.search(r"\(os error (\d+)\)", str(fault))):
+    if type(fault).__name__ == "SafetensorError" and (
+        found := re.search(r"\(os error (\d+)\)", str(fault))
+    ):
         number = int(found[1])
     return number if number in _DISK_FAULTS else None
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main` and end the process with the exit code that its outcome has by contract."""
+    """Run a script's `main` and end the process with the exit code that its outcome has by
+    contract.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
@@ -238,7 +332,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         if number is None:
             raise
         where = getattr(fault, "filename", None) or "the disk"
-        print(f"error: {where} cannot be written ({os.strerror(number)}): free space or name another folder", file=sys.stderr)
+        print(
+            f"error: {where} cannot be written ({os.strerror(number)}): free space or name another folder",
+            file=sys.stderr,
+        )
         code = 2
     sys.stdout.flush()
     sys.exit(code)

@@ -1,9 +1,10 @@
 """One JSON file a result, with its provenance, written atomically.
 
-A number is worth what is known of its origin: so a record holds, beside the metrics, the settings, the data's
-fingerprint, the code (git commit, whether the tree was dirty, and a hash of the sources for copies without git), the
-package versions, the device and its driver. Every file is written under a temporary name, flushed to the disk and then
-renamed: a reader sees the old file or the new one, never half of either.
+A number is worth what is known of its origin: so a record holds, beside the metrics, the settings,
+the data's fingerprint, the code (git commit, whether the tree was dirty, and a hash of the sources
+for copies without git), the package versions, the device and its driver. Every file is written
+under a temporary name, flushed to the disk and then renamed: a reader sees the old file or the new
+one, never half of either.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -35,9 +36,11 @@ PACKAGES = (
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes
+    when it does not.
 
-    Serves files and folders; a folder replaces the old one whole. Raises OSError when the disk refuses.
+    Serves files and folders; a folder replaces the old one whole. Raises OSError when the disk
+    refuses.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON, atomically. NaN and infinity become null: JSON has neither."""
-    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def write_csv(path: Path, frame) -> None:
@@ -119,7 +124,9 @@ def load_record(path: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the script that writes it") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is not a record (damaged JSON or no schema version): delete it and run its script again") from None
+        raise UserError(
+            f"{path} is not a record (damaged JSON or no schema version): delete it and run its script again"
+        ) from None
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise UserError(
             f"{path} has schema version {version}, but this code reads up to {SCHEMA_VERSION}: update the code, "
@@ -129,8 +136,12 @@ def load_record(path: Path) -> dict:
 
 
 def load_records(results_dir: Path) -> dict[str, dict]:
-    """All variants' records below `results_dir`, by key; records of other kinds have no `variant` and are left out."""
-    records = {path.stem: load_record(path) for path in sorted((results_dir / "records").glob("*.json"))}
+    """All variants' records below `results_dir`, by key; records of other kinds have no `variant`
+    and are left out.
+    """
+    records = {
+        path.stem: load_record(path) for path in sorted((results_dir / "records").glob("*.json"))
+    }
     return {key: record for key, record in records.items() if "variant" in record}
 
 
@@ -147,7 +158,7 @@ def provenance(settings: Settings) -> dict:
     """Who made a number: code, command, time, seed, versions, device."""
     return {
         **code_version(),
-        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "seed": settings.seed,
         "python": platform.python_version(),
@@ -158,17 +169,23 @@ def provenance(settings: Settings) -> dict:
 
 @cache
 def code_version() -> dict:
-    """The git commit and whether files differ from it (None without git), and a hash over all of `src/`."""
+    """The git commit and whether files differ from it (None without git), and a hash over all of
+    `src/`.
+    """
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else None
 
     found = shutil.which("git") is not None
     status = git("status", "--porcelain", "--", "src") if found else None
     digest = hashlib.sha256()
     for path in sorted((ROOT / "src").rglob("*.py")):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(
+            path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+        )
     return {
         "git_commit": git("rev-parse", "HEAD") if found else None,
         "git_dirty": None if status is None else bool(status),
@@ -184,7 +201,9 @@ def _installed_version(package: str) -> str | None:
 
 
 def _device_facts(device: str) -> dict:
-    """The name of the processor that did the work; for a GPU its memory, capability, driver and CUDA version too."""
+    """The name of the processor that did the work; for a GPU its memory, capability, driver and
+    CUDA version too.
+    """
     import torch
 
     if device != "cuda":
@@ -203,11 +222,15 @@ def _device_facts(device: str) -> dict:
 
 
 def _cpu_name() -> str:
-    """The processor's name as the operating system has it (Linux keeps it in /proc), with the number of cores."""
+    """The processor's name as the operating system has it (Linux keeps it in /proc), with the
+    number of cores.
+    """
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         pass  # not Linux: the generic name has to do
     return f"{name}, {os.cpu_count()} cores"

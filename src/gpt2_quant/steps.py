@@ -1,9 +1,11 @@
-"""Whether a script's work is already there: a receipt a script, with what it was made from and what it made.
+"""Whether a script's work is already there: a receipt a script, with what it was made from and what
+it made.
 
-A script writes its receipt last, after all its outputs. The work counts as complete when the receipt names the same
-flags and the same inputs, and every output is still as it was written. Anything else is done again: an output deleted
-or changed, a flag changed, an input made anew. Small files are compared by sha256, large ones (weights) by size and
-time of change, so that looking takes milliseconds.
+A script writes its receipt last, after all its outputs. The work counts as complete when the
+receipt names the same flags and the same inputs, and every output is still as it was written.
+Anything else is done again: an output deleted or changed, a flag changed, an input made anew. Small
+files are compared by sha256, large ones (weights) by size and time of change, so that looking takes
+milliseconds.
 """
 
 import hashlib
@@ -22,23 +24,34 @@ def _fingerprint(path: Path) -> str | None:
     if path.parent.name == "records":
         return _record_fingerprint(path)
     status = path.stat()
-    return f"{status.st_size}:{status.st_mtime_ns}" if status.st_size > LARGE_BYTES else file_sha256(path)
+    return (
+        f"{status.st_size}:{status.st_mtime_ns}"
+        if status.st_size > LARGE_BYTES
+        else file_sha256(path)
+    )
 
 
 def _record_fingerprint(path: Path) -> str:
-    """The sha256 of a record without its timings, which a later script renews for all variants at once."""
+    """The sha256 of a record without its timings, which a later script renews for all variants at
+    once.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return file_sha256(path)
-    kept = {key: value for key, value in record.items() if key not in TIMED_SECTIONS} if isinstance(record, dict) else record
+    kept = (
+        {key: value for key, value in record.items() if key not in TIMED_SECTIONS}
+        if isinstance(record, dict)
+        else record
+    )
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 class Step:
     """One script's run: its name, the flags it was given and the files it reads.
 
-    `flags` is `vars(args)`; `inputs` are files of earlier steps whose change makes this step's results stale.
+    `flags` is `vars(args)`; `inputs` are files of earlier steps whose change makes this step's
+    results stale.
     """
 
     def __init__(self, results_dir: Path, name: str, flags: dict, inputs: list[Path] = ()):
@@ -58,7 +71,9 @@ class Step:
         return same and all(_fingerprint(Path(path)) == state for path, state in outputs.items())
 
     def finish(self, outputs: list[Path]) -> None:
-        """Write the receipt. Every output must exist: a missing one is a fault of the script, raised here."""
+        """Write the receipt. Every output must exist: a missing one is a fault of the script,
+        raised here.
+        """
         states = {str(path): _fingerprint(path) for path in outputs}
         missing = [path for path, state in states.items() if state is None]
         if missing:

@@ -46,10 +46,14 @@ def test_rows_hold_what_the_predictions_say(comparison):
     row = comparison.row("nf4_scratch")
     direct = paired.compare(labels, logits("baseline"), logits("nf4_scratch"))
     assert {name: row.against[name] for name in direct} == direct
-    assert row.metrics["accuracy"]["value"] == (logits("nf4_scratch").argmax(axis=1) == labels).mean()
+    assert (
+        row.metrics["accuracy"]["value"] == (logits("nf4_scratch").argmax(axis=1) == labels).mean()
+    )
     family = [other.against["mcnemar_p"] for other in comparison.rows if other.against]
     assert len(family) == 6
-    assert [other.against["mcnemar_holm_p"] for other in comparison.rows if other.against] == pytest.approx(paired.holm(family))
+    assert [
+        other.against["mcnemar_holm_p"] for other in comparison.rows if other.against
+    ] == pytest.approx(paired.holm(family))
     assert comparison.row("baseline").against is None
 
 
@@ -64,7 +68,9 @@ def test_sizes_are_the_files(comparison, finished):
 
 def test_permuted_rows_are_put_in_order(results, comparison):
     rewrite(results, "nf4_scratch", lambda frame: frame.sample(frac=1, random_state=0))
-    assert compare_results(results).row("nf4_scratch").against == comparison.row("nf4_scratch").against
+    assert (
+        compare_results(results).row("nf4_scratch").against == comparison.row("nf4_scratch").against
+    )
 
 
 def test_a_missing_variant_is_a_row_that_names_its_script(results):
@@ -86,7 +92,11 @@ def lacking_a_row(folder):
 
 
 def not_a_number(folder):
-    rewrite(folder, "int8_scratch", lambda frame: frame.assign(logit_2=frame["logit_2"].where(frame["id"] != 5)))
+    rewrite(
+        folder,
+        "int8_scratch",
+        lambda frame: frame.assign(logit_2=frame["logit_2"].where(frame["id"] != 5)),
+    )
 
 
 def doubled_row(folder):
@@ -100,11 +110,15 @@ def of_other_labels(folder):
     rewrite(folder, "int8_scratch", turn)
     labels = pd.read_parquet(folder / "predictions/int8_scratch.parquet")["label"]
     accuracy = (logits("int8_scratch").argmax(axis=1) == labels).mean()
-    change_record(folder, "int8_scratch", lambda record: record["metrics"]["accuracy"].update(value=accuracy))
+    change_record(
+        folder, "int8_scratch", lambda record: record["metrics"]["accuracy"].update(value=accuracy)
+    )
 
 
 def of_another_model(folder):
-    shutil.copy(folder / "predictions/nf4_scratch.parquet", folder / "predictions/int8_scratch.parquet")
+    shutil.copy(
+        folder / "predictions/nf4_scratch.parquet", folder / "predictions/int8_scratch.parquet"
+    )
 
 
 def copied_record(folder):
@@ -112,7 +126,9 @@ def copied_record(folder):
 
 
 def in_record(key, section, field, value):
-    return lambda folder: change_record(folder, key, lambda record: record[section].__setitem__(field, value))
+    return lambda folder: change_record(
+        folder, key, lambda record: record[section].__setitem__(field, value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,12 +142,18 @@ def in_record(key, section, field, value):
         (copied_record, "mine.json is a copy of the record of int8_scratch"),
         (in_record("nf4_scratch", "settings", "preset", "demo"), "two presets"),
         (in_record("nf4_scratch", "settings", "max_length", 64), "two text lengths"),
-        (in_record("nf4_scratch", "checkpoint", "baseline_sha256", "6" * 64), "two baseline checkpoints"),
+        (
+            in_record("nf4_scratch", "checkpoint", "baseline_sha256", "6" * 64),
+            "two baseline checkpoints",
+        ),
         (in_record("nf4_scratch", "data", "sha256", "8" * 64), "two test sets"),
         (in_record("nf4_scratch", "data", "n", 900), "its record was made from 900"),
         (in_record("nf4_scratch", "size", "file_bytes", 12), "do not add up to the file's bytes"),
         (in_record("nf4_scratch", "size", "tensor_bytes", 12), "do not add up"),
-        (lambda folder: (folder / "predictions/nf4_scratch.parquet").unlink(), "nf4_scratch.parquet is missing"),
+        (
+            lambda folder: (folder / "predictions/nf4_scratch.parquet").unlink(),
+            "nf4_scratch.parquet is missing",
+        ),
     ],
 )
 def test_what_must_not_share_a_table_is_refused_in_one_sentence(results, fault, words):
@@ -142,7 +164,9 @@ def test_what_must_not_share_a_table_is_refused_in_one_sentence(results, fault, 
 
 
 def test_no_results_and_no_baseline(results, tmp_path):
-    with pytest.raises(UserError, match="holds no results to compare: run python src/1_baseline_finetuning.py"):
+    with pytest.raises(
+        UserError, match="holds no results to compare: run python src/1_baseline_finetuning.py"
+    ):
         compare_results(tmp_path / "empty")
     with pytest.raises(UserError, match="the baseline mine has no results"):
         compare_results(results, "mine")
@@ -150,10 +174,16 @@ def test_no_results_and_no_baseline(results, tmp_path):
 
 def test_identical_logits_are_pointed_out(results):
     for suffix in ("", ".validation"):
-        shutil.copy(results / f"predictions/baseline{suffix}.parquet", results / f"predictions/baseline_fp16{suffix}.parquet")
+        shutil.copy(
+            results / f"predictions/baseline{suffix}.parquet",
+            results / f"predictions/baseline_fp16{suffix}.parquet",
+        )
     record = records.load_record(results / "records/baseline.json")
     change_record(results, "baseline_fp16", lambda other: other.update(metrics=record["metrics"]))
-    assert "Baseline FP32 and Baseline FP16 answer with identical logits" in compare_results(results).notes[0]
+    assert (
+        "Baseline FP32 and Baseline FP16 answer with identical logits"
+        in compare_results(results).notes[0]
+    )
 
 
 def test_another_session_is_marked(results):
@@ -163,18 +193,26 @@ def test_another_session_is_marked(results):
 
     change_record(results, "nf4_bitsandbytes", retime)
     comparison = compare_results(results)
-    assert comparison.notes[0].startswith("NF4 BitsAndBytes: latency marked * was timed in another process")
-    assert tables.printed_cells(comparison.row("nf4_bitsandbytes"), "baseline")["Inference (ms)"].endswith("*")
+    assert comparison.notes[0].startswith(
+        "NF4 BitsAndBytes: latency marked * was timed in another process"
+    )
+    assert tables.printed_cells(comparison.row("nf4_bitsandbytes"), "baseline")[
+        "Inference (ms)"
+    ].endswith("*")
     verdicts = {claim["claim"]: claim["verdict"] for claim in claims.published_claims(comparison)}
     assert verdicts["NF4 is 40% faster than FP32"] == "not measured"
 
 
 def outside_files(folder, key="theirs"):
-    """The same predictions as a CSV with a column a logit and as a parquet file with a column of lists."""
+    """The same predictions as a CSV with a column a logit and as a parquet file with a column of
+    lists.
+    """
     folder.mkdir()
     values, labels = logits("nf4_scratch"), classifier()["labels"]
     frame = pd.DataFrame({"id": np.arange(1000), "label": labels})
-    frame.assign(**{f"logit_{i}": values[:, i] for i in range(4)}).to_csv(folder / f"{key}.csv", index=False)
+    frame.assign(**{f"logit_{i}": values[:, i] for i in range(4)}).to_csv(
+        folder / f"{key}.csv", index=False
+    )
     frame.assign(logits=list(values.astype(float))).to_parquet(folder / f"{key}_lists.parquet")
     return folder
 
@@ -201,7 +239,11 @@ def test_outside_classifiers_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("baseline.csv", "id,label,logit_0,logit_1\n0,0,1,2\n", "there is a row named baseline already"),
+        (
+            "baseline.csv",
+            "id,label,logit_0,logit_1\n0,0,1,2\n",
+            "there is a row named baseline already",
+        ),
         ("a.csv", "id,label\n0,0\n", "expected n labels and n x C logits"),
         ("a.csv", "id,logit_0,logit_1\n0,0,1\n", "cannot be read as predictions"),
         ("a.csv", "id,label,logit_0,logit_1\n0,0,1,x\n", "cannot be read as predictions"),
@@ -221,7 +263,9 @@ def test_outside_files_that_do_not_fit(results, tmp_path, name, text, words):
 
 def test_csv_begins_as_published(comparison, tmp_path):
     path = tables.write_tables(comparison, tmp_path)[0]
-    assert path.read_text().startswith("Model,Accuracy,F1-Score,Size (MB),Inference (ms),Compression,")
+    assert path.read_text().startswith(
+        "Model,Accuracy,F1-Score,Size (MB),Inference (ms),Compression,"
+    )
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     for row, line in zip(comparison.rows, rows, strict=True):
@@ -264,7 +308,11 @@ def test_readme_table_is_written_between_its_marks_and_only_once(comparison, tmp
     readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     assert tables.write_readme(comparison, readme)
     text = readme.read_text()
-    assert text.startswith(f"before\n{begin}\n| Model |") and text.endswith(f"{end}\nafter\n") and "old" not in text
+    assert (
+        text.startswith(f"before\n{begin}\n| Model |")
+        and text.endswith(f"{end}\nafter\n")
+        and "old" not in text
+    )
     assert not tables.write_readme(comparison, readme)
     readme.write_text("no marks")
     with pytest.raises(UserError, match="lacks the lines"):
@@ -275,14 +323,26 @@ def test_claims_are_judged_by_what_was_measured(results):
     def times(key, milliseconds):
         def change(record):
             for entry in record["latency"]:
-                entry.update(median_ms=milliseconds, median_low_ms=0.99 * milliseconds, median_high_ms=1.01 * milliseconds)
+                entry.update(
+                    median_ms=milliseconds,
+                    median_low_ms=0.99 * milliseconds,
+                    median_high_ms=1.01 * milliseconds,
+                )
 
         change_record(results, key, change)
 
     def verdicts():
-        return {claim["claim"]: claim["verdict"] for claim in claims.published_claims(compare_results(results))}
+        return {
+            claim["claim"]: claim["verdict"]
+            for claim in claims.published_claims(compare_results(results))
+        }
 
-    published = {"baseline": 94.13, "baseline_fp16": 50, "nf4_bitsandbytes": 56.37, "int8_bitsandbytes": 247.94}
+    published = {
+        "baseline": 94.13,
+        "baseline_fp16": 50,
+        "nf4_bitsandbytes": 56.37,
+        "int8_bitsandbytes": 247.94,
+    }
     for key, milliseconds in published.items():
         times(key, milliseconds)
     found = verdicts()
@@ -310,7 +370,9 @@ def test_texts_are_shown_only_when_their_fingerprint_is_the_records(results, ag_
         change_record(results, key, lambda record: record["settings"].update(max_test_samples=1000))
     with pytest.raises(UserError, match="its sha256 differs"):
         read_test_texts(compare_results(results), str(ag_news_dir))
-    args = parser("").parse_args(["--device", "cpu", "--dataset", str(ag_news_dir), "--max-test-samples", "1000"])
+    args = parser("").parse_args(
+        ["--device", "cpu", "--dataset", str(ag_news_dir), "--max-test-samples", "1000"]
+    )
     split = load_splits(settings_from(args))["test"]
     for key in STEPS:
         change_record(results, key, lambda record: record["data"].update(sha256=split.sha256))

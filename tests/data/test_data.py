@@ -1,4 +1,6 @@
-"""Data: AG News' own files read exactly, a validation split by content, tokens, batches and padding."""
+"""Data: AG News' own files read exactly, a validation split by content, tokens, batches and
+padding.
+"""
 
 import csv
 import hashlib
@@ -13,7 +15,14 @@ import pytest
 
 from gpt2_quant.cli import Settings, UserError
 from gpt2_quant.data import datasets as data
-from gpt2_quant.data.tokens import Tokens, length_grouped_batches, load_tokenizer, pad_batch, sorted_batches, tokenize
+from gpt2_quant.data.tokens import (
+    Tokens,
+    length_grouped_batches,
+    load_tokenizer,
+    pad_batch,
+    sorted_batches,
+    tokenize,
+)
 
 
 def settings_for(folder: Path, **changes) -> Settings:
@@ -32,7 +41,10 @@ def folder(tiny_texts, tmp_path_factory) -> Path:
 
     path = tmp_path_factory.mktemp("news")
     titles, descriptions, labels = generate_corpus(600, seed=7)
-    rows = [(label + 1, title, text) for title, text, label in zip(titles, descriptions, labels, strict=True)]
+    rows = [
+        (label + 1, title, text)
+        for title, text, label in zip(titles, descriptions, labels, strict=True)
+    ]
     for name, part in (("train", rows[:400]), ("test", rows[400:])):
         with open(path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file, quoting=csv.QUOTE_ALL).writerows(part)
@@ -45,8 +57,14 @@ def write(path: Path, content: str) -> Path:
 
 
 def test_csv_quotes_commas_and_lines_inside_a_field(tmp_path):
-    path = write(tmp_path / "train.csv", '"3","A ""quoted"" title, with comma","two\nlines \\ and a backslash"\n"1","b",""\r\n')
-    assert data.read_csv(path) == (['A "quoted" title, with comma two\nlines \\ and a backslash', "b "], [2, 0])
+    path = write(
+        tmp_path / "train.csv",
+        '"3","A ""quoted"" title, with comma","two\nlines \\ and a backslash"\n"1","b",""\r\n',
+    )
+    assert data.read_csv(path) == (
+        ['A "quoted" title, with comma two\nlines \\ and a backslash', "b "],
+        [2, 0],
+    )
 
 
 def test_csv_keeps_empty_and_very_long_texts(tmp_path, tiny_tokenizer):
@@ -83,7 +101,9 @@ def test_csv_faults_name_file_and_line(tmp_path, content, complaint):
 def test_validation_split_depends_on_the_text_alone(folder):
     splits = data.load_splits(settings_for(folder))
     again = data.load_splits(settings_for(folder, seed=5))
-    assert {name: split.sha256 for name, split in splits.items()} == {name: split.sha256 for name, split in again.items()}
+    assert {name: split.sha256 for name, split in splits.items()} == {
+        name: split.sha256 for name, split in again.items()
+    }
     for name in ("train", "validation"):
         for text in splits[name].texts:
             held_out = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 20 == 0
@@ -103,11 +123,16 @@ def test_a_copy_never_crosses_the_split(folder, tmp_path):
 
 
 def test_fewer_rows_are_nested_and_too_many_are_refused(folder):
-    few, more = (data.load_splits(settings_for(folder, max_train_samples=n, max_test_samples=n)) for n in (30, 60))
+    few, more = (
+        data.load_splits(settings_for(folder, max_train_samples=n, max_test_samples=n))
+        for n in (30, 60)
+    )
     for name in ("train", "test"):
         assert len(few[name].texts) == 30 and set(few[name].texts) <= set(more[name].texts)
     assert few["validation"].sha256 == more["validation"].sha256
-    with pytest.raises(UserError, match="--max-test-samples 201 asks for more than the 200 test rows"):
+    with pytest.raises(
+        UserError, match="--max-test-samples 201 asks for more than the 200 test rows"
+    ):
         data.load_splits(settings_for(folder, max_test_samples=201))
 
 
@@ -115,7 +140,15 @@ def test_fingerprint_sees_text_label_and_order():
     base = data.Split("test", ["a", "b"], [0, 1], "x")
     assert base.sha256 == hashlib.sha256(b"0\ta\x001\tb\x00").hexdigest()
     others = [(["b", "a"], [1, 0]), (["a", "c"], [0, 1]), (["a", "b"], [0, 2])]
-    assert len({base.sha256, *(data.Split("test", texts, labels, "x").sha256 for texts, labels in others)}) == 4
+    assert (
+        len(
+            {
+                base.sha256,
+                *(data.Split("test", texts, labels, "x").sha256 for texts, labels in others),
+            }
+        )
+        == 4
+    )
 
 
 def test_parquet_folder_gives_the_same_split(folder, tmp_path):
@@ -124,10 +157,16 @@ def test_parquet_folder_gives_the_same_split(folder, tmp_path):
         texts, labels = data.read_csv(folder / f"{name}.csv")
         table = pyarrow.table({"text": texts, "label": labels})
         half = len(texts) // 2
-        pyarrow.parquet.write_table(table.slice(0, half), tmp_path / "data" / f"{name}-00000-of-00002.parquet")
-        pyarrow.parquet.write_table(table.slice(half), tmp_path / "data" / f"{name}-00001-of-00002.parquet")
+        pyarrow.parquet.write_table(
+            table.slice(0, half), tmp_path / "data" / f"{name}-00000-of-00002.parquet"
+        )
+        pyarrow.parquet.write_table(
+            table.slice(half), tmp_path / "data" / f"{name}-00001-of-00002.parquet"
+        )
     ours, theirs = data.load_splits(settings_for(folder)), data.load_splits(settings_for(tmp_path))
-    assert {name: split.sha256 for name, split in ours.items()} == {name: split.sha256 for name, split in theirs.items()}
+    assert {name: split.sha256 for name, split in ours.items()} == {
+        name: split.sha256 for name, split in theirs.items()
+    }
 
 
 def test_tokens_are_the_tokenizers_and_cut_at_max_length(tiny_tokenizer, tiny_texts):
@@ -135,17 +174,26 @@ def test_tokens_are_the_tokenizers_and_cut_at_max_length(tiny_tokenizer, tiny_te
     tokens = tokenize(tiny_tokenizer, data.Split("test", texts[:50], labels[:50], "x"), 48)
     for row, text in enumerate(texts[:50]):
         assert tokens.row(row).tolist() == tiny_tokenizer(text)["input_ids"][:48]
-    assert tokens.truncated == sum(len(tiny_tokenizer(text)["input_ids"]) > 48 for text in texts[:50]) > 0
+    assert (
+        tokens.truncated
+        == sum(len(tiny_tokenizer(text)["input_ids"]) > 48 for text in texts[:50])
+        > 0
+    )
 
 
 def test_batches_hold_every_row_once_and_little_padding(tiny_tokenizer, tiny_texts):
     random = np.random.default_rng(0)
     lengths = random.integers(5, 129, size=3001)
-    for batches in (length_grouped_batches(lengths, 16, seed=1, epoch=0), sorted_batches(lengths, 16)):
+    for batches in (
+        length_grouped_batches(lengths, 16, seed=1, epoch=0),
+        sorted_batches(lengths, 16),
+    ):
         assert sorted(np.concatenate(batches)) == list(range(3001))
         assert max(map(len, batches)) == 16
         padded = sum(int(lengths[rows].max()) * len(rows) for rows in batches)
-        shuffled = sum(int(lengths[i : i + 16].max()) * len(lengths[i : i + 16]) for i in range(0, 3001, 16))
+        shuffled = sum(
+            int(lengths[i : i + 16].max()) * len(lengths[i : i + 16]) for i in range(0, 3001, 16)
+        )
         assert padded / lengths.sum() < 1.10 < shuffled / lengths.sum()
     first = [rows.tolist() for rows in length_grouped_batches(lengths, 16, 1, 0)]
     assert first == [rows.tolist() for rows in length_grouped_batches(lengths, 16, 1, 0)]
@@ -160,7 +208,9 @@ def test_padding_is_on_the_right_and_rounded_up():
     batch = pad_batch(tokens, np.array([0, 1]), pad_id=7)
     assert batch["input_ids"].shape == (2, 16)
     assert batch["input_ids"][0].tolist() == [100, 101, 102] + [7] * 13
-    assert batch["attention_mask"].sum(1).tolist() == [3, 10] and batch["attention_mask"][0, :3].all()
+    assert (
+        batch["attention_mask"].sum(1).tolist() == [3, 10] and batch["attention_mask"][0, :3].all()
+    )
     assert batch["labels"].tolist() == [2, 0]
 
 

@@ -16,7 +16,9 @@ from gpt2_quant.data.datasets import read_csv
 
 def texts_of(n, seed):
     titles, descriptions, labels = demo.generate_corpus(n, seed)
-    return [f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)], labels
+    return [
+        f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)
+    ], labels
 
 
 def test_corpus_is_the_same_for_the_same_seed_and_another_for_another():
@@ -30,13 +32,20 @@ def test_corpus_has_four_like_classes_and_whole_sentences():
     # Binomial(2000, 1/4) has mean 500 and standard deviation 19.4; five of them.
     assert all(abs(Counter(labels)[label] - 500) < 97 for label in range(4))
     assert all("{" not in text and "}" not in text for text in titles + descriptions)
-    assert all(description.endswith(".") and description.count(". ") <= 4 for description in descriptions)
+    assert all(
+        description.endswith(".") and description.count(". ") <= 4 for description in descriptions
+    )
     assert len(set(descriptions)) > 1900
 
 
 def test_every_template_can_be_filled():
-    fillers = {**demo_corpus._cast(random.Random(0)), **{kind: "x" for kind in demo_corpus._FILLERS}}
-    groups = [group for themes in demo_corpus._THEMES.values() for theme in themes for group in theme]
+    fillers = {
+        **demo_corpus._cast(random.Random(0)),
+        **{kind: "x" for kind in demo_corpus._FILLERS},
+    }
+    groups = [
+        group for themes in demo_corpus._THEMES.values() for theme in themes for group in theme
+    ]
     groups += [group for story in demo_corpus._BETWEEN.values() for group in story]
     for template in itertools.chain.from_iterable(groups):
         assert template.format(**fillers)
@@ -44,11 +53,17 @@ def test_every_template_can_be_filled():
 
 
 def test_classifier_is_neither_lost_nor_perfect():
-    """Half of the stories between desks are anybody's guess: the best possible is 1 - (1/9) / 2 = 0.944."""
+    """Half of the stories between desks are anybody's guess: the best possible is 1 - (1/9) / 2 =
+    0.944.
+    """
     texts, labels = texts_of(4000, 0)
     vectorizer = TfidfVectorizer(ngram_range=(1, 2))
     train = vectorizer.fit_transform(texts[:3000])
-    accuracy = LogisticRegression(C=10).fit(train, labels[:3000]).score(vectorizer.transform(texts[3000:]), labels[3000:])
+    accuracy = (
+        LogisticRegression(C=10)
+        .fit(train, labels[:3000])
+        .score(vectorizer.transform(texts[3000:]), labels[3000:])
+    )
     assert 0.90 <= accuracy <= 0.97
 
 
@@ -57,13 +72,22 @@ def test_tokenizer_writes_any_text_and_knows_no_unknown(tiny_tokenizer):
         assert tiny_tokenizer.decode(tiny_tokenizer(text)["input_ids"]) == text
     assert len(tiny_tokenizer) == 1000
     assert tiny_tokenizer.eos_token == tiny_tokenizer.pad_token == "<|endoftext|>"
-    assert tiny_tokenizer.convert_ids_to_tokens(tiny_tokenizer("<|endoftext|>")["input_ids"]) == ["<|endoftext|>"]
+    assert tiny_tokenizer.convert_ids_to_tokens(tiny_tokenizer("<|endoftext|>")["input_ids"]) == [
+        "<|endoftext|>"
+    ]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """The preparation at a hundredth of its size."""
-    for name, value in {"TRAIN_ROWS": 200, "TEST_ROWS": 40, "PRETRAIN_ROWS": 150, "WIDTH": 32, "LAYERS": 1, "STEPS": 30}.items():
+    for name, value in {
+        "TRAIN_ROWS": 200,
+        "TEST_ROWS": 40,
+        "PRETRAIN_ROWS": 150,
+        "WIDTH": 32,
+        "LAYERS": 1,
+        "STEPS": 30,
+    }.items():
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setattr(demo, "WARMUP", 5)
 

@@ -1,6 +1,7 @@
 """The hub path against a hub on this machine: the libraries as installed, HF_ENDPOINT, no network.
 
-Each case runs in a process of its own with an empty cache, because the libraries read their settings once.
+Each case runs in a process of its own with an empty cache, because the libraries read their
+settings once.
 """
 
 import json
@@ -39,13 +40,17 @@ def parquet(texts: list[str], labels: list[int]) -> bytes:
 
 @pytest.fixture(scope="module")
 def repositories(tiny_tokenizer, tiny_texts, tmp_path_factory):
-    """A tiny GPT-2 as the hub holds it (with a pickle that nobody should fetch) and 240 rows of news as parquet."""
+    """A tiny GPT-2 as the hub holds it (with a pickle that nobody should fetch) and 240 rows of
+    news as parquet.
+    """
     from tiny_models import make_tiny_gpt2
 
     folder = tmp_path_factory.mktemp("hub") / "model"
     make_tiny_gpt2(tiny_tokenizer, head=False).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    model = {path.name: path.read_bytes() for path in folder.iterdir()} | {"pytorch_model.bin": b"\x80pickle"}
+    model = {path.name: path.read_bytes() for path in folder.iterdir()} | {
+        "pytorch_model.bin": b"\x80pickle"
+    }
     texts, labels = tiny_texts
     dataset = {
         "README.md": b"---\ntask_categories:\n- text-classification\n---\n",
@@ -61,15 +66,35 @@ def hub(repositories):
         yield running
 
 
-def ask(code: str, home: Path, endpoint: str, revision: str | None = COMMIT, offline: str = "0") -> subprocess.CompletedProcess:
+def ask(
+    code: str, home: Path, endpoint: str, revision: str | None = COMMIT, offline: str = "0"
+) -> subprocess.CompletedProcess:
     """Run `code` below settings.run, as a script does, against `endpoint` with the cache in `home`."""
-    program = "import json, sys\nsys.path.insert(0, 'src')\nfrom gpt2_quant import cli as settings\n"
+    program = (
+        "import json, sys\nsys.path.insert(0, 'src')\nfrom gpt2_quant import cli as settings\n"
+    )
     program += f"revision = {revision!r}\ndef main():\n"
-    program += "".join(f"    {line}\n" for line in code.strip().splitlines()) + "settings.run(main)\n"
-    environment = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment |= {"HF_DATASETS_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    program += (
+        "".join(f"    {line}\n" for line in code.strip().splitlines()) + "settings.run(main)\n"
+    )
+    environment = {
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": offline,
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    environment |= {
+        "HF_DATASETS_OFFLINE": offline,
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
     return subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -108,7 +133,9 @@ def test_dataset_as_parquet(hub, tmp_path, tiny_texts):
     assert rows == {"train": [200, texts[0], labels[:4]], "test": [40, texts[200], labels[200:204]]}
 
 
-@pytest.mark.parametrize("request_line", ["HEAD config.json", "GET config.json", "GET model.safetensors"])
+@pytest.mark.parametrize(
+    "request_line", ["HEAD config.json", "GET config.json", "GET model.safetensors"]
+)
 def test_a_busy_hub_is_asked_again(hub, tmp_path, request_line):
     hub.busy = {request_line: 2}
     assert "model.safetensors" in answer_of(ask(FETCH, tmp_path, hub.url))["files"]
@@ -135,7 +162,10 @@ def test_a_file_cut_short_is_refused_and_fetched_anew(hub, repositories, tmp_pat
     assert not list(tmp_path.rglob("model.safetensors"))
     hub.short = set()
     assert "model.safetensors" in answer_of(ask(FETCH, tmp_path, hub.url))["files"]
-    assert next(tmp_path.rglob("model.safetensors")).read_bytes() == repositories["models", MODEL]["model.safetensors"]
+    assert (
+        next(tmp_path.rglob("model.safetensors")).read_bytes()
+        == repositories["models", MODEL]["model.safetensors"]
+    )
 
 
 @pytest.mark.parametrize("code, flag", [(FETCH, "--base-model"), (READ, "--dataset")])
@@ -154,7 +184,9 @@ def test_hub_out_of_reach(tmp_path):
     assert "out of reach" in sentence and "--base-model" in sentence
 
 
-@pytest.mark.parametrize("offline", ["1", pytest.param("0", marks=pytest.mark.slow)])  # datasets asks again for 23 s
+@pytest.mark.parametrize(
+    "offline", ["1", pytest.param("0", marks=pytest.mark.slow)]
+)  # datasets asks again for 23 s
 def test_dataset_not_cached_and_hub_out_of_reach(tmp_path, offline):
     sentence = one_sentence(ask(READ, tmp_path, "http://127.0.0.1:9", offline=offline))
     assert "out of reach" in sentence and "--dataset" in sentence

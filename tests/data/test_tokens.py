@@ -1,4 +1,6 @@
-"""Tokens kept from one run to the next: found again only for the same input, made again where the file is damaged."""
+"""Tokens kept from one run to the next: found again only for the same input, made again where the
+file is damaged.
+"""
 
 import copy
 import multiprocessing
@@ -21,13 +23,21 @@ def split(tiny_texts, tmp_path):
 def calls(tiny_tokenizer, monkeypatch):
     """The number of texts of each call of the tokenizer."""
     seen, encode = [], type(tiny_tokenizer).__call__
-    monkeypatch.setattr(type(tiny_tokenizer), "__call__", lambda self, t, **k: seen.append(len(t)) or encode(self, t, **k))
+    monkeypatch.setattr(
+        type(tiny_tokenizer),
+        "__call__",
+        lambda self, t, **k: seen.append(len(t)) or encode(self, t, **k),
+    )
     return seen
 
 
 def assert_same(left: Tokens, right: Tokens):
     assert left.flat.dtype == np.int32 and left.offsets.dtype == np.int64
-    for mine, theirs in ((left.flat, right.flat), (left.offsets, right.offsets), (left.labels, right.labels)):
+    for mine, theirs in (
+        (left.flat, right.flat),
+        (left.offsets, right.offsets),
+        (left.labels, right.labels),
+    ):
         np.testing.assert_array_equal(mine, theirs)
     assert left.truncated == right.truncated
 
@@ -44,7 +54,9 @@ def test_the_second_time_is_read_and_equal_to_uncached(split, tiny_tokenizer, ca
 
 
 def test_a_saved_tokenizer_finds_what_its_original_made(split, tiny_tokenizer, calls, tmp_path):
-    """Script 1 tokenizes with the base model's, the later scripts with the copy beside the fine-tuned model."""
+    """Script 1 tokenizes with the base model's, the later scripts with the copy beside the
+    fine-tuned model.
+    """
     first = tokenize(tiny_tokenizer, split, 24)
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     assert_same(tokenize(load_tokenizer(tmp_path / "model"), split, 24), first)
@@ -58,13 +70,20 @@ def test_other_texts_tokenizers_and_lengths_are_made_anew(split, tiny_tokenizer,
     own = split.texts
     for tokenizer, texts, length in (
         (tiny_tokenizer, [*own[:-1], own[-1] + "s"], 24),
-        (tiny_tokenizer, [own[0], own[1] + own[2][:1], own[2][1:], *own[3:]], 24),  # the same characters, cut elsewhere
+        (
+            tiny_tokenizer,
+            [own[0], own[1] + own[2][:1], own[2][1:], *own[3:]],
+            24,
+        ),  # the same characters, cut elsewhere
         (tiny_tokenizer, own[::-1], 24),
         (tiny_tokenizer, own, 25),
         (longer, own, 24),
     ):
         changed = replace(split, texts=texts)
-        assert_same(tokenize(tokenizer, changed, length), tokenize(tokenizer, replace(changed, cache=None), length))
+        assert_same(
+            tokenize(tokenizer, changed, length),
+            tokenize(tokenizer, replace(changed, cache=None), length),
+        )
     assert len(calls) == 11 and len(list(split.cache.iterdir())) == 6
 
 
@@ -77,8 +96,12 @@ def test_a_file_damaged_anywhere_is_made_again(split, tiny_tokenizer, calls):
         assert_same(tokenize(tiny_tokenizer, split, 24), plain)
         assert path.read_bytes()[:4] == whole[:4] and len(path.read_bytes()) == len(whole)
     assert len(calls) == 5
-    for place in range(0, len(whole), 13):  # whichever bit is flipped: made again, or of no consequence
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+    for place in range(
+        0, len(whole), 13
+    ):  # whichever bit is flipped: made again, or of no consequence
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        )
         assert_same(tokenize(tiny_tokenizer, split, 24), plain)
     assert [file.name for file in split.cache.iterdir()] == [path.name]
 

@@ -1,4 +1,6 @@
-"""best_mode: the model's own logits, whatever the batch, the length and the side of the padding; plain words where it cannot."""
+"""best_mode: the model's own logits, whatever the batch, the length and the side of the padding;
+plain words where it cannot.
+"""
 
 import pytest
 import torch
@@ -30,7 +32,11 @@ def assert_same_logits(run, model, shapes, device, tolerance):
                 expected = model(input_ids=ids, attention_mask=mask).logits.float()
             got = run(ids, mask)
             assert got.dtype == torch.float32 and got.shape == expected.shape
-            assert (got - expected).abs().max() <= tolerance * expected.abs().max(), (texts, length, padding)
+            assert (got - expected).abs().max() <= tolerance * expected.abs().max(), (
+                texts,
+                length,
+                padding,
+            )
 
 
 @pytest.fixture
@@ -39,7 +45,8 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
-# A last-bit difference before a rounding to codes moves single codes by one step: W8A8 repeats itself to 2%, not to 1e-4.
+# A last-bit difference before a rounding to codes moves single codes by one step: W8A8 repeats
+# itself to 2%, not to 1e-4.
 TOLERANCE = {"int8_scratch_w8a8": 0.02, "nf4_scratch": 1e-4, "int8_scratch": 1e-4, None: 1e-4}
 
 
@@ -80,7 +87,8 @@ def test_no_compiler_is_said_once_and_costs_only_speed(tiny_gpt2, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "found, capability, words", [(None, (9, 0), "Triton is not installed"), ("spec", (7, 5), "older than Ampere")]
+    "found, capability, words",
+    [(None, (9, 0), "Triton is not installed"), ("spec", (7, 5), "older than Ampere")],
 )
 def test_a_gpu_that_cannot_is_named(tiny_gpt2, monkeypatch, found, capability, words):
     monkeypatch.setattr(engine, "find_spec", lambda name: found)

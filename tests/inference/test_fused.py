@@ -1,4 +1,6 @@
-"""The fused forward pass against the module-by-module one of the same model (see test_kernels.py on where it runs)."""
+"""The fused forward pass against the module-by-module one of the same model (see test_kernels.py on
+where it runs).
+"""
 
 import copy
 import os
@@ -38,7 +40,8 @@ def test_fused_logits_are_the_models(tiny_gpt2, batch, scheme):
     ids, mask = batch
     expected = logits_of(model, ids, mask)
     run = fused.FusedClassifier(model)
-    # A last-bit difference before a rounding to codes moves single codes by one step; floats differ by rounding alone.
+    # A last-bit difference before a rounding to codes moves single codes by one step; floats differ
+    # by rounding alone.
     step = 0.02 if scheme == "int8_scratch_w8a8" or HALF else 1e-4
     whole = fused.FusedClassifier(model, whole_last_block=True)
     for got in (run(ids, mask), run(ids, None), whole(ids, mask)):
@@ -61,7 +64,9 @@ def test_scores_scaled_by_layer(tiny_gpt2, batch):
         block.attn.scaling /= block.attn.layer_idx + 1
     model = model.to(DTYPE).to(DEVICE)
     expected = logits_of(model, *batch)
-    assert (fused.FusedClassifier(model)(*batch) - expected).abs().max() <= 0.02 * expected.abs().max()
+    assert (
+        fused.FusedClassifier(model)(*batch) - expected
+    ).abs().max() <= 0.02 * expected.abs().max()
 
 
 def test_unknown_shapes_are_not_fused(tiny_gpt2):

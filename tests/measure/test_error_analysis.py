@@ -1,4 +1,6 @@
-"""The error study against hand-made matrices, an orthogonal check of each number, and the files that it writes."""
+"""The error study against hand-made matrices, an orthogonal check of each number, and the files
+that it writes.
+"""
 
 import copy
 from types import SimpleNamespace
@@ -22,7 +24,9 @@ def analysis(tiny_tokenizer, tiny_texts):
     texts, labels = tiny_texts
     tokens = tokenize(tiny_tokenizer, Split("validation", texts[:40], labels[:40], "demo"), 64)
     settings = SimpleNamespace(device="cpu", batch_size=8)
-    return error_analysis.analyse(make_tiny_gpt2(tiny_tokenizer), tokens, tiny_tokenizer.pad_token_id, settings)
+    return error_analysis.analyse(
+        make_tiny_gpt2(tiny_tokenizer), tokens, tiny_tokenizer.pad_token_id, settings
+    )
 
 
 def test_every_matrix_under_every_scheme(analysis):
@@ -31,8 +35,15 @@ def test_every_matrix_under_every_scheme(analysis):
     assert set(weights["matrix"]) == set(error_analysis.KINDS)
     mean = weights.groupby("scheme")["sqnr_db"].mean()
     order = ("int8 per channel", "int8 per tensor", "nf4 least squares", "nf4")
-    assert mean["int8 per group of 64"] >= mean[order[0]] > mean[order[1]] > mean[order[2]] > mean[order[3]]
-    # Gaussian weights: 20.7 dB for NF4; int8 per channel of 64 inputs about 20 log10(127 sqrt(12) / 2.6) = 44.5 dB
+    assert (
+        mean["int8 per group of 64"]
+        >= mean[order[0]]
+        > mean[order[1]]
+        > mean[order[2]]
+        > mean[order[3]]
+    )
+    # Gaussian weights: 20.7 dB for NF4; int8 per channel of 64 inputs about 20 log10(127 sqrt(12) /
+    # 2.6) = 44.5 dB
     assert mean["nf4"] == pytest.approx(20.7, abs=0.4)
     assert mean["int8 per channel"] == pytest.approx(44.5, abs=1.5)
     assert (weights["saturated_share"] <= 0.1).all() and (weights["worst_relative_error"] > 0).all()
@@ -43,13 +54,27 @@ def test_every_matrix_under_every_scheme(analysis):
 def test_figures_of_one_matrix_by_hand(tiny_gpt2):
     weight = tiny_gpt2.transformer.h[1].attn.c_proj.weight.detach()
     frame = error_analysis.weight_errors(tiny_gpt2)
-    row = frame[(frame["layer"] == 1) & (frame["matrix"] == "attn.c_proj") & (frame["scheme"] == "int8 per channel")].iloc[0]
-    scale = (weight.abs().amax(0, keepdim=True) / 127).numpy()  # Conv1D: a column of [in, out] is an output channel
+    row = frame[
+        (frame["layer"] == 1)
+        & (frame["matrix"] == "attn.c_proj")
+        & (frame["scheme"] == "int8 per channel")
+    ].iloc[0]
+    scale = (
+        weight.abs().amax(0, keepdim=True) / 127
+    ).numpy()  # Conv1D: a column of [in, out] is an output channel
     error = np.round(weight.numpy() / scale) * scale - weight.numpy()
-    assert row["sqnr_db"] == pytest.approx(10 * np.log10((weight.numpy() ** 2).sum() / (error**2).sum()), rel=1e-3)
-    assert row["worst_relative_error"] == pytest.approx(np.abs(error).max() / weight.abs().max().item(), rel=1e-3)
-    assert row["mean_relative_error"] == pytest.approx(np.abs(error).mean() / weight.abs().mean().item(), rel=1e-3)
-    assert row["absmax_over_sigma"] == pytest.approx((weight.abs().max() / weight.std()).item(), rel=1e-5)
+    assert row["sqnr_db"] == pytest.approx(
+        10 * np.log10((weight.numpy() ** 2).sum() / (error**2).sum()), rel=1e-3
+    )
+    assert row["worst_relative_error"] == pytest.approx(
+        np.abs(error).max() / weight.abs().max().item(), rel=1e-3
+    )
+    assert row["mean_relative_error"] == pytest.approx(
+        np.abs(error).mean() / weight.abs().mean().item(), rel=1e-3
+    )
+    assert row["absmax_over_sigma"] == pytest.approx(
+        (weight.abs().max() / weight.std()).item(), rel=1e-5
+    )
 
 
 def test_outliers_are_found_where_they_are(tiny_gpt2):
@@ -73,7 +98,9 @@ def test_smoothing_changes_no_answer_and_evens_out_the_input(tiny_gpt2):
     ids = torch.randint(10, 900, (4, 16))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     before = activations.input_statistics(tiny_gpt2, [batch])
-    smoothed = activations.smooth(copy.deepcopy(tiny_gpt2), {k: v.channel_absmax for k, v in before.items()}, 0.5)
+    smoothed = activations.smooth(
+        copy.deepcopy(tiny_gpt2), {k: v.channel_absmax for k, v in before.items()}, 0.5
+    )
     after = activations.input_statistics(smoothed, [batch])
     path = "transformer.h.1.mlp.c_fc"
     assert after[path].row()["outlier_ratio"] < before[path].row()["outlier_ratio"] / 2
@@ -90,14 +117,19 @@ def test_effects_and_choices(analysis):
     for scheme, rows in effects[effects["part"] != "all"].groupby("scheme"):
         assert rows["kl_nats"].min() <= whole.loc[scheme, "kl_nats"]
     assert whole.loc["NF4", "kl_nats"] > whole.loc["W8A8", "kl_nats"]
-    # What a scheme is said to do is what it does: the choice that is taken is the scheme with everything quantized.
+    # What a scheme is said to do is what it does: the choice that is taken is the scheme with
+    # everything quantized.
     for scheme, rows in choices[choices["taken"]].groupby("scheme"):
         assert rows["kl_nats"].iloc[0] == pytest.approx(whole.loc[scheme, "kl_nats"], rel=1e-3)
 
 
 def test_files_and_summary(analysis, tmp_path):
     written = analysis.save(tmp_path)
-    expected = {"quantization_error.csv", "quantization_error_heatmap.png", "activation_outliers.csv"}
+    expected = {
+        "quantization_error.csv",
+        "quantization_error_heatmap.png",
+        "activation_outliers.csv",
+    }
     assert {path.name for path in written} >= expected
     assert all(path.stat().st_size > 500 for path in written)
     assert len(pd.read_csv(tmp_path / "quantization_error.csv")) == len(analysis.weights)
@@ -113,7 +145,9 @@ def test_fake_quantization_rounds_the_weights_and_the_tied_head_follows(tiny_gpt
     nearest = nf4.quantize(weight.t()).dequantize().t()
     model = fake.fake_quantize_weights(copy.deepcopy(tiny_gpt2_lm), "nf4")
     assert torch.equal(model.transformer.h[0].mlp.c_fc.weight, nearest)
-    only = fake.fake_quantize_weights(copy.deepcopy(tiny_gpt2_lm), "int8 per tensor", lambda path: path.endswith("c_fc"))
+    only = fake.fake_quantize_weights(
+        copy.deepcopy(tiny_gpt2_lm), "int8 per tensor", lambda path: path.endswith("c_fc")
+    )
     assert torch.equal(only.transformer.wte.weight, tiny_gpt2_lm.transformer.wte.weight)
     expected = affine.quantize_tensor(weight, per="tensor").dequantize()
     assert torch.equal(only.transformer.h[0].mlp.c_fc.weight, expected)

@@ -26,7 +26,9 @@ QUICK = Protocol(
 
 @pytest.fixture
 def tokens(tiny_tokenizer, tiny_texts):
-    return tokenize(tiny_tokenizer, Split("test", tiny_texts[0][:60], tiny_texts[1][:60], "demo"), 64)
+    return tokenize(
+        tiny_tokenizer, Split("test", tiny_texts[0][:60], tiny_texts[1][:60], "demo"), 64
+    )
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def session(tiny_gpt2, tiny_tokenizer, tokens):
 
 @pytest.mark.parametrize(
     ("n", "rank"),
-    # P(B < 1) = 1/64 for n = 6; 11/1024 for B < 2 of 10, where B < 3 has 56/1024; B < 6 of 20 has 0.0207, B < 7 0.0577.
+    # P(B < 1) = 1/64 for n = 6; 11/1024 for B < 2 of 10, where B < 3 has 56/1024; B < 6 of 20 has
+    # 0.0207, B < 7 0.0577.
     [(6, 1), (10, 2), (20, 6)],
 )
 def test_median_interval_takes_the_ranks_of_the_binomial(n, rank):
@@ -75,7 +78,9 @@ def test_time_once_is_the_time_of_the_call():
 def test_rounds_are_interleaved_and_their_number_is_bounded():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    values = timing.time_interleaved(calls, "cpu", warmup=2, min_rounds=6, max_rounds=9, seconds=1e9)
+    values = timing.time_interleaved(
+        calls, "cpu", warmup=2, min_rounds=6, max_rounds=9, seconds=1e9
+    )
     assert [len(values[name]) for name in "abc"] == [9, 9, 9]
     assert order[:6] == list("aabbcc")
     rounds = [order[i : i + 3] for i in range(6, len(order), 3)]
@@ -84,7 +89,9 @@ def test_rounds_are_interleaved_and_their_number_is_bounded():
 
 
 def test_rounds_stop_before_the_time_is_over():
-    values = timing.time_interleaved({"a": lambda: time.sleep(0.01)}, "cpu", 0, 2, 1000, seconds=0.2)
+    values = timing.time_interleaved(
+        {"a": lambda: time.sleep(0.01)}, "cpu", 0, 2, 1000, seconds=0.2
+    )
     assert 2 <= len(values["a"]) <= 20
 
 
@@ -102,7 +109,9 @@ def test_memory_of_a_model(tiny_gpt2, tokens, tiny_tokenizer):
     batch = timing.shape_batch(tokens, 4, 32, tiny_tokenizer.pad_token_id, "cpu")
     found = measure_memory(tiny_gpt2, batch, "cpu", 0)
     assert found["resident_bytes"] == checkpoints.resident_bytes(tiny_gpt2)
-    hidden = 4 * 32 * 4 * 64 * 4  # the MLP's inner activations, float32: at least two of them live at once
+    hidden = (
+        4 * 32 * 4 * 64 * 4
+    )  # the MLP's inner activations, float32: at least two of them live at once
     assert found["peak_bytes"] - found["resident_bytes"] > 2 * hidden
     assert (found["batch_size"], found["seq_len"]) == (4, 32)
 
@@ -111,7 +120,12 @@ def test_sweep_keeps_every_value(session, tiny_gpt2):
     with torch.inference_mode():
         session.sweep({(2, 16): {"baseline": eager(tiny_gpt2)}}, "eager")
     (entry,) = session.found["baseline"]["latency"]
-    assert (entry["batch_size"], entry["seq_len"], entry["mode"], entry["dtype"]) == (2, 16, "eager", "float32")
+    assert (entry["batch_size"], entry["seq_len"], entry["mode"], entry["dtype"]) == (
+        2,
+        16,
+        "eager",
+        "float32",
+    )
     assert entry["n"] == len(entry["values_ms"]) == 6 and entry["session"] == session.id
     assert entry["median_ms"] == pytest.approx(np.median(entry["values_ms"]), abs=1e-5)
     assert entry["median_low_ms"] <= entry["median_ms"] <= entry["median_high_ms"]
@@ -144,14 +158,21 @@ def test_throughput_counts_texts_and_real_tokens(session, tokens):
     found = session.found["baseline"]["throughput"]["eager"]
     assert sum(seen) == 2 * tokens.lengths[rows].sum()  # two passes
     assert found["n"] == 20 and len(found["values_texts_per_s"]) == 2
-    assert found["tokens_per_s"] / found["texts_per_s"] == pytest.approx(tokens.lengths[rows].mean())
-    assert session.found["baseline"]["energy"] == {} and "energy" in session.found["baseline"]["notes"][0]
+    assert found["tokens_per_s"] / found["texts_per_s"] == pytest.approx(
+        tokens.lengths[rows].mean()
+    )
+    assert (
+        session.found["baseline"]["energy"] == {}
+        and "energy" in session.found["baseline"]["notes"][0]
+    )
 
 
 def test_energy_is_the_counter_over_the_texts(session):
     ticks = iter(range(0, 1000, 30))
     session.joules = lambda: float(next(ticks))  # each pass draws 30 J
-    session.run_throughput({"baseline": lambda ids, mask: torch.zeros(len(ids), 4)}, "eager", session.host_batches())
+    session.run_throughput(
+        {"baseline": lambda ids, mask: torch.zeros(len(ids), 4)}, "eager", session.host_batches()
+    )
     energy = session.found["baseline"]["energy"]["eager"]
     assert energy["texts"] == 40 and energy["joules_per_1000_texts"] == 1000 * 60 / 40
 
@@ -168,8 +189,12 @@ def test_best_mode_is_taken_when_its_logits_are_the_same(session, monkeypatch):
     with torch.inference_mode():
         ready = best.prepare_best(session)
     ids, mask = session.batch((2, 16))
-    assert torch.allclose(ready[2, 16]["baseline"](ids, mask), eager(session.models["baseline"])(ids, mask), atol=1e-5)
-    assert {shape: list(functions) for shape, functions in ready.items()} == {shape: ["baseline"] for shape in QUICK.best_shapes}
+    assert torch.allclose(
+        ready[2, 16]["baseline"](ids, mask), eager(session.models["baseline"])(ids, mask), atol=1e-5
+    )
+    assert {shape: list(functions) for shape, functions in ready.items()} == {
+        shape: ["baseline"] for shape in QUICK.best_shapes
+    }
 
 
 def raising(model, device):
@@ -179,8 +204,14 @@ def raising(model, device):
 @pytest.mark.parametrize(
     ("best_mode", "sentence"),
     [
-        (lambda model, device: lambda ids, mask: eager(model)(ids, mask) * 1.2, "differ from eager"),
-        (lambda model, device: lambda ids, mask: eager(model)(ids, mask) * float("nan"), "differ from eager"),
+        (
+            lambda model, device: lambda ids, mask: eager(model)(ids, mask) * 1.2,
+            "differ from eager",
+        ),
+        (
+            lambda model, device: lambda ids, mask: eager(model)(ids, mask) * float("nan"),
+            "differ from eager",
+        ),
         (raising, "RuntimeError: no compiler here"),
     ],
 )
@@ -188,12 +219,18 @@ def test_best_mode_that_cannot_be_had_is_noted(session, monkeypatch, best_mode, 
     fake_engine(monkeypatch, best_mode)
     with torch.inference_mode():
         assert not any(best.prepare_best(session).values())
-    assert any("best mode: given up at 2 x 16" in note and sentence in note for note in session.found["baseline"]["notes"])
+    assert any(
+        "best mode: given up at 2 x 16" in note and sentence in note
+        for note in session.found["baseline"]["notes"]
+    )
 
 
 @pytest.mark.parametrize("limit", ["best_seconds", "best_seconds_each"])
 def test_best_mode_ends_with_its_time(session, monkeypatch, limit):
-    fake_engine(monkeypatch, lambda model, device: lambda ids, mask: time.sleep(0.05) or eager(model)(ids, mask))
+    fake_engine(
+        monkeypatch,
+        lambda model, device: lambda ids, mask: time.sleep(0.05) or eager(model)(ids, mask),
+    )
     session.plan = latency.replace(QUICK, **{limit: 0.02})
     with torch.inference_mode():
         ready = best.prepare_best(session)
@@ -211,7 +248,9 @@ def test_bitsandbytes_rows_are_timed_as_they_are(session, tiny_gpt2):
 
 @pytest.fixture
 def measured(tiny_gpt2, tiny_tokenizer, tmp_path, monkeypatch, tokens):
-    """Settings over a folder with a baseline, its record, its FP16 record and a record from another baseline."""
+    """Settings over a folder with a baseline, its record, its FP16 record and a record from another
+    baseline.
+    """
     from gpt2_quant import cli as common
 
     monkeypatch.setitem(latency.PROTOCOLS, "cpu", latency.replace(QUICK, best_shapes=()))
@@ -220,11 +259,27 @@ def measured(tiny_gpt2, tiny_tokenizer, tmp_path, monkeypatch, tokens):
     tiny_gpt2.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     sha256 = records.file_sha256(folder / "model.safetensors")
-    for key, origin in (("baseline", sha256), ("baseline_fp16", sha256), ("int8_scratch", "of another")):
-        body = {"variant": {"label": key}, "checkpoint": {"baseline_sha256": origin}, "latency": [], "metrics": {"accuracy": 0.5}}
+    for key, origin in (
+        ("baseline", sha256),
+        ("baseline_fp16", sha256),
+        ("int8_scratch", "of another"),
+    ):
+        body = {
+            "variant": {"label": key},
+            "checkpoint": {"baseline_sha256": origin},
+            "latency": [],
+            "metrics": {"accuracy": 0.5},
+        }
         records.save_record(tmp_path / "results", key, body)
     args = common.parser("").parse_args(
-        ["--models-dir", str(tmp_path / "models"), "--results-dir", str(tmp_path / "results"), "--device", "cpu"]
+        [
+            "--models-dir",
+            str(tmp_path / "models"),
+            "--results-dir",
+            str(tmp_path / "results"),
+            "--device",
+            "cpu",
+        ]
     )
     return common.settings_from(args)
 
@@ -244,17 +299,25 @@ def test_records_are_renewed_together_and_no_work_becomes_stale(measured, tokens
         record = after[key]
         assert record["metrics"] == before[key]["metrics"]
         assert [(e["batch_size"], e["seq_len"]) for e in record["latency"]] == list(QUICK.shapes)
-        assert {record["throughput"]["eager"]["session"], record["memory"]["session"], record["timing"]["session"]} == sessions
+        assert {
+            record["throughput"]["eager"]["session"],
+            record["memory"]["session"],
+            record["timing"]["session"],
+        } == sessions
         assert "energy" not in record and record["notes"]
     half, whole = (after[key]["memory"]["resident_bytes"] for key in ("baseline_fp16", "baseline"))
-    assert half < whole if checkpoints.has_half_arithmetic("cpu") else half == whole  # widened where float16 would be emulated
+    assert (
+        half < whole if checkpoints.has_half_arithmetic("cpu") else half == whole
+    )  # widened where float16 would be emulated
     assert step.complete()
     lines = latency.table(stored).splitlines()
     assert len(lines) == 3 and max(map(len, lines)) <= 100
 
 
 def test_only_the_variants_asked_for_are_timed(measured, tokens):
-    assert list(latency.measure_and_store(measured, keys=("baseline",), tokens=tokens)) == ["baseline"]
+    assert list(latency.measure_and_store(measured, keys=("baseline",), tokens=tokens)) == [
+        "baseline"
+    ]
 
 
 def test_every_protocol_has_an_interval_and_times_the_published_batch():
@@ -263,7 +326,11 @@ def test_every_protocol_has_an_interval_and_times_the_published_batch():
         assert plan.min_rounds >= 6 and latency.MEMORY_SHAPE in plan.shapes
         assert not plan.best_shapes or plan.best_shapes[0] == latency.MEMORY_SHAPE
     sweep = latency.protocol("paper", "cuda").shapes
-    assert {batch for batch, _ in sweep} >= {1, 16, 256} and {length for _, length in sweep} == {32, 64, 128}
+    assert {batch for batch, _ in sweep} >= {1, 16, 256} and {length for _, length in sweep} == {
+        32,
+        64,
+        128,
+    }
 
 
 @pytest.mark.gpu

@@ -19,10 +19,15 @@ def test_mcnemar_by_hand():
     # 8 against 1: 2 (C(9,0) + C(9,1)) / 2^9 = 20 / 512.
     assert paired.mcnemar(8, 1) == pytest.approx(20 / 512)
     assert paired.mcnemar(0, 0) == 1.0
-    # The smallest differences that reach p < .05, as tables have them: 8 among 10, 14 among 40, 26 among 160.
+    # The smallest differences that reach p < .05, as tables have them: 8 among 10, 14 among 40, 26
+    # among 160.
     for discordant, difference in ((10, 8), (40, 14), (160, 26)):
         wins = (discordant + difference) // 2
-        assert paired.mcnemar(wins, discordant - wins) < 0.05 <= paired.mcnemar(wins - 1, discordant - wins + 1)
+        assert (
+            paired.mcnemar(wins, discordant - wins)
+            < 0.05
+            <= paired.mcnemar(wins - 1, discordant - wins + 1)
+        )
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 1), (3, 3), (12, 5), (45, 98), (300, 260)])
@@ -39,7 +44,8 @@ def test_holm_by_hand_and_statsmodels():
 
 
 def test_tango_by_hand():
-    # b = c = 0, n = 100, difference -0.05: q = (sqrt(10²) + 10) / 400 = 0.05, variance 100 (0.1 - 0.0525) = 4.75.
+    # b = c = 0, n = 100, difference -0.05: q = (sqrt(10²) + 10) / 400 = 0.05, variance 100 (0.1 -
+    # 0.0525) = 4.75.
     assert paired.tango(0, 0, 100, -0.05) == pytest.approx(5 / np.sqrt(4.75))
     assert paired.equivalence(0, 0, 100, 0.05) == pytest.approx(norm.sf(5 / np.sqrt(4.75)))
 
@@ -47,7 +53,9 @@ def test_tango_by_hand():
 @pytest.mark.parametrize(("b", "c", "n"), [(7, 3, 60), (0, 4, 80), (45, 98, 7600), (30, 0, 500)])
 @pytest.mark.parametrize("difference", [-0.08, -0.005, 0.005, 0.05])
 def test_tango_uses_the_constrained_likelihood(b, c, n, difference):
-    """q is the p_c that makes (b, c, rest) likeliest under p_b = p_c + difference, found here by searching."""
+    """q is the p_c that makes (b, c, rest) likeliest under p_b = p_c + difference, found here by
+    searching.
+    """
 
     def minus_log_likelihood(q):
         p = np.array([q + difference, q, 1 - 2 * q - difference])
@@ -55,12 +63,17 @@ def test_tango_uses_the_constrained_likelihood(b, c, n, difference):
         return -np.sum(counts * np.log(np.maximum(p, 1e-300)))
 
     bounds = (max(0.0, -difference), (1 - difference) / 2)
-    q = minimize_scalar(minus_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    q = minimize_scalar(
+        minus_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}
+    ).x
     expected = (b - c - n * difference) / np.sqrt(n * (2 * q + difference - difference**2))
     assert paired.tango(b, c, n, difference) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("b", "c", "n"), [(0, 0, 7600), (5, 4, 7600), (13, 30, 7600), (45, 98, 7600), (61, 42, 7600), (0, 1, 44)])
+@pytest.mark.parametrize(
+    ("b", "c", "n"),
+    [(0, 0, 7600), (5, 4, 7600), (13, 30, 7600), (45, 98, 7600), (61, 42, 7600), (0, 1, 44)],
+)
 def test_the_90_percent_interval_lies_within_the_margin_exactly_when_both_tests_reject(b, c, n):
     low, high = paired.tango_interval(b, c, n, 0.90)
     assert low < (b - c) / n < high
@@ -83,24 +96,38 @@ def labels():
 
 def test_bootstrap_differences_are_scikit_learns_on_the_same_rows(labels):
     pair = {"baseline": logits("baseline"), "nf4_scratch": logits("nf4_scratch")}
-    fast = paired.bootstrap_differences(labels, pair, "baseline", resamples=40, seed=9)["nf4_scratch"]
-    drawn = np.random.default_rng(9).integers(0, len(labels), size=(40, len(labels)), dtype=np.int32)
+    fast = paired.bootstrap_differences(labels, pair, "baseline", resamples=40, seed=9)[
+        "nf4_scratch"
+    ]
+    drawn = np.random.default_rng(9).integers(
+        0, len(labels), size=(40, len(labels)), dtype=np.int32
+    )
     before, after = (values.argmax(axis=1) for values in pair.values())
     slow = [
-        f1_score(labels[rows], after[rows], average="macro") - f1_score(labels[rows], before[rows], average="macro")
+        f1_score(labels[rows], after[rows], average="macro")
+        - f1_score(labels[rows], before[rows], average="macro")
         for rows in drawn
     ]
     low, high = np.quantile(slow, (0.025, 0.975))
-    assert (fast["f1_macro"]["low"], fast["f1_macro"]["high"]) == pytest.approx((low, high), abs=1e-12)
+    assert (fast["f1_macro"]["low"], fast["f1_macro"]["high"]) == pytest.approx(
+        (low, high), abs=1e-12
+    )
     difference = (after == labels).mean() - (before == labels).mean()
     assert fast["accuracy"]["value"] == pytest.approx(difference, abs=1e-12)
 
 
 def test_a_twin_differs_by_nothing(labels):
-    twin = paired.bootstrap_differences(labels, {"a": logits("baseline"), "b": logits("baseline")}, "a", resamples=200)["b"]
+    twin = paired.bootstrap_differences(
+        labels, {"a": logits("baseline"), "b": logits("baseline")}, "a", resamples=200
+    )["b"]
     assert all(score == {"value": 0.0, "low": 0.0, "high": 0.0} for score in twin.values())
     same = paired.compare(labels, logits("baseline"), logits("baseline"))
-    assert (same["agreement"], same["flips"], same["kl_max"], same["mcnemar_p"]) == (1.0, 0, 0.0, 1.0)
+    assert (same["agreement"], same["flips"], same["kl_max"], same["mcnemar_p"]) == (
+        1.0,
+        0,
+        0.0,
+        1.0,
+    )
 
 
 def test_divergence_is_scipys(labels):
@@ -142,7 +169,11 @@ def test_known_discordant_counts(labels):
 def test_ten_variants_of_7600_rows_take_less_than_five_seconds():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 4, 7600)
-    family = {key: generator.normal(size=(7600, 4)).astype(np.float32) for key in [*STEPS, "a", "b", "c"]}
+    family = {
+        key: generator.normal(size=(7600, 4)).astype(np.float32) for key in [*STEPS, "a", "b", "c"]
+    }
     start = time.process_time()
     paired.bootstrap_differences(labels, family, "baseline")
-    assert time.process_time() - start < 2 * 5  # seconds of both cores, whatever else they do meanwhile
+    assert (
+        time.process_time() - start < 2 * 5
+    )  # seconds of both cores, whatever else they do meanwhile

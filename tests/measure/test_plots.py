@@ -1,4 +1,6 @@
-"""Figures: nothing overlaps at 2 to 12 rows, bars begin at zero, colours hold for colour-blind readers."""
+"""Figures: nothing overlaps at 2 to 12 rows, bars begin at zero, colours hold for colour-blind
+readers.
+"""
 
 from itertools import combinations
 
@@ -36,7 +38,9 @@ def drawn(monkeypatch):
 
 
 def outsiders(folder, count):
-    """`count` more classifiers, as prediction files: the baseline's logits scaled, with names of some length."""
+    """`count` more classifiers, as prediction files: the baseline's logits scaled, with names of
+    some length.
+    """
     folder.mkdir()
     for number in range(count):
         frame = pd.DataFrame({"id": np.arange(1000), "label": classifier()["labels"]})
@@ -53,12 +57,19 @@ def texts_of(figure):
     for axes in figure.axes:
         for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-            beyond |= {id(tick.label1) for tick in ticks if not min(limits) <= tick.get_loc() <= max(limits)}
+            beyond |= {
+                id(tick.label1)
+                for tick in ticks
+                if not min(limits) <= tick.get_loc() <= max(limits)
+            }
     renderer = figure.canvas.get_renderer()
     return [
         (text.get_text(), text.get_window_extent(renderer))
         for text in figure.findobj(Text)
-        if text.get_text().strip() and text.get_visible() and id(text) not in beyond and (not text.axes or text.axes.get_visible())
+        if text.get_text().strip()
+        and text.get_visible()
+        and id(text) not in beyond
+        and (not text.axes or text.axes.get_visible())
     ]
 
 
@@ -76,12 +87,18 @@ def overlaps(figure):
 def outside(figure):
     """Texts that reach beyond the figure's edge by more than a pixel."""
     edge = figure.bbox
-    return [words for words, box in texts_of(figure) if box.x0 < -1 or box.y0 < -1 or box.x1 > edge.x1 + 1 or box.y1 > edge.y1 + 1]
+    return [
+        words
+        for words, box in texts_of(figure)
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > edge.x1 + 1 or box.y1 > edge.y1 + 1
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 7, 12])
 def test_nothing_overlaps(results, drawn, tmp_path, count):
-    folder = results if count >= 7 else write_results(tmp_path / "few", ("baseline", "nf4_bitsandbytes"))
+    folder = (
+        results if count >= 7 else write_results(tmp_path / "few", ("baseline", "nf4_bitsandbytes"))
+    )
     more = outsiders(tmp_path / "outside", count - 7) if count > 7 else None
     comparison = compare_results(folder, predictions=more)
     assert len(comparison.present) == count
@@ -117,13 +134,19 @@ def test_confusion_matrix_shows_the_counts(drawn, tmp_path):
     labels, values = classifier()["labels"], logits("nf4_scratch")
     plots.confusion_matrix(labels, values, "NF4", tmp_path / "a.png")
     shown = [text.get_text().split("\n")[0] for text in drawn[0].axes[0].texts[:16]]
-    expected = [str(((labels == i) & (values.argmax(axis=1) == j)).sum()) for i in range(4) for j in range(4)]
+    expected = [
+        str(((labels == i) & (values.argmax(axis=1) == j)).sum())
+        for i in range(4)
+        for j in range(4)
+    ]
     assert shown == expected
 
 
 def test_png_and_pdf_are_written_alike_each_time(tmp_path):
     def draw(name):
-        return plots.confusion_matrix(classifier()["labels"], logits("baseline"), "Baseline", tmp_path / name)
+        return plots.confusion_matrix(
+            classifier()["labels"], logits("baseline"), "Baseline", tmp_path / name
+        )
 
     first, second = draw("a.png"), draw("b.png")
     assert [path.suffix for path in first] == [".png", ".pdf"]
@@ -136,12 +159,25 @@ def test_pareto_front_by_hand():
     assert comparison_plots.pareto_front(points) == [(1, 0.5), (2, 0.9), (4, 0.95)]
 
 
-# Full-severity simulation matrices on linear RGB: Machado, Oliveira & Fernandes, IEEE TVCG 2009, table of section 5.
+# Full-severity simulation matrices on linear RGB: Machado, Oliveira & Fernandes, IEEE TVCG 2009,
+# table of section 5.
 SIGHT = {
     "full": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 
 
@@ -150,7 +186,9 @@ def lab(colour, sight):
     srgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(np.asarray(SIGHT[sight]) @ linear, 0, 1)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
     ratio = to_xyz @ seen / [0.9505, 1.0, 1.089]
     f = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
@@ -159,13 +197,21 @@ def lab(colour, sight):
 @pytest.mark.parametrize("sight", SIGHT)
 def test_our_variants_stay_apart_for_every_kind_of_sight(sight):
     colours = {key: lab(colour, sight) for key, (colour, _) in plots.VARIANT_STYLE.items()}
-    distances = {(one, other): np.linalg.norm(colours[one] - colours[other]) for one, other in combinations(colours, 2)}
+    distances = {
+        (one, other): np.linalg.norm(colours[one] - colours[other])
+        for one, other in combinations(colours, 2)
+    }
     closest = min(distances, key=distances.get)
-    # A difference of 2.3 is just noticeable side by side; five times that is told apart at a distance.
+    # A difference of 2.3 is just noticeable side by side; five times that is told apart at a
+    # distance.
     assert distances[closest] > 11.5, closest
 
 
 def test_a_variant_looks_the_same_whoever_stands_beside_it():
     alone, together = plots.style(["nf4_scratch"]), plots.style([*STEPS, "theirs", "others"])
     assert alone["nf4_scratch"] == together["nf4_scratch"]
-    assert len({colour for colour, _ in together.values()}) == len({marker for _, marker in together.values()}) == 9
+    assert (
+        len({colour for colour, _ in together.values()})
+        == len({marker for _, marker in together.values()})
+        == 9
+    )

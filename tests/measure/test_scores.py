@@ -25,7 +25,9 @@ def scored(outside):
 def test_values_are_scikit_learns(outside, scored):
     labels, values = outside
     predicted, probability = values.argmax(axis=1), softmax(values.astype(float), axis=1)
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(labels, predicted, zero_division=0)
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels, predicted, zero_division=0
+    )
     expected = {
         "accuracy": metrics.accuracy_score(labels, predicted),
         "precision_macro": precision.mean(),
@@ -35,7 +37,11 @@ def test_values_are_scikit_learns(outside, scored):
         "brier": metrics.brier_score_loss(labels, probability, scale_by_half=False),
     }
     for number in range(4):
-        expected |= {f"precision_{number}": precision[number], f"recall_{number}": recall[number], f"f1_{number}": f1[number]}
+        expected |= {
+            f"precision_{number}": precision[number],
+            f"recall_{number}": recall[number],
+            f"f1_{number}": f1[number],
+        }
         assert scored[f"recall_{number}"]["n"] == support[number]
     for name, value in expected.items():
         # Sums are of float32 terms: 24 bits, about 1e-7 relative a term.
@@ -53,7 +59,8 @@ def test_wilson_is_statsmodels_and_the_hand_worked_case(outside, scored):
 
 
 def test_calibration_error_by_hand():
-    # Four rows of two classes. Confidence 0.7: one right, one wrong: |0.7 - 0.5|; confidence 0.9: both right: |0.9 - 1|.
+    # Four rows of two classes. Confidence 0.7: one right, one wrong: |0.7 - 0.5|; confidence 0.9:
+    # both right: |0.9 - 1|.
     probability = np.array([[0.7, 0.3], [0.3, 0.7], [0.9, 0.1], [0.1, 0.9]])
     values = scores.classification_scores(np.array([0, 0, 0, 1]), np.log(probability), resamples=50)
     assert values["ece"]["value"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
@@ -75,7 +82,9 @@ def test_calibration_error_is_the_textbook_loop(outside, scored):
             error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
     assert scored["ece"]["value"] == pytest.approx(error, rel=1e-5)
     runs = np.array_split(np.argsort(confidence, kind="stable"), 15)
-    adaptive = sum(len(run) / len(labels) * abs(confidence[run].mean() - right[run].mean()) for run in runs)
+    adaptive = sum(
+        len(run) / len(labels) * abs(confidence[run].mean() - right[run].mean()) for run in runs
+    )
     assert scored["ece_adaptive"]["value"] == pytest.approx(adaptive, rel=1e-5)
 
 
@@ -84,8 +93,13 @@ def test_resamples_are_rows_drawn_with_replacement(outside):
     labels, values = outside
     terms = scores.contributions(labels, values)
     fast = scores.scores_from_sums(scores.bootstrap_sums(terms.matrix, 25, seed=3), 4)
-    drawn = np.random.default_rng(3).integers(0, len(labels), size=(25, len(labels)), dtype=np.int32)
-    slow = [metrics.f1_score(labels[rows], values.argmax(axis=1)[rows], average="macro") for rows in drawn]
+    drawn = np.random.default_rng(3).integers(
+        0, len(labels), size=(25, len(labels)), dtype=np.int32
+    )
+    slow = [
+        metrics.f1_score(labels[rows], values.argmax(axis=1)[rows], average="macro")
+        for rows in drawn
+    ]
     assert fast["f1_macro"] == pytest.approx(slow, rel=1e-12)
 
 
@@ -95,7 +109,9 @@ def test_the_bootstraps_spread_is_the_binomials(outside):
     sample = scores.scores_from_sums(scores.bootstrap_sums(terms.matrix, 10_000), 4)["accuracy"]
     accuracy = (values.argmax(axis=1) == labels).mean()
     # A standard deviation from 10,000 draws is known to 1/sqrt(20,000) = 0.7%; four times that.
-    assert sample.std() == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / len(labels)), rel=0.028)
+    assert sample.std() == pytest.approx(
+        np.sqrt(accuracy * (1 - accuracy) / len(labels)), rel=0.028
+    )
 
 
 def test_intervals_hold_their_values_and_order_of_rows_does_not_matter(outside, scored):
@@ -114,7 +130,8 @@ def test_a_perfectly_calibrated_classifier_has_temperature_one():
     probability = softmax(values, axis=1)
     labels = (generator.random((20_000, 1)) > probability.cumsum(axis=1)).sum(axis=1)
     temperature = scores.fit_temperature(labels, values)
-    # 1/T is a one-parameter maximum likelihood estimate; its standard deviation is 1/sqrt(n * information) < 0.01 here.
+    # 1/T is a one-parameter maximum likelihood estimate; its standard deviation is 1/sqrt(n *
+    # information) < 0.01 here.
     assert temperature == pytest.approx(1, abs=0.04)
     assert scores.fit_temperature(labels, 3 * values) == pytest.approx(3 * temperature, rel=1e-4)
     assert scores.classification_scores(labels, values, resamples=200)["ece"]["value"] < 0.015
@@ -125,7 +142,9 @@ def test_temperature_is_a_minimum_of_the_nll(outside):
     best = scores.fit_temperature(labels, values)
 
     def nll(temperature):
-        return -log_softmax(values.astype(float) / temperature, axis=1)[np.arange(len(labels)), labels].mean()
+        return -log_softmax(values.astype(float) / temperature, axis=1)[
+            np.arange(len(labels)), labels
+        ].mean()
 
     assert nll(best) <= min(nll(best * 1.01), nll(best / 1.01))
 

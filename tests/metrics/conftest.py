@@ -1,4 +1,6 @@
-"""What the metric tests share: MiniLM from its package, a tiny language model, real summaries where their folder is named."""
+"""What the metric tests share: MiniLM from its package, a tiny language model, real summaries where
+their folder is named.
+"""
 
 import json
 
@@ -44,4 +46,15 @@ def story() -> list[str]:
 @pytest.fixture(scope="session")
 def odd_texts() -> list[str]:
     """Texts that metrics crash on; the first three are blank, the eighth has punctuation alone."""
-    return ["", "   ", "\n\t", "word", "Привет, мир", "你好世界", "😀😀", "...", "a" * 5000, "word " * 5000]
+    return [
+        "",
+        "   ",
+        "\n\t",
+        "word",
+        "Привет, мир",
+        "你好世界",
+        "😀😀",
+        "...",
+        "a" * 5000,
+        "word " * 5000,
+    ]

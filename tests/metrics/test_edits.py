@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from gpt2_quant.metrics.sentences import split_sentences
-from gpt2_quant.metrics.studies.edit_study import edit_pairs, edit_table, meaning_ranking, originals_from_news
+from gpt2_quant.metrics.studies.edit_study import (
+    edit_pairs,
+    edit_table,
+    meaning_ranking,
+    originals_from_news,
+)
 from gpt2_quant.metrics.studies.edits import EDITS, STRENGTHS, edited
 
 TEXT = (
@@ -43,7 +48,9 @@ def test_numbers_change_and_nothing_else():
 
 
 def test_strength_is_the_number_of_places():
-    counts = [edited(BY_NAME["negation"], TEXT, OTHER, strength).count(" not") for strength in STRENGTHS]
+    counts = [
+        edited(BY_NAME["negation"], TEXT, OTHER, strength).count(" not") for strength in STRENGTHS
+    ]
     assert counts == [1, 2, 3]  # were, will, was
     assert edited(BY_NAME["other date"], TEXT, OTHER, 3).count("Monday") == 0
 
@@ -57,9 +64,16 @@ def test_names_are_swapped_or_replaced():
 
 def test_sentence_edits_keep_the_sentences():
     sentences = split_sentences(TEXT)
-    assert sorted(split_sentences(edited(BY_NAME["sentence order"], TEXT, OTHER, 3))) == sorted(sentences)
-    assert len(split_sentences(edited(BY_NAME["repeated sentence"], TEXT, OTHER, 3))) == 2 * len(sentences)
-    assert len(split_sentences(edited(BY_NAME["dropped sentence"], TEXT, OTHER, 1))) == len(sentences) - 1
+    assert sorted(split_sentences(edited(BY_NAME["sentence order"], TEXT, OTHER, 3))) == sorted(
+        sentences
+    )
+    assert len(split_sentences(edited(BY_NAME["repeated sentence"], TEXT, OTHER, 3))) == 2 * len(
+        sentences
+    )
+    assert (
+        len(split_sentences(edited(BY_NAME["dropped sentence"], TEXT, OTHER, 1)))
+        == len(sentences) - 1
+    )
     assert sorted(edited(BY_NAME["word order"], TEXT, OTHER, 3).split()) == sorted(TEXT.split())
     switched = edited(BY_NAME["topic switch"], TEXT, OTHER, 2)
     assert sentences[0] in switched and sentences[-1] not in switched and "Madrid" in switched
@@ -70,11 +84,15 @@ def test_study_tables_by_hand():
     pairs = edit_pairs(originals, limit=1, strengths=(1,))
     assert set(pairs.groupby(["edit", "strength"]).size()) == {1}
     scores = pairs[["text"]].rename(columns={"text": "m"}).astype(float)
-    scores["m"] = np.where(pairs["effect"] == "keeps", 3.0, np.where(pairs["effect"] == "breaks", 1.0, 2.0))
+    scores["m"] = np.where(
+        pairs["effect"] == "keeps", 3.0, np.where(pairs["effect"] == "breaks", 1.0, 2.0)
+    )
     before = {"m": np.array([2.0, 4.0, 3.0])}
     table = edit_table(pairs, scores, before).set_index("edit")
     row = pairs[pairs["edit"] == "negation"].iloc[0]
-    assert table.loc["negation", "mean_fall"] == pytest.approx((before["m"][row["text"]] - 1) / np.std(before["m"]))
+    assert table.loc["negation", "mean_fall"] == pytest.approx(
+        (before["m"][row["text"]] - 1) / np.std(before["m"])
+    )
     assert table.loc["negation", "prefers_original"] == 1
     ranking = meaning_ranking(pairs, scores, before).iloc[0]
     assert ranking["kept_above_broken"] == 1 and ranking["low"] == 1

@@ -15,7 +15,9 @@ def test_sentence_vectors_equal_sentence_transformers(encoder, story):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = embeddings.model_folder(use_hub=False)
     texts = [*story, "word", "Привет", "one two three " * 200]
-    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts, normalize_embeddings=True)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(
+        texts, normalize_embeddings=True
+    )
     ours = encoder.sentence_vectors(texts)
     assert np.abs(ours - theirs).max() < 1e-5
     assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
@@ -35,18 +37,30 @@ def test_bertscore_equals_the_package(encoder, summeval_sample):
     from bert_score import BERTScorer
 
     candidates, references = summeval_sample
-    package = BERTScorer(model_type=str(embeddings.model_folder(use_hub=False)), num_layers=embeddings.N_LAYERS, device="cpu")
+    package = BERTScorer(
+        model_type=str(embeddings.model_folder(use_hub=False)),
+        num_layers=embeddings.N_LAYERS,
+        device="cpu",
+    )
     ours, theirs = bertscore(candidates, references, encoder), package.score(candidates, references)
-    for values, column in zip((ours.parts["precision"], ours.parts["recall"], ours.values), theirs, strict=True):
+    for values, column in zip(
+        (ours.parts["precision"], ours.parts["recall"], ours.values), theirs, strict=True
+    ):
         assert np.abs(values - column.numpy()).max() < 1e-5
 
 
 @pytest.mark.slow
-def test_bertscore_is_ten_times_as_fast_as_the_package_once_a_pair(run_script, human_judgements_dir):
+def test_bertscore_is_ten_times_as_fast_as_the_package_once_a_pair(
+    run_script, human_judgements_dir
+):
     flags = ("--human-judgements", human_judgements_dir, "--documents", 10, "--pairs", 40)
     done = run_script("benchmarks/bench_bertscore.py", *flags, OMP_NUM_THREADS="1")
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["pairs"] == 1760 and result["times_as_fast"] >= 10 and result["largest_difference"] < 1e-5
+    assert (
+        result["pairs"] == 1760
+        and result["times_as_fast"] >= 10
+        and result["largest_difference"] < 1e-5
+    )
 
 
 def test_odd_texts(encoder, odd_texts):
@@ -89,11 +103,15 @@ def test_stsb_spearman_is_the_published_one(encoder, human_judgements_dir):
     _, pairs = load_human_judgements(str(human_judgements_dir))
     assert len(pairs.similarity) == 1379
     cosine = (encoder.sentence_vectors(pairs.first) * encoder.sentence_vectors(pairs.second)).sum(1)
-    # Published for this model: 0.8203. A wrong pooling or a shifted column moves it by far more than 0.001.
+    # Published for this model: 0.8203. A wrong pooling or a shifted column moves it by far more
+    # than 0.001.
     assert spearman(cosine.astype(float), pairs.similarity) == pytest.approx(0.8203, abs=0.001)
 
 
 def test_a_table_of_another_width_is_forgotten(tmp_path):
-    assert Cache(tmp_path).rows("metric", [b"a" * 32], lambda missing: np.ones((1, 3))).shape == (1, 3)
+    assert Cache(tmp_path).rows("metric", [b"a" * 32], lambda missing: np.ones((1, 3))).shape == (
+        1,
+        3,
+    )
     new = Cache(tmp_path).rows("metric", [b"b" * 32], lambda missing: np.ones((1, 2)))
     assert new.tolist() == [[1, 1]] == Cache(tmp_path).rows("metric", [b"b" * 32], None).tolist()

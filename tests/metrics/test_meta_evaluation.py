@@ -41,11 +41,15 @@ def test_partial_correlation_equals_correlation_of_residuals(columns):
 def test_interval_covers_and_difference_sees_what_is_there(columns):
     ratings, close, far = columns
     drawn = meta.resampled_documents(30)
-    first, second = meta.by_document(meta.spearman, close, ratings), meta.by_document(meta.spearman, far, ratings)
+    first, second = (
+        meta.by_document(meta.spearman, close, ratings),
+        meta.by_document(meta.spearman, far, ratings),
+    )
     result = meta.interval_of_mean(first, drawn)
     assert result["value"] == pytest.approx(first.mean())
     assert result["low"] < result["value"] < result["high"]
-    # The bootstrap's standard error of a mean is s / sqrt(n); 2,000 resamples know it to about 2 percent.
+    # The bootstrap's standard error of a mean is s / sqrt(n); 2,000 resamples know it to about 2
+    # percent.
     width = result["high"] - result["low"]
     assert width == pytest.approx(2 * 1.96 * first.std() / np.sqrt(30), rel=0.15)
     gap = meta.difference(first, second, drawn)
@@ -71,13 +75,25 @@ def test_williams_against_a_worked_case():
 
 def test_folder_of_human_judgements(human_judgements_dir):
     summeval, pairs = load_human_judgements(str(human_judgements_dir))
-    assert len(summeval.sources) == 100 and len(summeval.systems) == 16 and {len(group) for group in summeval.references} == {11}
+    assert (
+        len(summeval.sources) == 100
+        and len(summeval.systems) == 16
+        and {len(group) for group in summeval.references} == {11}
+    )
     assert all(summeval.ratings[quality].shape == (100, 16) for quality in QUALITIES)
-    assert min(r.min() for r in summeval.ratings.values()) >= 1 and max(r.max() for r in summeval.ratings.values()) <= 5
+    assert (
+        min(r.min() for r in summeval.ratings.values()) >= 1
+        and max(r.max() for r in summeval.ratings.values()) <= 5
+    )
     assert len(pairs.first) == len(pairs.second) == 1379
-    # Only counting sentences reaches this much on coherence: known beforehand, so data and statistics are in order.
-    counts = np.array([[-float(text.count(" . ") + 1) for text in row] for row in summeval.summaries])
-    assert np.nanmean(meta.by_document(meta.spearman, counts, summeval.ratings["coherence"])) == pytest.approx(0.23, abs=0.04)
+    # Only counting sentences reaches this much on coherence: known beforehand, so data and
+    # statistics are in order.
+    counts = np.array(
+        [[-float(text.count(" . ") + 1) for text in row] for row in summeval.summaries]
+    )
+    assert np.nanmean(
+        meta.by_document(meta.spearman, counts, summeval.ratings["coherence"])
+    ) == pytest.approx(0.23, abs=0.04)
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):

@@ -1,4 +1,6 @@
-"""ROUGE, BLEU and chrF against the packages, against arithmetic done by hand, and on texts that break them."""
+"""ROUGE, BLEU and chrF against the packages, against arithmetic done by hand, and on texts that
+break them.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ OVERLAP = [bleu, chrf, nltk_bleu]
 
 
 def test_rouge_by_hand():
-    # Unigrams: 3 of 4 and 3 of 6 match; bigrams "the cat": 1 of 3 and 1 of 5; subsequence "the cat mat": 3.
+    # Unigrams: 3 of 4 and 3 of 6 match; bigrams "the cat": 1 of 3 and 1 of 5; subsequence "the cat
+    # mat": 3.
     scored = rouge(["the cat likes mat"], [["the cat is on the mat"]])
     assert scored["rouge1"].parts["precision"][0] == pytest.approx(3 / 4)
     assert scored["rouge1"].parts["recall"][0] == pytest.approx(3 / 6)
@@ -24,7 +27,11 @@ def test_rouge_agrees_with_the_package(summeval_sample):
     from rouge_score.rouge_scorer import RougeScorer
 
     candidates, references = summeval_sample
-    ascii_only = [([c], [r for r in group if r.isascii()]) for c, group in zip(candidates, references, strict=True) if c.isascii()]
+    ascii_only = [
+        ([c], [r for r in group if r.isascii()])
+        for c, group in zip(candidates, references, strict=True)
+        if c.isascii()
+    ]
     candidates, references = [c[0] for c, _ in ascii_only], [group for _, group in ascii_only]
     package = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     ours = rouge(candidates, references)
@@ -41,10 +48,14 @@ def test_bleu_and_chrf_agree_with_sacrebleu(summeval_sample):
     candidates, references = summeval_sample
     streams = [[group[k] for group in references] for k in range(11)]
     ours = bleu(candidates, references)
-    assert ours.corpus == pytest.approx(sacrebleu.corpus_bleu(candidates, streams, force=True).score, abs=1e-6)
+    assert ours.corpus == pytest.approx(
+        sacrebleu.corpus_bleu(candidates, streams, force=True).score, abs=1e-6
+    )
     one = sacrebleu.sentence_bleu(candidates[3], references[3])
     assert ours.values[3] == pytest.approx(one.score, abs=1e-6)
-    assert chrf(candidates, references).corpus == pytest.approx(sacrebleu.corpus_chrf(candidates, streams).score, abs=1e-6)
+    assert chrf(candidates, references).corpus == pytest.approx(
+        sacrebleu.corpus_chrf(candidates, streams).score, abs=1e-6
+    )
     assert chrf(candidates, references).values[5] == pytest.approx(
         sacrebleu.sentence_chrf(candidates[5], references[5]).score, abs=1e-6
     )
@@ -54,7 +65,10 @@ def test_tokenizer_equals_the_packages_on_ascii(tiny_texts):
     from rouge_score.tokenizers import DefaultTokenizer
 
     package, ours = DefaultTokenizer(use_stemmer=True), UnicodeTokenizer()
-    for text in tiny_texts[0][:200] + ["It's 3.5% of U.S. GDP_growth, isn't it?", "e-mail re-sent 10,000 times"]:
+    for text in tiny_texts[0][:200] + [
+        "It's 3.5% of U.S. GDP_growth, isn't it?",
+        "e-mail re-sent 10,000 times",
+    ]:
         assert ours.tokenize(text) == package.tokenize(text)
 
 
@@ -75,7 +89,11 @@ def test_odd_texts_have_a_value_or_are_undefined(odd_texts):
         values = metric(odd_texts, [["some reference text"]] * len(odd_texts)).values
         assert np.isnan(values[:3]).all() and np.isfinite(values[3:]).all()
     values = rouge(odd_texts, [["some reference text"]] * len(odd_texts))["rouge1"].values
-    assert np.isnan(values[:3]).all() and np.isnan(values[7]) and np.isfinite(values[[3, 4, 5, 6, 8, 9]]).all()
+    assert (
+        np.isnan(values[:3]).all()
+        and np.isnan(values[7])
+        and np.isfinite(values[[3, 4, 5, 6, 8, 9]]).all()
+    )
 
 
 def test_corpus_value_does_not_depend_on_how_the_corpus_is_cut(tiny_texts):
@@ -84,11 +102,16 @@ def test_corpus_value_does_not_depend_on_how_the_corpus_is_cut(tiny_texts):
     for metric in (bleu, chrf):
         whole = metric(texts, references)
         pieces = [metric(texts[i : i + 7], references[i : i + 7]) for i in range(0, 40, 7)]
-        assert whole.finish(np.sum([piece.additive for piece in pieces], axis=0)) == pytest.approx(whole.corpus, abs=1e-9)
+        assert whole.finish(np.sum([piece.additive for piece in pieces], axis=0)) == pytest.approx(
+            whole.corpus, abs=1e-9
+        )
 
 
 def test_more_references_never_lower_rouge():
-    one, two = rouge(["a cat sat"], [["a dog ran"]]), rouge(["a cat sat"], [["a dog ran", "the cat sat"]])
+    one, two = (
+        rouge(["a cat sat"], [["a dog ran"]]),
+        rouge(["a cat sat"], [["a dog ran", "the cat sat"]]),
+    )
     assert all(two[name].values[0] >= one[name].values[0] for name in one)
 
 

@@ -13,7 +13,9 @@ def nll_by_hand(language_model, text: str) -> np.ndarray:
     ids = [language_model.start_id, *language_model.encode([text])[0]]
     with torch.inference_mode():
         logits = language_model.model(input_ids=torch.tensor([ids])).logits[0]
-    return np.array([-torch.log_softmax(logits[i], -1)[ids[i + 1]].item() for i in range(len(ids) - 1)])
+    return np.array(
+        [-torch.log_softmax(logits[i], -1)[ids[i + 1]].item() for i in range(len(ids) - 1)]
+    )
 
 
 def test_equals_one_token_at_a_time_whatever_the_batch(tiny_language_model, tiny_texts):
@@ -24,8 +26,12 @@ def test_equals_one_token_at_a_time_whatever_the_batch(tiny_language_model, tiny
         # Same float32 model; padding and batch change sums of 64 products in their last bits.
         assert scored.parts["nll"][i] == pytest.approx(nll.sum(), rel=1e-5)
         assert scored.values[i] == pytest.approx(np.exp(nll.mean()), rel=1e-5)
-        assert scored.parts["per_word"][i] == pytest.approx(np.exp(nll.sum() / len(text.split())), rel=1e-5)
-        assert scored.parts["bits_per_byte"][i] == pytest.approx(nll.sum() / np.log(2) / len(text.encode()), rel=1e-5)
+        assert scored.parts["per_word"][i] == pytest.approx(
+            np.exp(nll.sum() / len(text.split())), rel=1e-5
+        )
+        assert scored.parts["bits_per_byte"][i] == pytest.approx(
+            nll.sum() / np.log(2) / len(text.encode()), rel=1e-5
+        )
     total = scored.parts["nll"].sum() / scored.parts["tokens"].sum()
     assert scored.corpus == pytest.approx(np.exp(total))
 
@@ -52,9 +58,13 @@ def test_long_text_equals_windows_by_hand(tiny_language_model, tiny_texts):
         count = context if done == 0 else min(context // 2, len(ids) - done)
         first = done + count - context
         with torch.inference_mode():
-            logits = tiny_language_model.model(input_ids=torch.tensor([stream[first : first + context]])).logits[0]
+            logits = tiny_language_model.model(
+                input_ids=torch.tensor([stream[first : first + context]])
+            ).logits[0]
         targets = torch.tensor(ids[first : first + context])
-        total += torch.nn.functional.cross_entropy(logits[-count:], targets[-count:], reduction="sum").item()
+        total += torch.nn.functional.cross_entropy(
+            logits[-count:], targets[-count:], reduction="sum"
+        ).item()
         done += count
     assert perplexity([text], tiny_language_model).parts["nll"][0] == pytest.approx(total, rel=1e-5)
 

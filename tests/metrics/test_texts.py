@@ -1,4 +1,6 @@
-"""A user's own files: what is read, what is refused with which sentence, and that pieces add up to the whole."""
+"""A user's own files: what is read, what is refused with which sentence, and that pieces add up to
+the whole.
+"""
 
 import json
 
@@ -27,7 +29,9 @@ def test_lines_and_json_lines_are_the_same_texts(files):
     lines = files("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     references = files("r.jsonl", '["a", "b"]\n{"references": ["c"]}\n"d"\n')
     assert texts.check_files(plain, references) == (3, 1) == texts.check_files(lines, references)
-    assert list(texts.read_chunks(plain, references)) == [(["one text", "", "three"], [["a", "b"], ["c"], ["d"]])]
+    assert list(texts.read_chunks(plain, references)) == [
+        (["one text", "", "three"], [["a", "b"], ["c"], ["d"]])
+    ]
     assert list(texts.read_chunks(lines, None)) == [(["one text", "", "three"], None)]
 
 
@@ -39,9 +43,13 @@ def test_lines_and_json_lines_are_the_same_texts(files):
         (b"a\n\xff\xfe\n", b"a\nb\n", "line 2 is not UTF-8"),
     ],
 )
-def test_faults_are_named_before_anything_is_written(files, tmp_path, candidates, references, sentence):
+def test_faults_are_named_before_anything_is_written(
+    files, tmp_path, candidates, references, sentence
+):
     with pytest.raises(UserError, match=sentence):
-        suite.score_files(files("c.txt", candidates), files("r.txt", references), None, tmp_path / "out.csv")
+        suite.score_files(
+            files("c.txt", candidates), files("r.txt", references), None, tmp_path / "out.csv"
+        )
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -62,7 +70,10 @@ def test_pieces_add_up(files, tmp_path, monkeypatch, encoder, tiny_language_mode
     tools = suite.Tools(encoder, tiny_language_model, Cache(None))
     whole = suite.score_texts(candidates, [[text] for text in references], tools)
     monkeypatch.setattr(texts, "CHUNK_LINES", 6)
-    paths = files("c.txt", "\n".join(candidates) + "\n"), files("r.txt", "\n".join(references) + "\n")
+    paths = (
+        files("c.txt", "\n".join(candidates) + "\n"),
+        files("r.txt", "\n".join(references) + "\n"),
+    )
     table, blank = suite.score_files(*paths, tools, tmp_path / "out.csv")
     assert blank == 1
     table = table.set_index("metric")
@@ -77,10 +88,14 @@ def test_pieces_add_up(files, tmp_path, monkeypatch, encoder, tiny_language_mode
 def test_a_hundred_thousand_lines_are_read_in_flat_memory(files):
     import tracemalloc
 
-    path = files("many.txt", b"".join(b"line %d of a file with many lines\n" % i for i in range(100_000)))
+    path = files(
+        "many.txt", b"".join(b"line %d of a file with many lines\n" % i for i in range(100_000))
+    )
     tracemalloc.start()
     assert texts.check_files(path, None) == (100_000, 0)
     assert sum(len(chunk) for chunk, _ in texts.read_chunks(path, None)) == 100_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < path.stat().st_size / 4  # 3.5 MB: a thousand lines are held, not a hundred thousand
+    assert (
+        peak < path.stat().st_size / 4
+    )  # 3.5 MB: a thousand lines are held, not a hundred thousand

@@ -1,4 +1,6 @@
-"""bitsandbytes takes exactly the matrices it should, the right way round, and comes back from the disk as it was."""
+"""bitsandbytes takes exactly the matrices it should, the right way round, and comes back from the
+disk as it was.
+"""
 
 import sys
 
@@ -38,9 +40,12 @@ def test_int8_weights_are_the_transposed_ones_within_half_a_scale(folders, origi
     layers = bnb.converted_layers(model)
     assert len(layers) == 4 * 2
     for name, layer in layers.items():
-        weight = original.get_submodule(name).weight.T  # Conv1D keeps [in, out]; square c_proj would load transposed silently
+        weight = original.get_submodule(
+            name
+        ).weight.T  # Conv1D keeps [in, out]; square c_proj would load transposed silently
         scale = layer.weight.SCB[:, None] / 127
-        # The scale is the row's absmax in float16, within 2**-11 of the row's own; so are the weights that were rounded.
+        # The scale is the row's absmax in float16, within 2**-11 of the row's own; so are the
+        # weights that were rounded.
         assert torch.allclose(layer.weight.SCB, weight.abs().amax(1), rtol=2**-10)
         error = (layer.weight.data.float() * scale - weight).abs()
         assert (error <= scale / 2 + weight.abs() * 2**-10).all(), name
@@ -55,8 +60,11 @@ def test_nf4_weights_are_the_transposed_ones_within_half_a_gap(folders, original
     for name, layer in layers.items():
         weight = original.get_submodule(name).weight.T
         read = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-        block_max = weight.reshape(-1, 64).abs().amax(1, keepdim=True).expand(-1, 64).reshape(weight.shape)
-        # Double quantization moves a block maximum by at most the widest half gap of its own 8-bit code, 1% of the largest.
+        block_max = (
+            weight.reshape(-1, 64).abs().amax(1, keepdim=True).expand(-1, 64).reshape(weight.shape)
+        )
+        # Double quantization moves a block maximum by at most the widest half gap of its own 8-bit
+        # code, 1% of the largest.
         slack = 0.01 * block_max.max() + block_max * 2**-10
         assert ((read - weight).abs() <= WIDEST_HALF_GAP * block_max + slack).all(), name
 
@@ -70,9 +78,13 @@ def test_everything_else_is_the_float16_of_the_original(folders, original, key):
         module, _, leaf = name.rpartition(".")
         if module in converted and leaf == "weight":
             continue
-        assert parameter.dtype == torch.float16 and torch.equal(parameter, original.get_parameter(name).half()), name
+        assert parameter.dtype == torch.float16 and torch.equal(
+            parameter, original.get_parameter(name).half()
+        ), name
         kept += 1
-    assert kept == 2 + 8 + 2 * 4 + 2 + 1  # tables, biases of the matrices, two norms a block, the last norm, the head
+    assert (
+        kept == 2 + 8 + 2 * 4 + 2 + 1
+    )  # tables, biases of the matrices, two norms a block, the last norm, the head
 
 
 @pytest.mark.parametrize("key", bnb.KEYS)
@@ -98,7 +110,9 @@ def test_reloaded_in_float32_only_the_float_parts_widen(folders, key):
 
 @pytest.mark.parametrize("key", bnb.KEYS)
 def test_logits_are_near_those_of_the_dequantized_weights(folders, original, key):
-    """The same float model with the weights read back, against bitsandbytes' own arithmetic on the codes."""
+    """The same float model with the weights read back, against bitsandbytes' own arithmetic on the
+    codes.
+    """
     from bitsandbytes.functional import dequantize_4bit
 
     model = checkpoints.load_variant(key, folders, "cpu")
@@ -108,12 +122,17 @@ def test_logits_are_near_those_of_the_dequantized_weights(folders, original, key
         else:
             read = dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
         original.get_submodule(name).weight.data.copy_(read.T)
-    ids = torch.randint(0, original.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        0, original.config.vocab_size, (8, 32), generator=torch.Generator().manual_seed(0)
+    )
     with torch.inference_mode():
         reference = original(input_ids=ids).logits
         answer = model(input_ids=ids).logits.float()
-        unquantized = checkpoints.load_classifier(folders / "baseline_gpt2", "cpu")(input_ids=ids).logits
-    # int8 rounds activations to 1 part in 254 a layer; NF4's CPU kernel multiplies in bfloat16, 1 part in 256.
+        unquantized = checkpoints.load_classifier(folders / "baseline_gpt2", "cpu")(
+            input_ids=ids
+        ).logits
+    # int8 rounds activations to 1 part in 254 a layer; NF4's CPU kernel multiplies in bfloat16, 1
+    # part in 256.
     spread = reference.std()
     assert (answer - reference).abs().max() < 0.05 * spread
     assert (answer - unquantized).abs().max() > 0
@@ -131,13 +150,23 @@ def test_conversion_of_other_layers_is_refused(folders):
         )
 
     with pytest.raises(RuntimeError, match="6 of 8 linear layers"):
-        bnb.check_conversion(load(load_in_8bit=True, llm_int8_skip_modules=["score", "c_fc"]), "int8_bitsandbytes")
+        bnb.check_conversion(
+            load(load_in_8bit=True, llm_int8_skip_modules=["score", "c_fc"]), "int8_bitsandbytes"
+        )
     # Naming any module drops transformers' default, and the head is quantized with the rest.
     with pytest.raises(RuntimeError, match="9 of 8 linear layers"):
-        bnb.check_conversion(load(load_in_8bit=True, llm_int8_skip_modules=["wte"]), "int8_bitsandbytes")
+        bnb.check_conversion(
+            load(load_in_8bit=True, llm_int8_skip_modules=["wte"]), "int8_bitsandbytes"
+        )
     with pytest.raises(RuntimeError, match="to another type"):
-        bnb.check_conversion(load(load_in_8bit=True, llm_int8_skip_modules=["score"]), "nf4_bitsandbytes")
-    four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "llm_int8_skip_modules": ["score"]}
+        bnb.check_conversion(
+            load(load_in_8bit=True, llm_int8_skip_modules=["score"]), "nf4_bitsandbytes"
+        )
+    four_bits = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "llm_int8_skip_modules": ["score"],
+    }
     with pytest.raises(RuntimeError, match="nested: False"):
         bnb.check_conversion(load(**four_bits), "nf4_bitsandbytes")
 
@@ -157,7 +186,9 @@ def test_a_quantized_checkpoint_is_not_quantized_again(folders):
 @pytest.mark.parametrize("package", ["bitsandbytes", "accelerate"])
 def test_a_missing_package_is_one_sentence(folders, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"{package} cannot be imported .*pip install -r requirements.txt"):
+    with pytest.raises(
+        UserError, match=rf"{package} cannot be imported .*pip install -r requirements.txt"
+    ):
         bnb.quantize(folders / "baseline_gpt2", "int8_bitsandbytes", "cpu")
     with pytest.raises(UserError, match=package):
         checkpoints.load_variant("int8_bitsandbytes", folders, "cpu")
@@ -171,7 +202,9 @@ def test_a_cpu_without_float16_multiplies_in_float32(folders, monkeypatch):
     control = checkpoints.load_variant("baseline_fp16", folders, "cpu")
     full = checkpoints.load_variant("baseline", folders, "cpu")
     for name, parameter in control.named_parameters():
-        assert parameter.dtype == torch.float32 and torch.equal(parameter, full.get_parameter(name).half().float()), name
+        assert parameter.dtype == torch.float32 and torch.equal(
+            parameter, full.get_parameter(name).half().float()
+        ), name
 
 
 @pytest.mark.gpu
@@ -179,7 +212,9 @@ def test_a_cpu_without_float16_multiplies_in_float32(folders, monkeypatch):
 def test_on_a_gpu_the_rest_is_float16_and_the_logits_are_the_cpus(folders, key):
     ids = torch.randint(0, 500, (8, 32), generator=torch.Generator().manual_seed(0))
     on_gpu = checkpoints.load_variant(key, folders, "cuda")
-    assert on_gpu.transformer.ln_f.weight.dtype == torch.float16 and bnb.check_conversion(on_gpu, key)
+    assert on_gpu.transformer.ln_f.weight.dtype == torch.float16 and bnb.check_conversion(
+        on_gpu, key
+    )
     with torch.inference_mode():
         answer = on_gpu(input_ids=ids.cuda()).logits.float().cpu()
         reference = checkpoints.load_variant(key, folders, "cpu")(input_ids=ids).logits

@@ -1,4 +1,6 @@
-"""Loading refuses what is not a usable classifier; sizes are sums over tensors; predictions come back in order."""
+"""Loading refuses what is not a usable classifier; sizes are sums over tensors; predictions come
+back in order.
+"""
 
 import numpy as np
 import pytest
@@ -53,12 +55,17 @@ def test_published_size_of_the_baseline():
     assert round(4 * 124_442_880 / 2**20, 2) == 474.71
 
 
-def test_predictions_are_in_row_order_whatever_the_batches(tiny_gpt2, tiny_tokenizer, tiny_texts, tmp_path):
+def test_predictions_are_in_row_order_whatever_the_batches(
+    tiny_gpt2, tiny_tokenizer, tiny_texts, tmp_path
+):
     texts, labels = tiny_texts[0][:50] + [""], tiny_texts[1][:50] + [0]
     tokens = tokenize(tiny_tokenizer, Split("test", texts, labels, "demo"), 64)
     batched = predict(tiny_gpt2, tokens, 16, tiny_tokenizer.pad_token_id, "batched")
     with torch.inference_mode():
-        single = [tiny_gpt2(torch.from_numpy(tokens.row(i)).long()[None]).logits[0].numpy() for i in range(len(tokens))]
+        single = [
+            tiny_gpt2(torch.from_numpy(tokens.row(i)).long()[None]).logits[0].numpy()
+            for i in range(len(tokens))
+        ]
     # Different summation orders in float32: a few hundred terms of order 1, each rounded to 2**-24.
     np.testing.assert_allclose(batched, np.stack(single), atol=2e-5)
     save_predictions(tmp_path, "baseline", tokens.labels, batched)
@@ -68,7 +75,9 @@ def test_predictions_are_in_row_order_whatever_the_batches(tiny_gpt2, tiny_token
 
 
 def test_a_model_that_answers_nan_is_refused(tiny_gpt2, tiny_tokenizer, tiny_texts):
-    tokens = tokenize(tiny_tokenizer, Split("test", tiny_texts[0][:4], tiny_texts[1][:4], "demo"), 64)
+    tokens = tokenize(
+        tiny_tokenizer, Split("test", tiny_texts[0][:4], tiny_texts[1][:4], "demo"), 64
+    )
     tiny_gpt2.score.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match="4 of 4 texts with NaN"):
         predict(tiny_gpt2, tokens, 16, tiny_tokenizer.pad_token_id, "broken")

@@ -1,8 +1,10 @@
-"""Sizes of every variant: what the arithmetic of its layout says, what the tensors sum to, what lies in the file.
+"""Sizes of every variant: what the arithmetic of its layout says, what the tensors sum to, what
+lies in the file.
 
-`expected` writes each layout down once, from the shape alone. The tests hold three independent counts against it: the
-loaded model's tensors, the file's own header, and `stored_size`. At GPT-2's shape the same arithmetic gives the published
-sizes, which a slow test also measures on a real 124M model.
+`expected` writes each layout down once, from the shape alone. The tests hold three independent
+counts against it: the loaded model's tensors, the file's own header, and `stored_size`. At GPT-2's
+shape the same arithmetic gives the published sizes, which a slow test also measures on a real 124M
+model.
 """
 
 import json
@@ -27,9 +29,18 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def expected(key: str, width: int, layers: int, vocabulary: int, positions: int, rest: int) -> dict[str, int]:
-    """Bytes by part of a variant as it is held, from GPT-2's shape; `rest` is the bytes of a float that is not quantized."""
-    matrices = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)] * layers  # in, out
+def expected(
+    key: str, width: int, layers: int, vocabulary: int, positions: int, rest: int
+) -> dict[str, int]:
+    """Bytes by part of a variant as it is held, from GPT-2's shape; `rest` is the bytes of a float
+    that is not quantized.
+    """
+    matrices = [
+        (width, 3 * width),
+        (width, width),
+        (width, 4 * width),
+        (4 * width, width),
+    ] * layers  # in, out
     weights = sum(n * m for n, m in matrices)
     outputs = sum(m for _, m in matrices)
     tables = [vocabulary * width, positions * width]
@@ -37,14 +48,24 @@ def expected(key: str, width: int, layers: int, vocabulary: int, positions: int,
     tensors = 2 * len(matrices) + 2 + (4 * layers + 2) + 1
 
     def nf4_state(numel: int) -> int:
-        """A byte a block of 64, a float32 a 256 of these, and the float32 mean that was taken off them."""
+        """A byte a block of 64, a float32 a 256 of these, and the float32 mean that was taken off
+        them.
+        """
         blocks = ceil_div(numel, 64)
         return blocks + 4 * ceil_div(blocks, 256) + 4
 
-    full = {"linear": weights, "embeddings": sum(tables), "norms_biases": norms_biases, "head": 4 * width}
+    full = {
+        "linear": weights,
+        "embeddings": sum(tables),
+        "norms_biases": norms_biases,
+        "head": 4 * width,
+    }
     if key in ("baseline", "baseline_fp16", "int8_scratch"):
-        # int8_scratch is float again once loaded, but keeps a float32 scale and an int8 zero-point for each tensor.
-        return {k: v * rest for k, v in full.items()} | {"quantization_state": 5 * tensors if key == "int8_scratch" else 0}
+        # int8_scratch is float again once loaded, but keeps a float32 scale and an int8 zero-point
+        # for each tensor.
+        return {k: v * rest for k, v in full.items()} | {
+            "quantization_state": 5 * tensors if key == "int8_scratch" else 0
+        }
     sizes = {k: v * rest for k, v in full.items()}
     if key == "int8_scratch_w8a8":  # a float32 scale an output channel and a table row
         return sizes | {
@@ -56,11 +77,14 @@ def expected(key: str, width: int, layers: int, vocabulary: int, positions: int,
         return sizes | {
             "linear": weights // 2,
             "embeddings": tables[0] // 2 + tables[1],
-            "quantization_state": sum(nf4_state(n * m) for n, m in matrices) + nf4_state(tables[0]) + 4 * positions,
+            "quantization_state": sum(nf4_state(n * m) for n, m in matrices)
+            + nf4_state(tables[0])
+            + 4 * positions,
         }
     if key == "int8_bitsandbytes":
         return sizes | {"linear": weights, "quantization_state": 4 * outputs}
-    # bitsandbytes keeps the 16 levels of NF4 and the 256 of its 8-bit scales with every layer, as float32.
+    # bitsandbytes keeps the 16 levels of NF4 and the 256 of its 8-bit scales with every layer, as
+    # float32.
     state = sum(nf4_state(n * m) + 4 * (16 + 256) for n, m in matrices)
     return sizes | {"linear": weights // 2, "quantization_state": state}
 
@@ -78,21 +102,33 @@ def variants(tiny_tokenizer, tmp_path_factory):
     for key in SCRATCH:
         folders.save_quantized(model, key, tiny_tokenizer, models_dir / key, source=baseline.name)
     for key in bnb.KEYS:
-        bnb.save(bnb.quantize(baseline, key, "cpu"), tiny_tokenizer, models_dir / key, key, baseline)
+        bnb.save(
+            bnb.quantize(baseline, key, "cpu"), tiny_tokenizer, models_dir / key, key, baseline
+        )
     config = model.config
-    shape = {"width": config.n_embd, "layers": config.n_layer, "vocabulary": config.vocab_size, "positions": config.n_positions}
+    shape = {
+        "width": config.n_embd,
+        "layers": config.n_layer,
+        "vocabulary": config.vocab_size,
+        "positions": config.n_positions,
+    }
     return SimpleNamespace(models_dir=models_dir, shape=shape)
 
 
 def file_tensors(folder) -> tuple[dict[str, int], int]:
-    """Bytes of each tensor by the file's header, as dtype width times shape, and the bytes of the whole file."""
+    """Bytes of each tensor by the file's header, as dtype width times shape, and the bytes of the
+    whole file.
+    """
     path = folder / "model.safetensors"
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
     width = {"F32": 4, "F16": 2, "I8": 1, "U8": 1}
-    sizes = {name: width[entry["dtype"]] * torch.Size(entry["shape"]).numel() for name, entry in header.items()}
+    sizes = {
+        name: width[entry["dtype"]] * torch.Size(entry["shape"]).numel()
+        for name, entry in header.items()
+    }
     assert 8 + length + sum(sizes.values()) == len(data)
     return sizes, len(data)
 
@@ -121,29 +157,47 @@ def test_file_is_the_sum_of_its_tensors(variants, key):
     sizes, file_bytes = file_tensors(folder)
     stored = stored_size(folder)
     assert stored["tensor_bytes"] == sum(stored["parts"].values()) == sum(sizes.values())
-    assert stored["tensor_bytes"] + stored["header_bytes"] == file_bytes == checkpoints.file_bytes(folder)
+    assert (
+        stored["tensor_bytes"] + stored["header_bytes"]
+        == file_bytes
+        == checkpoints.file_bytes(folder)
+    )
 
 
 def test_files_hold_what_the_layouts_say_and_nothing_else(variants):
-    """The file against the layout, difference by difference; bitsandbytes' floats lie there in float16."""
+    """The file against the layout, difference by difference; bitsandbytes' floats lie there in
+    float16.
+    """
     matrices = 4 * variants.shape["layers"]
     tensors = 2 * matrices + 2 + 4 * variants.shape["layers"] + 2 + 1
     codes = sum(expected("baseline", **variants.shape, rest=1).values())
-    stored = {key: stored_size(variants.models_dir / checkpoints.VARIANTS[key].folder)["parts"] for key in checkpoints.VARIANTS}
+    stored = {
+        key: stored_size(variants.models_dir / checkpoints.VARIANTS[key].folder)["parts"]
+        for key in checkpoints.VARIANTS
+    }
     assert stored["baseline"] == expected("baseline", **variants.shape, rest=4)
     assert sum(stored["int8_scratch"].values()) == codes + 5 * tensors
     for key in ("int8_scratch_w8a8", "nf4_scratch"):
         assert stored[key] == expected(key, **variants.shape, rest=4)
     for key in bnb.KEYS:
         wanted = expected(key, **variants.shape, rest=2)
-        assert {part: stored[key][part] for part in PARTS[:4]} == {part: wanted[part] for part in PARTS[:4]}
-    # LLM.int8() adds a byte a layer that names the layout; NF4 trades each float32 offset for a small JSON tensor.
+        assert {part: stored[key][part] for part in PARTS[:4]} == {
+            part: wanted[part] for part in PARTS[:4]
+        }
+    # LLM.int8() adds a byte a layer that names the layout; NF4 trades each float32 offset for a
+    # small JSON tensor.
     state = {key: expected(key, **variants.shape, rest=2)["quantization_state"] for key in bnb.KEYS}
-    assert stored["int8_bitsandbytes"]["quantization_state"] == state["int8_bitsandbytes"] + matrices
+    assert (
+        stored["int8_bitsandbytes"]["quantization_state"] == state["int8_bitsandbytes"] + matrices
+    )
     sizes, _ = file_tensors(variants.models_dir / "nf4_bitsandbytes")
-    json_bytes = [size for name, size in sizes.items() if name.endswith("quant_state.bitsandbytes__nf4")]
+    json_bytes = [
+        size for name, size in sizes.items() if name.endswith("quant_state.bitsandbytes__nf4")
+    ]
     assert len(json_bytes) == matrices
-    assert stored["nf4_bitsandbytes"]["quantization_state"] == state["nf4_bitsandbytes"] - 4 * matrices + sum(json_bytes)
+    assert stored["nf4_bitsandbytes"]["quantization_state"] == state[
+        "nf4_bitsandbytes"
+    ] - 4 * matrices + sum(json_bytes)
 
 
 GPT2 = {"width": 768, "layers": 12, "vocabulary": 50257, "positions": 1024}

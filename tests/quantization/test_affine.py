@@ -1,4 +1,6 @@
-"""affine.py against hand-computed codes, torch's own quantizers and the bounds that the arithmetic gives."""
+"""affine.py against hand-computed codes, torch's own quantizers and the bounds that the arithmetic
+gives.
+"""
 
 import pytest
 import torch
@@ -8,18 +10,23 @@ from gpt2_quant.quantization import affine
 
 
 def test_codes_of_a_worked_example():
-    # absmax 2.54 -> scale 0.02; 0.05 / 0.02 = 2.5 and 0.03 / 0.02 = 1.5 are ties: half to even gives 2 and 2.
+    # absmax 2.54 -> scale 0.02; 0.05 / 0.02 = 2.5 and 0.03 / 0.02 = 1.5 are ties: half to even
+    # gives 2 and 2.
     x = torch.tensor([2.54, -2.54, 0.05, 0.03, 0.0, -0.011])
     quantized = affine.quantize_tensor(x, per="tensor")
     assert quantized.scale.item() == pytest.approx(0.02)
-    exact = affine.quantize(torch.tensor([0.5, 1.5, 2.5, -2.5, 200.0, -200.0]), torch.tensor(1.0), 0, -127, 127)
+    exact = affine.quantize(
+        torch.tensor([0.5, 1.5, 2.5, -2.5, 200.0, -200.0]), torch.tensor(1.0), 0, -127, 127
+    )
     assert exact.tolist() == [0, 2, 2, -2, 127, -127]
     assert quantized.codes.tolist()[:2] == [127, -127] and quantized.codes.tolist()[4:] == [0, -1]
 
 
 def test_affine_example_with_a_zero_point():
     # [-1, 4]: scale 5/255, zero point round(-128 + 51) = -77; 0 must read back as exactly 0.
-    quantized = affine.quantize_tensor(torch.tensor([-1.0, 0.0, 4.0]), symmetric=False, per="tensor")
+    quantized = affine.quantize_tensor(
+        torch.tensor([-1.0, 0.0, 4.0]), symmetric=False, per="tensor"
+    )
     assert quantized.scale.item() == pytest.approx(5 / 255)
     assert quantized.zero_point.item() == -77
     assert quantized.codes.tolist() == [-128, -77, 127]
@@ -33,7 +40,9 @@ def test_equals_torch_per_tensor_bit_for_bit(zero_point):
         theirs = torch.quantize_per_tensor(x, scale, zero_point, torch.qint8)
         codes = affine.quantize(x, torch.tensor(scale), zero_point, -128, 127)
         assert torch.equal(codes, theirs.int_repr())
-        assert torch.equal(affine.dequantize(codes, torch.tensor(scale), zero_point), theirs.dequantize())
+        assert torch.equal(
+            affine.dequantize(codes, torch.tensor(scale), zero_point), theirs.dequantize()
+        )
 
 
 @pytest.mark.parametrize("zero_point", [0, 1, -100, 127])
@@ -41,9 +50,13 @@ def test_equals_torch_on_values_next_to_a_tie(zero_point):
     x = (torch.randint(-120, 120, (64, 2000)) + 0.5) * 0.7 * (1 + torch.randn(64, 2000) * 1e-6)
     scale, zero_points = torch.full((64,), 0.7), torch.full((64,), zero_point)
     theirs = torch.quantize_per_tensor(x, 0.7, zero_point, torch.qint8)
-    assert torch.equal(affine.quantize(x, torch.tensor(0.7), zero_point, -128, 127), theirs.int_repr())
+    assert torch.equal(
+        affine.quantize(x, torch.tensor(0.7), zero_point, -128, 127), theirs.int_repr()
+    )
     theirs = torch.quantize_per_channel(x, scale, zero_points, 0, torch.qint8)
-    assert torch.equal(affine.quantize(x, scale[:, None], zero_points[:, None], -128, 127), theirs.int_repr())
+    assert torch.equal(
+        affine.quantize(x, scale[:, None], zero_points[:, None], -128, 127), theirs.int_repr()
+    )
 
 
 def test_equals_torch_per_channel_bit_for_bit():
@@ -52,7 +65,9 @@ def test_equals_torch_per_channel_bit_for_bit():
     theirs = torch.quantize_per_channel(x, scale, zero_point, 0, torch.qint8)
     codes = affine.quantize(x, scale[:, None], zero_point[:, None], -128, 127)
     assert torch.equal(codes, theirs.int_repr())
-    assert torch.equal(affine.dequantize(codes, scale[:, None], zero_point[:, None]), theirs.dequantize())
+    assert torch.equal(
+        affine.dequantize(codes, scale[:, None], zero_point[:, None]), theirs.dequantize()
+    )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -60,9 +75,12 @@ def test_equals_torch_per_channel_bit_for_bit():
 @pytest.mark.parametrize("layout", ["linear", "conv1d"])
 def test_error_is_at_most_half_a_scale(symmetric, per, layout):
     x = torch.randn(48, 200) * torch.rand(48, 1) * 10 + 0.3
-    quantized = affine.quantize_tensor(x, symmetric=symmetric, per=per, layout=layout, group_size=64)
+    quantized = affine.quantize_tensor(
+        x, symmetric=symmetric, per=per, layout=layout, group_size=64
+    )
     scale = affine._spread(quantized.scale, quantized)
-    # On top of half a scale: float32 rounds x / scale (at most 255) and the product, a few 2**-24 of absmax.
+    # On top of half a scale: float32 rounds x / scale (at most 255) and the product, a few 2**-24
+    # of absmax.
     slack = 4 * 2**-24 * x.abs().max()
     assert ((quantized.dequantize() - x).abs() <= scale / 2 + slack).all()
     assert quantized.codes.shape == x.shape and quantized.codes.is_contiguous()
@@ -74,7 +92,9 @@ def test_scales_count_in_terms_of_out_for_both_layouts():
     conv1d = affine.quantize_tensor(weight.t().contiguous(), per="channel", layout="conv1d")
     assert linear.scale.shape == conv1d.scale.shape == (6,)
     assert torch.equal(linear.codes, conv1d.codes.t()) and torch.equal(linear.scale, conv1d.scale)
-    grouped = affine.quantize_tensor(weight.t().contiguous(), per="group", group_size=4, layout="conv1d")
+    grouped = affine.quantize_tensor(
+        weight.t().contiguous(), per="group", group_size=4, layout="conv1d"
+    )
     assert grouped.scale.shape == (6, 3)
     assert grouped.scale[2, 1].item() == pytest.approx(weight[2, 4:8].abs().max().item() / 127)
     assert grouped.scale[2, 2].item() == pytest.approx(weight[2, 8:].abs().max().item() / 127)
@@ -102,11 +122,15 @@ def test_degenerate_tensors(symmetric, dtype):
 
 def test_denormals_and_the_largest_floats():
     tiny = torch.tensor([1e-40, -1e-42, 0.0])
-    assert (affine.quantize_tensor(tiny, per="tensor").dequantize() - tiny).abs().max() <= affine.SMALLEST_SCALE / 2
+    assert (
+        affine.quantize_tensor(tiny, per="tensor").dequantize() - tiny
+    ).abs().max() <= affine.SMALLEST_SCALE / 2
     huge = torch.tensor([3.3e38, -3.3e38, 1e38])
     for symmetric in (True, False):  # high - low overflows float32
         quantized = affine.quantize_tensor(huge, symmetric=symmetric, per="tensor")
-        assert torch.isfinite(quantized.scale).all() and torch.isfinite(quantized.dequantize()).all()
+        assert (
+            torch.isfinite(quantized.scale).all() and torch.isfinite(quantized.dequantize()).all()
+        )
         assert ((quantized.dequantize() - huge).abs() <= quantized.scale * 0.51).all()
 
 
@@ -117,7 +141,9 @@ def test_an_outlier_of_ten_thousand_sigma_spoils_a_tensor_but_only_its_own_chann
     per_tensor = affine.quantize_tensor(weight, per="tensor").dequantize()
     per_channel = affine.quantize_tensor(weight, per="channel").dequantize()
     assert (per_tensor[others] == 0).all()  # the scale is 79 sigma
-    assert (per_channel[others] - weight[others]).abs().max() <= weight[others].abs().max() / 254 * 1.0001
+    assert (per_channel[others] - weight[others]).abs().max() <= weight[
+        others
+    ].abs().max() / 254 * 1.0001
     assert per_channel[3, 5].item() == pytest.approx(1e4, rel=1e-6)
 
 

@@ -1,7 +1,8 @@
-"""The Triton kernels against plain arithmetic: integers equal, floats within the rounding of their format.
+"""The Triton kernels against plain arithmetic: integers equal, floats within the rounding of their
+format.
 
-On a CUDA device these are ordinary GPU tests. With TRITON_INTERPRET=1 set before Python starts they run on the CPU;
-`test_kernels_interpreted.py` does that in every run of the suite.
+On a CUDA device these are ordinary GPU tests. With TRITON_INTERPRET=1 set before Python starts they
+run on the CPU; `test_kernels_interpreted.py` does that in every run of the suite.
 """
 
 import math
@@ -33,10 +34,11 @@ def codes(*shape, seed=0):
 
 
 def assert_codes_close(got, scale, exact, relative_error=1e-5):
-    """Codes of an inexact float differ by at most the step that its error can tip, as often as it comes near a boundary.
+    """Codes of an inexact float differ by at most the step that its error can tip, as often as it
+    comes near a boundary.
 
-    An error e (in steps) tips a value that lies within e of a boundary: a share of 2 e of them, e being at most 127
-    relative errors.
+    An error e (in steps) tips a value that lies within e of a boundary: a share of 2 e of them, e
+    being at most 127 relative errors.
     """
     expected, expected_scale = affine.quantize_rows(exact)
     torch.testing.assert_close(scale, expected_scale, rtol=relative_error, atol=0)
@@ -48,7 +50,9 @@ def assert_codes_close(got, scale, exact, relative_error=1e-5):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 100), (5, 768), (2, 3072), (0, 64)])
 def test_quantize_rows_equals_the_arithmetic(shape, dtype):
-    x = normal(*shape, dtype=dtype) * torch.logspace(-6, 4, max(1, shape[0]))[: shape[0], None].to(DEVICE)
+    x = normal(*shape, dtype=dtype) * torch.logspace(-6, 4, max(1, shape[0]))[: shape[0], None].to(
+        DEVICE
+    )
     x = x.to(dtype)
     got, scale = kernels.quantize_rows(x)
     expected, expected_scale = affine.quantize_rows(x.cpu()) if len(x) else (got.cpu(), scale.cpu())
@@ -59,7 +63,9 @@ def test_quantize_rows_equals_the_arithmetic(shape, dtype):
 def test_quantize_rows_of_zeros_denormals_ties_and_an_outlier():
     x = torch.zeros(4, 130)
     x[1] = 1e-40
-    x[2, :6] = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5])  # scale 1: halves go to the even neighbour
+    x[2, :6] = torch.tensor(
+        [127.0, 0.5, 1.5, 2.5, -0.5, -1.5]
+    )  # scale 1: halves go to the even neighbour
     x[3] = torch.randn(130)
     x[3, 7] = 1e4
     x = x.to(DEVICE)
@@ -72,8 +78,14 @@ def test_quantize_rows_of_zeros_denormals_ties_and_an_outlier():
 
 @pytest.mark.parametrize("rows, width", [(3, 768), (2, 100)])
 def test_layer_norm_quantize(rows, width):
-    x, weight, bias = normal(rows, width, dtype=torch.float16) * 3 + 1, normal(width, seed=1), normal(width, seed=2)
-    exact = torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
+    x, weight, bias = (
+        normal(rows, width, dtype=torch.float16) * 3 + 1,
+        normal(width, seed=1),
+        normal(width, seed=2),
+    )
+    exact = torch.nn.functional.layer_norm(
+        x.double(), (width,), weight.double(), bias.double(), 1e-5
+    )
     assert_codes_close(*kernels.layer_norm_quantize(x, weight, bias, 1e-5), exact)
 
 
@@ -81,7 +93,9 @@ def test_layer_norm_quantize(rows, width):
 def test_gelu_quantize(rows, width):
     x = normal(rows, width, dtype=torch.float16) * 3
     exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
-    assert_codes_close(*kernels.gelu_quantize(x), exact, relative_error=1e-5 if INTERPRETED else TANH_ERROR)
+    assert_codes_close(
+        *kernels.gelu_quantize(x), exact, relative_error=1e-5 if INTERPRETED else TANH_ERROR
+    )
 
 
 GEMM_SHAPES = [(1, 8, 16), (17, 33, 100), (64, 128, 128), (130, 96, 256), (5, 768, 3072)]
@@ -95,7 +109,9 @@ def test_integer_product_is_exact(m, n, k):
     assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
 
 
-@pytest.mark.parametrize("tiles", [(64, 32, 0, 128, False), (64, 64, 32, 128, False), (128, 128, 0, 64, True)])
+@pytest.mark.parametrize(
+    "tiles", [(64, 32, 0, 128, False), (64, 64, 32, 128, False), (128, 128, 0, 64, True)]
+)
 def test_every_kind_of_grid_gives_the_product(tiles):
     x, weight = codes(300, 200), codes(152, 200, seed=1)
     names = ("BLOCK_M", "BLOCK_N", "REST_N", "BLOCK_K", "PERSISTENT")
@@ -103,26 +119,44 @@ def test_every_kind_of_grid_gives_the_product(tiles):
     got = kernels.int8_gemm(x, None, weight, None, tiles=sizes)
     assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
     # And its epilogue takes each column's own scale, bias and residual.
-    scales, bias, residual = (normal(300, 1, seed=2), normal(152, seed=3)), normal(152, seed=4), normal(300, 152, seed=5)
-    got = kernels.int8_gemm(x, scales[0], weight, scales[1], bias, residual=residual, dtype=torch.float32, tiles=sizes)
-    exact = x.double() @ weight.double().T * scales[0].double() * scales[1].double() + bias.double() + residual.double()
+    scales, bias, residual = (
+        (normal(300, 1, seed=2), normal(152, seed=3)),
+        normal(152, seed=4),
+        normal(300, 152, seed=5),
+    )
+    got = kernels.int8_gemm(
+        x, scales[0], weight, scales[1], bias, residual=residual, dtype=torch.float32, tiles=sizes
+    )
+    exact = (
+        x.double() @ weight.double().T * scales[0].double() * scales[1].double()
+        + bias.double()
+        + residual.double()
+    )
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-2)
 
 
 def test_integer_product_of_extreme_codes_is_exact():
-    x, weight = torch.full((2, 3072), 127, dtype=torch.int8).to(DEVICE), torch.full((3, 3072), -127, dtype=torch.int8).to(DEVICE)
+    x, weight = (
+        torch.full((2, 3072), 127, dtype=torch.int8).to(DEVICE),
+        torch.full((3, 3072), -127, dtype=torch.int8).to(DEVICE),
+    )
     assert kernels.int8_gemm(x, None, weight, None).eq(-127 * 127 * 3072).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("m, n, k", GEMM_SHAPES[:4])
-@pytest.mark.parametrize("with_bias, gelu, with_residual", [(False, False, False), (True, True, False), (True, False, True)])
+@pytest.mark.parametrize(
+    "with_bias, gelu, with_residual",
+    [(False, False, False), (True, True, False), (True, False, True)],
+)
 def test_epilogue(m, n, k, with_bias, gelu, with_residual, dtype):
     x, weight = codes(m, k), codes(n, k, seed=1)
     x_scale, weight_scale = normal(m, 1, seed=2).abs() / 127, normal(n, seed=3).abs() / 127
     bias = normal(n, seed=4, dtype=dtype) if with_bias else None
     residual = normal(m, n, seed=5, dtype=dtype) if with_residual else None
-    got = kernels.int8_gemm(x, x_scale, weight, weight_scale, bias, residual=residual, gelu=gelu, dtype=dtype)
+    got = kernels.int8_gemm(
+        x, x_scale, weight, weight_scale, bias, residual=residual, gelu=gelu, dtype=dtype
+    )
     product = (x.double() @ weight.double().T) * x_scale.double() * weight_scale.double()
     exact, magnitude = product, product.abs()
     if with_bias:
@@ -131,8 +165,8 @@ def test_epilogue(m, n, k, with_bias, gelu, with_residual, dtype):
         exact = torch.nn.functional.gelu(exact, approximate="tanh")
     if with_residual:
         exact, magnitude = exact + residual.double(), magnitude + residual.double().abs()
-    # Up to 6 float32 roundings of terms no larger than `magnitude` (GELU amplifies by at most 1.13, its sigmoid costs
-    # a few more), then one rounding to the result's format.
+    # Up to 6 float32 roundings of terms no larger than `magnitude` (GELU amplifies by at most 1.13,
+    # its sigmoid costs a few more), then one rounding to the result's format.
     bound = 16 * HALF_ULP[torch.float32] * magnitude + HALF_ULP[dtype] * exact.abs() + 1e-7
     if gelu and not INTERPRETED:
         bound += TANH_ERROR * magnitude
@@ -152,18 +186,30 @@ def test_embedding_looks_up_and_adds_positions(dtype):
     ids = torch.tensor([[0, 49, 7], [7, 7, 3]]).to(DEVICE)
     exact = table.double()[ids] * scale.double()[ids][..., None]
     got = kernels.int8_embedding(ids, table, scale, dtype)
-    torch.testing.assert_close(got.double(), exact, rtol=HALF_ULP[dtype] + HALF_ULP[torch.float32], atol=0)
+    torch.testing.assert_close(
+        got.double(), exact, rtol=HALF_ULP[dtype] + HALF_ULP[torch.float32], atol=0
+    )
     exact = exact + positions.double()[:3] * position_scale.double()[:3, None]
     got = kernels.int8_embedding(ids, table, scale, dtype, positions, position_scale)
-    bound = 127 * (scale.max() + position_scale.max()) * (HALF_ULP[dtype] + 4 * HALF_ULP[torch.float32])
+    bound = (
+        127 * (scale.max() + position_scale.max()) * (HALF_ULP[dtype] + 4 * HALF_ULP[torch.float32])
+    )
     assert (got.double() - exact).abs().max() <= bound
 
 
 def reference_attention(joint, texts, heads, mask, positions):
     length, width = joint.shape[0] // texts, joint.shape[1] // 3
-    query, key, value = (part.view(texts, length, heads, -1).transpose(1, 2) for part in joint.double().split(width, dim=1))
-    visible = torch.ones(length, length, dtype=torch.bool, device=joint.device).tril() & mask.bool()[:, None, None, :]
-    scores = (query @ key.transpose(-1, -2) / math.sqrt(width // heads)).masked_fill(~visible, -1e30)
+    query, key, value = (
+        part.view(texts, length, heads, -1).transpose(1, 2)
+        for part in joint.double().split(width, dim=1)
+    )
+    visible = (
+        torch.ones(length, length, dtype=torch.bool, device=joint.device).tril()
+        & mask.bool()[:, None, None, :]
+    )
+    scores = (query @ key.transpose(-1, -2) / math.sqrt(width // heads)).masked_fill(
+        ~visible, -1e30
+    )
     out = scores.softmax(-1) @ value
     out = out.transpose(1, 2).reshape(texts, length, width)
     return out[torch.arange(texts), positions] if positions is not None else out.reshape(-1, width)
@@ -177,13 +223,17 @@ def test_attention(length, dtype):
     mask = torch.ones(texts, length, dtype=torch.int64, device=DEVICE)
     mask[1, : length // 3] = 0  # left padding, the harder side: some queries see no key at all
     got = kernels.causal_attention(
-        *joint.split(width, dim=1), texts, heads, 1 / math.sqrt(width // heads), kernels.padding_bias(mask)
+        *joint.split(width, dim=1),
+        texts,
+        heads,
+        1 / math.sqrt(width // heads),
+        kernels.padding_bias(mask),
     )
     exact = reference_attention(joint, texts, heads, mask, None)
     seen = mask.cumsum(1).flatten() > 0
     assert torch.isfinite(got).all()
-    # Weights and values are rounded once each to the format and averaged, which does not enlarge an error; tensor cores
-    # may take float32 operands as tf32, with a half-ulp of 2^-11.
+    # Weights and values are rounded once each to the format and averaged, which does not enlarge an
+    # error; tensor cores may take float32 operands as tf32, with a half-ulp of 2^-11.
     bound = 4 * 2.0**-11 * joint.abs().max().double()
     assert (got.double() - exact)[seen].abs().max() <= bound
 
@@ -197,7 +247,9 @@ def test_attention_of_one_query_a_text():
     query, key, value = joint.split(width, dim=1)
     scale = 1 / math.sqrt(width // heads)
     every = kernels.causal_attention(query, key, value, texts, heads, scale)
-    single = kernels.causal_attention(query[rows], key, value, texts, heads, scale, kernels.padding_bias(mask), positions)
+    single = kernels.causal_attention(
+        query[rows], key, value, texts, heads, scale, kernels.padding_bias(mask), positions
+    )
     exact = reference_attention(joint, texts, heads, mask, positions)
     bound = 4 * 2.0**-11 * joint.abs().max().double()
     assert (single.double() - exact).abs().max() <= bound
@@ -207,8 +259,13 @@ def test_attention_of_one_query_a_text():
 def nf4_layer(n, k, bias=None):
     """The fields of an `NF4Linear` (its own class wants an even k)."""
     stored = nf4.quantize(normal(n, k, seed=1).cpu() * 0.05)
-    fields = {field: getattr(stored, field).to(DEVICE) for field in ("scale_codes", "scale_absmax", "scale_offset")}
-    return stored, SimpleNamespace(weight=stored.packed.to(DEVICE), out_features=n, bias=bias, **fields)
+    fields = {
+        field: getattr(stored, field).to(DEVICE)
+        for field in ("scale_codes", "scale_absmax", "scale_offset")
+    }
+    return stored, SimpleNamespace(
+        weight=stored.packed.to(DEVICE), out_features=n, bias=bias, **fields
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 64), (5, 33), (40, 832), (1, 1)])
@@ -216,10 +273,14 @@ def test_nf4_dequantize_equals_the_arithmetic(shape):
     stored, layer = nf4_layer(*shape)
     got = kernels.nf4_dequantize(layer, shape, torch.float32)
     # code * absmax + offset may be one fused operation on a GPU: half an ulp of the scale.
-    torch.testing.assert_close(got.cpu(), stored.dequantize(), rtol=4 * HALF_ULP[torch.float32], atol=0)
+    torch.testing.assert_close(
+        got.cpu(), stored.dequantize(), rtol=4 * HALF_ULP[torch.float32], atol=0
+    )
 
 
-@pytest.mark.parametrize("m, n, k", [(1, 8, 64), (5, 40, 192), (70, 33, 128), (130, 16, 64), (4, 6, 100)])
+@pytest.mark.parametrize(
+    "m, n, k", [(1, 8, 64), (5, 40, 192), (70, 33, 128), (130, 16, 64), (4, 6, 100)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_nf4_linear(m, n, k, dtype, with_bias):
@@ -228,14 +289,22 @@ def test_nf4_linear(m, n, k, dtype, with_bias):
     got = kernels.nf4_linear(x.view(1, m, k), layer)
     weight = stored.dequantize(dtype).to(DEVICE).double()
     exact = x.double() @ weight.T + (bias.double() if with_bias else 0)
-    # Each of k products may carry a weight that rounds to the neighbouring value of the format, and each sum rounds.
-    bound = (x.double().abs() @ weight.abs().T + bias.double().abs()) * (2 * HALF_ULP[dtype] + k * HALF_ULP[torch.float32])
+    # Each of k products may carry a weight that rounds to the neighbouring value of the format, and
+    # each sum rounds.
+    bound = (x.double().abs() @ weight.abs().T + bias.double().abs()) * (
+        2 * HALF_ULP[dtype] + k * HALF_ULP[torch.float32]
+    )
     assert got.shape == (1, m, n) and got.dtype == dtype
     assert ((got[0].double() - exact).abs() <= bound).all()
 
 
 def test_int8_linear_on_floats_equals_codes_times_codes():
-    x, weight, weight_scale, bias = normal(2, 5, 100), codes(24, 100), normal(24, seed=1).abs(), normal(24, seed=2)
+    x, weight, weight_scale, bias = (
+        normal(2, 5, 100),
+        codes(24, 100),
+        normal(24, seed=1).abs(),
+        normal(24, seed=2),
+    )
     rows, scale = (part.to(DEVICE) for part in affine.quantize_rows(x.view(10, 100).cpu()))
     expected = kernels.int8_gemm(rows, scale, weight, weight_scale, bias, dtype=torch.float32)
     assert torch.equal(kernels.int8_linear(x, weight, weight_scale, bias), expected.view(2, 5, 24))
@@ -243,14 +312,22 @@ def test_int8_linear_on_floats_equals_codes_times_codes():
 
 @pytest.mark.parametrize("rows, columns", [(20, 96), (7, 64), (5, 34)])
 def test_nf4_embedding(rows, columns):
-    table = layers.NF4Embedding(rows, columns, torch.float32).quantize_(normal(rows, columns).cpu(), "table").to(DEVICE)
+    table = (
+        layers.NF4Embedding(rows, columns, torch.float32)
+        .quantize_(normal(rows, columns).cpu(), "table")
+        .to(DEVICE)
+    )
     ids = torch.tensor([[0, rows - 1, 2], [2, 2, 1]], device=DEVICE)
-    torch.testing.assert_close(kernels.nf4_embedding(ids, table), table(ids), rtol=4 * HALF_ULP[torch.float32], atol=0)
+    torch.testing.assert_close(
+        kernels.nf4_embedding(ids, table), table(ids), rtol=4 * HALF_ULP[torch.float32], atol=0
+    )
 
 
 @pytest.mark.parametrize("pad", [9, 0])
 def test_pooled_rows_are_those_of_the_last_real_tokens(pad):
-    ids = torch.tensor([[1, 2, 9, 9], [1, 9, 3, 9], [9, 9, 9, 9], [1, 2, 3, 4], [0, 0, 5, 0]], device=DEVICE)
+    ids = torch.tensor(
+        [[1, 2, 9, 9], [1, 9, 3, 9], [9, 9, 9, 9], [1, 2, 3, 4], [0, 0, 5, 0]], device=DEVICE
+    )
     positions, rows = kernels.pooled_rows(ids, pad)
     assert torch.equal(positions, gpt2.pooled_positions(ids, pad))
     assert torch.equal(rows, torch.arange(5, device=DEVICE) * 4 + positions)
@@ -260,13 +337,24 @@ def test_take_rows():
     x, table, scale = normal(9, 100, dtype=torch.float16), codes(9, 100), normal(9, 1)
     rows = torch.tensor([8, 0, 3], device=DEVICE)
     got = kernels.take_rows(x, table, scale, rows)
-    assert all(torch.equal(part, whole[rows]) for part, whole in zip(got, (x, table, scale), strict=True))
+    assert all(
+        torch.equal(part, whole[rows]) for part, whole in zip(got, (x, table, scale), strict=True)
+    )
 
 
 @pytest.mark.parametrize("width, classes", [(768, 4), (100, 3)])
 def test_layer_norm_head(width, classes):
-    x, weight, bias, head = normal(3, width) * 3 + 1, normal(width, seed=1), normal(width, seed=2), normal(classes, width, seed=3)
-    exact = torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5) @ head.double().T
+    x, weight, bias, head = (
+        normal(3, width) * 3 + 1,
+        normal(width, seed=1),
+        normal(width, seed=2),
+        normal(classes, width, seed=3),
+    )
+    exact = (
+        torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
+        @ head.double().T
+    )
     got = kernels.layer_norm_head(x, weight, bias, 1e-5, head)
-    # Sums of `width` products of numbers of a few units, each rounded once, with square root and quotient before.
+    # Sums of `width` products of numbers of a few units, each rounded once, with square root and
+    # quotient before.
     assert (got.double() - exact).abs().max() <= 16 * width * HALF_ULP[torch.float32]

@@ -1,4 +1,6 @@
-"""Quantized layers against float layers that hold the dequantized weights, and integer sums against int64."""
+"""Quantized layers against float layers that hold the dequantized weights, and integer sums against
+int64.
+"""
 
 import copy
 import os
@@ -13,10 +15,19 @@ from torch import nn
 
 from gpt2_quant.cli import UserError
 from gpt2_quant.quantization import affine, layers
-from gpt2_quant.quantization.layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, TiedHead, int8_matmul
+from gpt2_quant.quantization.layers import (
+    Int8Embedding,
+    Int8Linear,
+    NF4Embedding,
+    NF4Linear,
+    TiedHead,
+    int8_matmul,
+)
 
 
-@pytest.mark.parametrize("m,n,k", [(1, 1, 1), (3, 5, 7), (17, 33, 65), (64, 48, 192), (2, 768, 3072)])
+@pytest.mark.parametrize(
+    "m,n,k", [(1, 1, 1), (3, 5, 7), (17, 33, 65), (64, 48, 192), (2, 768, 3072)]
+)
 def test_integer_product_equals_int64(m, n, k):
     a, b = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((m, k), (n, k)))
     product = int8_matmul(a, b)
@@ -25,7 +36,10 @@ def test_integer_product_equals_int64(m, n, k):
 
 
 def test_extreme_codes_do_not_overflow():
-    a, b = torch.full((2, 3072), 127, dtype=torch.int8), torch.full((3, 3072), -127, dtype=torch.int8)
+    a, b = (
+        torch.full((2, 3072), 127, dtype=torch.int8),
+        torch.full((3, 3072), -127, dtype=torch.int8),
+    )
     assert (int8_matmul(a, b) == -127 * 127 * 3072).all()
 
 
@@ -40,9 +54,11 @@ def test_int8_linear_is_a_float_layer_on_what_the_codes_stand_for(out_features, 
     weight = layer.weight.double() * layer.weight_scale[:, None].double()
     expected = (codes.double() * scale.double()) @ weight.t()
     expected = (expected + float_layer.bias.double() if bias else expected).view(2, 5, out_features)
-    # Four float32 roundings (the sum to float, two scales, the bias), each of at most 2**-24 of what it rounds. Where the
-    # bias cancels, that is more than the result: hence the absolute part.
-    assert torch.allclose(layer(x).double(), expected, rtol=4 * 2**-24, atol=2**-22 * expected.abs().max().item())
+    # Four float32 roundings (the sum to float, two scales, the bias), each of at most 2**-24 of
+    # what it rounds. Where the bias cancels, that is more than the result: hence the absolute part.
+    assert torch.allclose(
+        layer(x).double(), expected, rtol=4 * 2**-24, atol=2**-22 * expected.abs().max().item()
+    )
     assert layer(x).dtype == x.dtype
 
 
@@ -57,9 +73,16 @@ def test_a_wrong_scale_would_be_seen():
 @pytest.mark.parametrize("in_features", [64, 128, 50])
 def test_nf4_linear_is_a_float_layer_on_what_the_codes_stand_for(in_features):
     float_layer = nn.Linear(in_features, 24)
-    layer = NF4Linear(in_features, 24, True, torch.float32).quantize_(float_layer.weight, float_layer.bias, "w")
+    layer = NF4Linear(in_features, 24, True, torch.float32).quantize_(
+        float_layer.weight, float_layer.bias, "w"
+    )
     x = torch.randn(3, 7, in_features)
-    assert torch.allclose(layer(x), nn.functional.linear(x, layer.dequantize(), float_layer.bias), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(
+        layer(x),
+        nn.functional.linear(x, layer.dequantize(), float_layer.bias),
+        rtol=1e-6,
+        atol=1e-6,
+    )
     assert (layer.dequantize() - float_layer.weight).norm() / float_layer.weight.norm() < 0.1
 
 
@@ -85,7 +108,11 @@ def test_tied_head_multiplies_by_the_table_and_stores_nothing(kind, monkeypatch)
     head = TiedHead(embedding)
     x = torch.randn(2, 3, 64)
     table = embedding(torch.arange(40))
-    tolerance = 0.02 * (x.norm(dim=-1).max() * table.norm(dim=-1).max()).item() if kind is Int8Embedding else 1e-4
+    tolerance = (
+        0.02 * (x.norm(dim=-1).max() * table.norm(dim=-1).max()).item()
+        if kind is Int8Embedding
+        else 1e-4
+    )
     assert torch.allclose(head(x), x @ table.t(), atol=tolerance)
     assert not head.state_dict() and not list(head.parameters())
     both = nn.ModuleList([embedding, head])
@@ -94,18 +121,26 @@ def test_tied_head_multiplies_by_the_table_and_stores_nothing(kind, monkeypatch)
 
 
 def test_dtype_moves_the_output_but_not_the_scales():
-    layer = Int8Linear(16, 8, True, torch.float32).quantize_(torch.randn(8, 16), torch.randn(8), "w").to(torch.float16)
+    layer = (
+        Int8Linear(16, 8, True, torch.float32)
+        .quantize_(torch.randn(8, 16), torch.randn(8), "w")
+        .to(torch.float16)
+    )
     assert layer.weight_scale.dtype == torch.float32 and layer.bias.dtype == torch.float16
     assert layer(torch.randn(2, 16, dtype=torch.float16)).dtype == torch.float16
     embedding = NF4Embedding(8, 64, torch.float32).quantize_(torch.randn(8, 64) / 3, "wte")
     scales = embedding.scale_absmax.clone(), embedding.scale_offset.clone()
     embedding.half()
     assert embedding(torch.tensor([1])).dtype == torch.float16
-    assert torch.equal(embedding.scale_absmax, scales[0]) and torch.equal(embedding.scale_offset, scales[1])
+    assert torch.equal(embedding.scale_absmax, scales[0]) and torch.equal(
+        embedding.scale_offset, scales[1]
+    )
 
 
 def test_layers_compile_on_the_cpu_to_the_same_results():
-    layer = Int8Linear(64, 32, True, torch.float32).quantize_(torch.randn(32, 64), torch.randn(32), "w")
+    layer = Int8Linear(64, 32, True, torch.float32).quantize_(
+        torch.randn(32, 64), torch.randn(32), "w"
+    )
     x = torch.randn(20, 64)
     compiled = torch.compile(layer, backend="aot_eager")
     assert torch.allclose(compiled(x), layer(x), rtol=1e-6, atol=1e-6)
@@ -131,7 +166,9 @@ def test_an_old_gpu_falls_back_and_says_so(monkeypatch):
 
 def test_without_triton_it_falls_back_and_says_so(monkeypatch):
     _pretend_gpu(monkeypatch, (9, 0))
-    for name in [name for name in sys.modules if name.startswith("gpt2_quant.quantization.kernels")]:
+    for name in [
+        name for name in sys.modules if name.startswith("gpt2_quant.quantization.kernels")
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("gpt2_quant.quantization.kernels", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
@@ -146,21 +183,37 @@ def test_on_the_cpu_nothing_is_said():
         assert layers.kernels_for(torch.device("cpu")) is None
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the interpreter's own process, see below")
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1",
+    reason="runs in the interpreter's own process, see below",
+)
 def test_layers_compute_the_same_through_the_kernels(monkeypatch):
     from gpt2_quant.quantization import kernels
 
     x, ids = torch.randn(2, 5, 64), torch.tensor([[1, 2, 39], [0, 5, 5]])
-    wide = Int8Linear(64, 96, True, torch.float32).quantize_(torch.randn(96, 64), torch.randn(96), "w")
+    wide = Int8Linear(64, 96, True, torch.float32).quantize_(
+        torch.randn(96, 64), torch.randn(96), "w"
+    )
     odd = Int8Linear(50, 33, False, torch.float32).quantize_(torch.randn(33, 50), None, "w")
-    nf4 = NF4Linear(64, 40, True, torch.float32).quantize_(torch.randn(40, 64), torch.randn(40), "w")
+    nf4 = NF4Linear(64, 40, True, torch.float32).quantize_(
+        torch.randn(40, 64), torch.randn(40), "w"
+    )
     int8_table = Int8Embedding(40, 64, torch.float32).quantize_(torch.randn(40, 64), "wte")
     nf4_table = NF4Embedding(40, 64, torch.float32).quantize_(torch.randn(40, 64), "wte")
 
     def outputs():
-        # x[..., :50] is not contiguous, which a kernel that counts in rows would not notice by itself.
+        # x[..., :50] is not contiguous, which a kernel that counts in rows would not notice by
+        # itself.
         heads = TiedHead(int8_table)(x), TiedHead(nf4_table)(x)
-        return [wide(x), odd(x[..., :50]), nf4(x), nf4(x[:, :2]), int8_table(ids), nf4_table(ids), *heads]
+        return [
+            wide(x),
+            odd(x[..., :50]),
+            nf4(x),
+            nf4(x[:, :2]),
+            int8_table(ids),
+            nf4_table(ids),
+            *heads,
+        ]
 
     expected = outputs()
     monkeypatch.setattr(layers, "kernels_for", lambda device: kernels)
@@ -172,8 +225,20 @@ def test_layers_compute_the_same_through_the_kernels(monkeypatch):
 def test_the_branch_for_gpus_under_tritons_interpreter():
     """Triton decides at import whether it interprets, hence a process of its own."""
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "through_the_kernels", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "through_the_kernels",
+        __file__,
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:]

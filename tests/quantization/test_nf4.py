@@ -16,7 +16,11 @@ PUBLISHED = [
 
 def test_levels_are_the_published_constants():
     assert torch.allclose(nf4.levels(), torch.tensor(PUBLISHED), atol=3e-7, rtol=0)
-    assert nf4.levels()[7].item() == 0.0 and nf4.levels()[0].item() == -1.0 and nf4.levels()[15].item() == 1.0
+    assert (
+        nf4.levels()[7].item() == 0.0
+        and nf4.levels()[0].item() == -1.0
+        and nf4.levels()[15].item() == 1.0
+    )
 
 
 def test_dynamic_map_equals_bitsandbytes():
@@ -25,7 +29,11 @@ def test_dynamic_map_equals_bitsandbytes():
 
 
 def test_packing_puts_the_first_code_into_the_high_nibble():
-    assert nf4.pack(torch.tensor([1, 2, 15, 0, 7], dtype=torch.uint8)).tolist() == [0x12, 0xF0, 0x77]
+    assert nf4.pack(torch.tensor([1, 2, 15, 0, 7], dtype=torch.uint8)).tolist() == [
+        0x12,
+        0xF0,
+        0x77,
+    ]
     values = nf4.dequantize(torch.tensor([0x0F, 0x7F], dtype=torch.uint8), torch.tensor([2.0]), 3)
     assert values.tolist() == [-2.0, 2.0, 0.0]
 
@@ -34,20 +42,34 @@ def test_packing_puts_the_first_code_into_the_high_nibble():
 def test_codes_and_values_equal_bitsandbytes(shape):
     functional = pytest.importorskip("bitsandbytes.functional")
     x = torch.randn(shape) * 0.02
-    theirs, state = functional.quantize_4bit(x, blocksize=64, quant_type="nf4", compress_statistics=True)
+    theirs, state = functional.quantize_4bit(
+        x, blocksize=64, quant_type="nf4", compress_statistics=True
+    )
     ours = nf4.quantize(x)
     scales = nf4.to_blocks(x).abs().amax(1)
     # A weight between two levels, to the last bit, may go to either; it must not go anywhere else.
-    ours_at, theirs_at = (nf4.dequantize(packed.flatten(), scales, x.numel()).view(shape) for packed in (ours.packed, theirs))
+    ours_at, theirs_at = (
+        nf4.dequantize(packed.flatten(), scales, x.numel()).view(shape)
+        for packed in (ours.packed, theirs)
+    )
     assert ((ours_at - x).abs() - (theirs_at - x).abs()).abs().max() <= 1e-6 * scales.max()
     assert (ours.packed != theirs.flatten()).sum() <= 2
-    # The scales' own codes likewise; bitsandbytes' search for the nearest entry of the map is exact to a few thousandths.
+    # The scales' own codes likewise; bitsandbytes' search for the nearest entry of the map is exact
+    # to a few thousandths.
     our_scales = nf4.read_scales(ours.scale_codes, ours.scale_absmax, ours.scale_offset)
     their_scales = nf4.read_scales(state.absmax, state.state2.absmax, state.offset)
     spread = (scales - scales.mean()).abs().max()
-    assert ((our_scales - scales).abs() <= (their_scales - scales).abs() + 1e-6 * scales.max()).all()
-    assert ((their_scales - scales).abs() - (our_scales - scales).abs()).max() <= 1e-3 * spread + 1e-9
-    same_scale = torch.isclose(our_scales, their_scales, rtol=1e-6).repeat_interleave(64)[: x.numel()].view(shape)
+    assert (
+        (our_scales - scales).abs() <= (their_scales - scales).abs() + 1e-6 * scales.max()
+    ).all()
+    assert (
+        (their_scales - scales).abs() - (our_scales - scales).abs()
+    ).max() <= 1e-3 * spread + 1e-9
+    same_scale = (
+        torch.isclose(our_scales, their_scales, rtol=1e-6)
+        .repeat_interleave(64)[: x.numel()]
+        .view(shape)
+    )
     same = same_scale & (ours_at == theirs_at)
     back = functional.dequantize_4bit(theirs, state).view(shape)
     assert torch.allclose(ours.dequantize()[same], back[same], rtol=1e-6, atol=1e-9)
@@ -61,14 +83,24 @@ def test_error_is_at_most_half_the_widest_gap(fit):
     scales = nf4.to_blocks(x).abs().amax(1)
     codes = nf4.encode(nf4.to_blocks(x), scales)
     widest = (nf4.levels()[1:] - nf4.levels()[:-1]).max()
-    assert ((nf4.decode(codes, scales) - nf4.to_blocks(x)).abs() <= scales[:, None] * widest / 2 * 1.0001).all()
-    # Double quantization moves a scale by half a gap of the map at most: 1.5% of the spread of scales around their mean.
+    assert (
+        (nf4.decode(codes, scales) - nf4.to_blocks(x)).abs()
+        <= scales[:, None] * widest / 2 * 1.0001
+    ).all()
+    # Double quantization moves a scale by half a gap of the map at most: 1.5% of the spread of
+    # scales around their mean.
     error = (nf4.quantize(x, fit=fit).dequantize() - x).square().mean().sqrt() / x.std()
     assert error < 0.1
 
 
 def test_least_squares_never_loses_to_absmax():
-    for x in (torch.randn(200, 64), torch.rand(200, 64), torch.randn(200, 64) ** 3, torch.zeros(2, 64), torch.ones(3, 64)):
+    for x in (
+        torch.randn(200, 64),
+        torch.rand(200, 64),
+        torch.randn(200, 64) ** 3,
+        torch.zeros(2, 64),
+        torch.ones(3, 64),
+    ):
         absmax = x.abs().amax(1)
         fitted = nf4._least_squares(x, absmax)
 
@@ -77,13 +109,22 @@ def test_least_squares_never_loses_to_absmax():
 
         assert (error(fitted) <= error(absmax) * 1.0001 + 1e-12).all()
     gaussian = torch.randn(2000, 64)
-    gain = [(nf4.quantize(gaussian, fit=fit).dequantize() - gaussian).square().sum() for fit in ("absmax", "mse")]
+    gain = [
+        (nf4.quantize(gaussian, fit=fit).dequantize() - gaussian).square().sum()
+        for fit in ("absmax", "mse")
+    ]
     assert gain[1] < 0.93 * gain[0]  # 0.4 dB on normal weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_degenerate_tensors(dtype):
-    for x in (torch.zeros(3, 64), torch.full((2, 64), 0.5), torch.zeros(0), torch.tensor([3.0]), torch.tensor([[-2.0, 2.0]])):
+    for x in (
+        torch.zeros(3, 64),
+        torch.full((2, 64), 0.5),
+        torch.zeros(0),
+        torch.tensor([3.0]),
+        torch.tensor([[-2.0, 2.0]]),
+    ):
         for fit in ("absmax", "mse"):
             back = nf4.quantize(x.to(dtype), fit=fit).dequantize(dtype)
             assert back.shape == x.shape and back.dtype == dtype
@@ -105,5 +146,8 @@ def test_nan_is_refused_by_name():
 
 def test_bits_a_weight():
     quantized = nf4.quantize(torch.randn(768, 768))
-    n_bytes = sum(t.numel() * t.element_size() for t in (quantized.packed, quantized.scale_codes, quantized.scale_absmax))
+    n_bytes = sum(
+        t.numel() * t.element_size()
+        for t in (quantized.packed, quantized.scale_codes, quantized.scale_absmax)
+    )
     assert 8 * n_bytes / 768**2 == pytest.approx(4 + 8 / 64 + 32 / (64 * 256), rel=1e-4)

@@ -1,4 +1,6 @@
-"""The transformers plug-in: quantize, save, load in a fresh process, and refuse folders that are not what they say."""
+"""The transformers plug-in: quantize, save, load in a fresh process, and refuse folders that are
+not what they say.
+"""
 
 import copy
 import json
@@ -23,7 +25,13 @@ from transformers.pytorch_utils import Conv1D
 from gpt2_quant.cli import ROOT, UserError
 from gpt2_quant.models import folders
 from gpt2_quant.quantization import affine, quantizer, stored_int8
-from gpt2_quant.quantization.layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, TiedHead
+from gpt2_quant.quantization.layers import (
+    Int8Embedding,
+    Int8Linear,
+    NF4Embedding,
+    NF4Linear,
+    TiedHead,
+)
 from gpt2_quant.quantization.quantizer import SCHEMES, ScratchConfig, quantize_model
 
 
@@ -49,17 +57,29 @@ def test_save_and_reload_give_the_same_bits(scheme, head, tiny_gpt2, tiny_gpt2_l
     model.save_pretrained(tmp_path / "float")
     quantized = quantize_model(model, scheme)
     logits = answer(quantized, batch)
-    # NF4's relative weight error is about 0.09; two layers of random weights stay within a few times that.
-    assert 0 < (logits - expected).norm() / expected.norm() < (0.35 if scheme == "nf4_scratch" else 0.06)
+    # NF4's relative weight error is about 0.09; two layers of random weights stay within a few
+    # times that.
+    assert (
+        0
+        < (logits - expected).norm() / expected.norm()
+        < (0.35 if scheme == "nf4_scratch" else 0.06)
+    )
     quantized.save_pretrained(tmp_path / "first")
     first = auto.from_pretrained(tmp_path / "first", dtype=torch.float32)
     assert torch.equal(answer(first, batch), logits)
     first.save_pretrained(tmp_path / "second")
-    assert torch.equal(answer(auto.from_pretrained(tmp_path / "second", dtype=torch.float32), batch), logits)
-    at_load = auto.from_pretrained(tmp_path / "float", dtype=torch.float32, quantization_config=ScratchConfig(scheme))
+    assert torch.equal(
+        answer(auto.from_pretrained(tmp_path / "second", dtype=torch.float32), batch), logits
+    )
+    at_load = auto.from_pretrained(
+        tmp_path / "float", dtype=torch.float32, quantization_config=ScratchConfig(scheme)
+    )
     assert torch.equal(answer(at_load, batch), logits)
     written = json.loads((tmp_path / "second" / "config.json").read_text())["quantization_config"]
-    assert written["scheme"] == scheme and written["sha256"] == at_load.config.quantization_config.sha256
+    assert (
+        written["scheme"] == scheme
+        and written["sha256"] == at_load.config.quantization_config.sha256
+    )
 
 
 def test_a_fresh_process_needs_one_import(tiny_gpt2, batch, tmp_path):
@@ -75,7 +95,14 @@ with torch.no_grad():
     torch.save(model(**batch).logits, {str(tmp_path / "logits.pt")!r})
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), answer(model, batch))
 
@@ -88,13 +115,17 @@ def test_what_becomes_which_layer(tiny_gpt2, tiny_gpt2_lm):
     assert type(w8a8.score) is torch.nn.Linear
     nf4 = quantize_model(copy.deepcopy(tiny_gpt2), "nf4_scratch")
     assert sum(isinstance(m, NF4Linear) for m in nf4.modules()) == 8
-    assert isinstance(nf4.transformer.wte, NF4Embedding) and isinstance(nf4.transformer.wpe, Int8Embedding)
+    assert isinstance(nf4.transformer.wte, NF4Embedding) and isinstance(
+        nf4.transformer.wpe, Int8Embedding
+    )
     assert isinstance(quantize_model(tiny_gpt2_lm, "nf4_scratch").lm_head, TiedHead)
     assert folders.describe(w8a8)["layers"] == {"Int8Embedding": 2, "Int8Linear": 8}
 
 
 def test_conv1d_is_quantized_along_its_output_axis(tiny_gpt2):
-    layer = tiny_gpt2.transformer.h[0].attn.c_proj  # square: a transposed copy would fit, and be wrong
+    layer = tiny_gpt2.transformer.h[
+        0
+    ].attn.c_proj  # square: a transposed copy would fit, and be wrong
     weight = layer.weight.detach().clone()
     quantized = quantize_model(tiny_gpt2, "int8_scratch_w8a8").transformer.h[0].attn.c_proj
     back = affine.dequantize(quantized.weight, quantized.weight_scale[:, None])
@@ -116,7 +147,9 @@ def test_int8_scratch_stores_one_byte_a_parameter(tiny_gpt2, tmp_path):
     assert torch.equal(loaded.get_parameter(name), expected)
 
 
-def test_int8_scratch_in_half_precision_saves_the_same_codes_and_refuses_changed_weights(tiny_gpt2, tmp_path):
+def test_int8_scratch_in_half_precision_saves_the_same_codes_and_refuses_changed_weights(
+    tiny_gpt2, tmp_path
+):
     quantize_model(tiny_gpt2, "int8_scratch").save_pretrained(tmp_path / "a")
     half = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a", dtype=torch.float16)
     half.save_pretrained(tmp_path / "b")
@@ -141,9 +174,17 @@ def test_float16_parts(scheme, tiny_gpt2, batch, tmp_path):
 def test_generation_with_a_cache(tiny_gpt2_lm):
     ids = torch.randint(10, 900, (2, 9))
     model = quantize_model(tiny_gpt2_lm, "int8_scratch_w8a8")
-    kwargs = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones_like(ids), "eos_token_id": None}
+    kwargs = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "attention_mask": torch.ones_like(ids),
+        "eos_token_id": None,
+    }
     with torch.no_grad():
-        assert torch.equal(model.generate(ids, use_cache=True, **kwargs), model.generate(ids, use_cache=False, **kwargs))
+        assert torch.equal(
+            model.generate(ids, use_cache=True, **kwargs),
+            model.generate(ids, use_cache=False, **kwargs),
+        )
 
 
 def _tamper(folder, name, change):
@@ -156,11 +197,26 @@ def _tamper(folder, name, change):
 @pytest.mark.parametrize(
     "scheme,name,change,message",
     [
-        ("int8_scratch_w8a8", "transformer.h.0.attn.c_attn.weight", lambda t: t ^ (torch.arange(64) == 3).char(), "sha256"),
+        (
+            "int8_scratch_w8a8",
+            "transformer.h.0.attn.c_attn.weight",
+            lambda t: t ^ (torch.arange(64) == 3).char(),
+            "sha256",
+        ),
         ("nf4_scratch", "transformer.wte.weight", lambda t: t.flip(0), "sha256"),
         ("int8_scratch", "transformer.wpe.weight_zero_point", lambda t: t + 1, "sha256"),
-        ("int8_scratch_w8a8", "transformer.h.0.attn.c_attn.weight_scale", lambda t: t * 1.001, "sha256"),
-        ("int8_scratch_w8a8", "transformer.h.1.mlp.c_fc.weight_scale", lambda t: t[:-1].clone(), r"\[255\].*\[256\]"),
+        (
+            "int8_scratch_w8a8",
+            "transformer.h.0.attn.c_attn.weight_scale",
+            lambda t: t * 1.001,
+            "sha256",
+        ),
+        (
+            "int8_scratch_w8a8",
+            "transformer.h.1.mlp.c_fc.weight_scale",
+            lambda t: t[:-1].clone(),
+            r"\[255\].*\[256\]",
+        ),
         ("nf4_scratch", "transformer.wte.scale_absmax", lambda t: t.double(), "float64.*float32"),
         ("int8_scratch", "transformer.ln_f.weight_scale", lambda t: t.repeat(2), r"\[2\].*\[\]"),
     ],
@@ -177,8 +233,15 @@ def test_a_missing_tensor_another_version_and_an_unknown_scheme(tiny_gpt2, tmp_p
     quantize_model(tiny_gpt2, "nf4_scratch").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    for change, message in (({"format_version": 2}, "layout version 2"), ({"scheme": "int3"}, "int3.*nf4_scratch")):
-        path.write_text(json.dumps({**config, "quantization_config": {**config["quantization_config"], **change}}))
+    for change, message in (
+        ({"format_version": 2}, "layout version 2"),
+        ({"scheme": "int3"}, "int3.*nf4_scratch"),
+    ):
+        path.write_text(
+            json.dumps(
+                {**config, "quantization_config": {**config["quantization_config"], **change}}
+            )
+        )
         with pytest.raises(UserError, match=message):
             AutoModelForSequenceClassification.from_pretrained(tmp_path)
     path.write_text(json.dumps(config))
@@ -187,7 +250,9 @@ def test_a_missing_tensor_another_version_and_an_unknown_scheme(tiny_gpt2, tmp_p
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"no tensor transformer\.h\.0\.mlp\.c_fc\.scale_codes"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
+    (tmp_path / "model.safetensors").write_bytes(
+        (tmp_path / "model.safetensors").read_bytes()[:1000]
+    )
     with pytest.raises(UserError, match="damaged or cut short"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
@@ -209,7 +274,9 @@ def test_models_that_cannot_be_quantized(tiny_gpt2):
             quantize_model(twice, scheme)
 
 
-def test_a_cpu_without_the_int8_instruction_says_so_once_and_computes_the_same(tiny_gpt2, batch, monkeypatch):
+def test_a_cpu_without_the_int8_instruction_says_so_once_and_computes_the_same(
+    tiny_gpt2, batch, monkeypatch
+):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         monkeypatch.setattr(quantizer, "cpu_has_int8_dot", lambda: True)
@@ -239,7 +306,11 @@ def test_real_classifier_keeps_its_answers(gpt2_news_mini):
     model = AutoModelForCausalLM.from_pretrained(gpt2_news_mini, dtype=torch.float32)
     with torch.no_grad():
         expected = torch.log_softmax(model(ids).logits, -1)
-        for scheme, bound in (("int8_scratch", 0.01), ("int8_scratch_w8a8", 0.01), ("nf4_scratch", 0.2)):
+        for scheme, bound in (
+            ("int8_scratch", 0.01),
+            ("int8_scratch_w8a8", 0.01),
+            ("nf4_scratch", 0.2),
+        ):
             found = torch.log_softmax(quantize_model(copy.deepcopy(model), scheme)(ids).logits, -1)
             kl = (expected.exp() * (expected - found)).sum(-1).mean().item()
             assert 0 <= kl < bound, (scheme, kl)

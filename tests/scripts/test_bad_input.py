@@ -1,7 +1,8 @@
-"""Bad input through the scripts as a user runs them: one sentence, exit code 2, nothing half-written.
+"""Bad input through the scripts as a user runs them: one sentence, exit code 2, nothing
+half-written.
 
-All cases run side by side first, because each costs the seconds that its libraries take to load; the tests then look at
-what came of them.
+All cases run side by side first, because each costs the seconds that its libraries take to load;
+the tests then look at what came of them.
 """
 
 import csv
@@ -17,7 +18,11 @@ import pytest
 from hub_server import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN, QUANTIZE, BITSANDBYTES = "src/1_baseline_finetuning.py", "src/2_quantization_scratch.py", "src/3_bitsandbytes_quant.py"
+TRAIN, QUANTIZE, BITSANDBYTES = (
+    "src/1_baseline_finetuning.py",
+    "src/2_quantization_scratch.py",
+    "src/3_bitsandbytes_quant.py",
+)
 METRICS, COMPARE = "src/4_evaluation_metrics.py", "src/5_compare_all_models.py"
 GOOD_ROW = b'"1","a title","a text"\n'
 FILE_LIMIT_BYTES = 64 << 10  # more than a record, less than the tiny model's weights
@@ -26,19 +31,35 @@ DATASETS = {
     "without the files": ({}, "neither train.csv nor train"),
     "two columns": ({"train.csv": GOOD_ROW + b'"1","title"\n'}, "train.csv, line 2 has 2 columns"),
     "class 0": ({"train.csv": b'"0","a","b"\n'}, "begins with '0'"),
-    "class 5": ({"train.csv": GOOD_ROW, "test.csv": b'"5","a","b"\n'}, "test.csv, line 1 begins with '5'"),
+    "class 5": (
+        {"train.csv": GOOD_ROW, "test.csv": b'"5","a","b"\n'},
+        "test.csv, line 1 begins with '5'",
+    ),
     "empty file": ({"train.csv": b""}, "train.csv is empty"),
-    "header row": ({"train.csv": b"Class Index,Title,Description\n" + GOOD_ROW}, "remove the header row"),
+    "header row": (
+        {"train.csv": b"Class Index,Title,Description\n" + GOOD_ROW},
+        "remove the header row",
+    ),
     "not UTF-8": ({"train.csv": b'"1","caf\xe9","b"\n'}, "is not UTF-8"),
     "NUL": ({"train.csv": b'"1","a\x00b","b"\n'}, "train.csv, line 1"),
 }
 
 
-def write_news(folder: Path, texts: tuple[list[str], list[int]], n_train: int, extra: list[tuple[int, str, str]] = ()) -> Path:
-    """A dataset folder with `n_train` train rows and 20 test rows, plus `extra` rows of the test split."""
+def write_news(
+    folder: Path,
+    texts: tuple[list[str], list[int]],
+    n_train: int,
+    extra: list[tuple[int, str, str]] = (),
+) -> Path:
+    """A dataset folder with `n_train` train rows and 20 test rows, plus `extra` rows of the test
+    split.
+    """
     folder.mkdir(parents=True)
     rows = [(label + 1, text, "") for text, label in zip(*texts, strict=True)]
-    for name, part in (("train", rows[:n_train]), ("test", [*rows[n_train : n_train + 20], *extra])):
+    for name, part in (
+        ("train", rows[:n_train]),
+        ("test", [*rows[n_train : n_train + 20], *extra]),
+    ):
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             csv.writer(file, quoting=csv.QUOTE_ALL).writerows(part)
     return folder
@@ -63,7 +84,11 @@ def write_models(folder: Path, tokenizer) -> dict[str, Path]:
     weights.write_bytes(weights.read_bytes()[:-1000])
     folders["empty"].mkdir()
     folders["other architecture"].mkdir()
-    other = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "num_labels": 4}
+    other = {
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "num_labels": 4,
+    }
     (folders["other architecture"] / "config.json").write_text(json.dumps(other))
     (folders["other architecture"] / "model.safetensors").write_bytes(weights.read_bytes())
     return folders
@@ -76,7 +101,9 @@ def limit_files() -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
-    """What came of every case: name -> (CompletedProcess, files left in its models and results folders)."""
+    """What came of every case: name -> (CompletedProcess, files left in its models and results
+    folders).
+    """
     root = tmp_path_factory.mktemp("bad")
     models = write_models(root / "model", tiny_tokenizer)
     news = write_news(root / "news", tiny_texts, 400, [(3, "", ""), (4, "long", "word " * 20_000)])
@@ -96,7 +123,10 @@ def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
         "disk full": (TRAIN, [*good, *train]),
         "too few rows": (TRAIN, [*good, "--max-train-samples", "401"]),
         "unknown model id": (TRAIN, ["--base-model", "nobody/nothing", "--dataset", news]),
-        "unknown dataset id": (TRAIN, ["--base-model", models["good"], "--dataset", "nobody/nothing"]),
+        "unknown dataset id": (
+            TRAIN,
+            ["--base-model", models["good"], "--dataset", "nobody/nothing"],
+        ),
         "hub out of reach": (TRAIN, ["--base-model", "nobody/nothing", "--dataset", news]),
         "no such folder": (TRAIN, ["--base-model", "./nowhere/at/all"]),
         "learning rate": (TRAIN, [*good, "--learning-rate", "-1"]),
@@ -111,22 +141,48 @@ def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
         "results read-only": (TRAIN, ["--results-dir", "/proc/results"]),
         "models under a file": (QUANTIZE, ["--models-dir", root / "a file" / "models"]),
     }
-    cases |= {f"dataset: {name}": (TRAIN, ["--base-model", models["good"], "--dataset", root / "data" / name]) for name in DATASETS}
+    cases |= {
+        f"dataset: {name}": (
+            TRAIN,
+            ["--base-model", models["good"], "--dataset", root / "data" / name],
+        )
+        for name in DATASETS
+    }
     for name in ("empty", "truncated", "NaN", "other architecture", "five labels"):
         cases[f"checkpoint: {name}"] = (QUANTIZE, ["--checkpoint", models[name], "--dataset", news])
 
     def run(case):
         name, (script, flags) = case
         folder = root / name
-        fixed = ["--models-dir", folder / "models", "--results-dir", folder / "results", "--device", "cpu"]
-        environment = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hub"), "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        environment |= {"HF_ENDPOINT": hub.url if "unknown" in name else "http://127.0.0.1:9", "CUDA_VISIBLE_DEVICES": ""}
+        fixed = [
+            "--models-dir",
+            folder / "models",
+            "--results-dir",
+            folder / "results",
+            "--device",
+            "cpu",
+        ]
+        environment = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(folder / "hub"),
+            "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }
+        environment |= {
+            "HF_ENDPOINT": hub.url if "unknown" in name else "http://127.0.0.1:9",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         done = subprocess.run(
             [sys.executable, ROOT / script, *map(str, [*fixed, *flags])],
             capture_output=True, text=True, timeout=240, env={**os.environ, **environment},
             preexec_fn=limit_files if name == "disk full" else None,
         )  # fmt: skip
-        left = [path for part in ("models", "results") for path in (folder / part).rglob("*") if path.is_file()]
+        left = [
+            path
+            for part in ("models", "results")
+            for path in (folder / part).rglob("*")
+            if path.is_file()
+        ]
         return name, (done, [path.relative_to(folder).as_posix() for path in left])
 
     with Hub({}) as hub, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -134,7 +190,9 @@ def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
 
 
 def sentence(outcomes, name: str, leaves: tuple[str, ...] = ()) -> str:
-    """The one sentence of a case, after checking exit code, form, and that no file was left but `leaves`."""
+    """The one sentence of a case, after checking exit code, form, and that no file was left but
+    `leaves`.
+    """
     done, left = outcomes[name]
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
@@ -188,11 +246,15 @@ def test_checkpoint(outcomes, name, complaint):
 
 
 def test_record_of_a_newer_schema(outcomes):
-    assert "schema version 999" in sentence(outcomes, "newer schema", leaves=("results/records/baseline.json",))
+    assert "schema version 999" in sentence(
+        outcomes, "newer schema", leaves=("results/records/baseline.json",)
+    )
 
 
 def test_full_disk_leaves_no_half_model(outcomes):
-    """The first file beyond the limit is refused; the sentence names it, and no weights have their final name."""
+    """The first file beyond the limit is refused; the sentence names it, and no weights have their
+    final name.
+    """
     done, left = outcomes["disk full"]
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
@@ -202,6 +264,10 @@ def test_full_disk_leaves_no_half_model(outcomes):
 def test_empty_and_very_long_texts_are_kept_and_counted(outcomes):
     done, _ = outcomes["good"]
     assert done.returncode == 0, done.stderr[-3000:]
-    record = json.loads((outcomes["folder"] / "good" / "results" / "records" / "baseline.json").read_text(encoding="utf-8"))
+    record = json.loads(
+        (outcomes["folder"] / "good" / "results" / "records" / "baseline.json").read_text(
+            encoding="utf-8"
+        )
+    )
     assert record["data"]["n"] == 22 and record["data"]["empty_texts"] == 1
     assert record["data"]["truncated_texts"] >= 1

@@ -32,14 +32,31 @@ def write_judgements(folder):
     for number in range(6):
         summaries = [f"{next(items)} {next(items)}" for _ in range(4)]
         systems = {
-            f"M{k}": {"summary": text, "coherence": k, "consistency": 5 - k, "fluency": (k + number) % 4, "relevance": k * k}
+            f"M{k}": {
+                "summary": text,
+                "coherence": k,
+                "consistency": 5 - k,
+                "fluency": (k + number) % 4,
+                "relevance": k * k,
+            }
             for k, text in enumerate(summaries)
         }
         source = " ".join(next(items) for _ in range(3))
-        documents.append({"id": str(number), "source": source, "references": [next(items) for _ in range(11)], "systems": systems})
-    (folder / "summeval.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+        documents.append(
+            {
+                "id": str(number),
+                "source": source,
+                "references": [next(items) for _ in range(11)],
+                "systems": systems,
+            }
+        )
+    (folder / "summeval.jsonl").write_text(
+        "".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8"
+    )
     pairs = [("g", "f", "y", str(k), str(k % 6), next(items), next(items)) for k in range(12)]
-    (folder / "stsb_test.csv").write_text("".join("\t".join(pair) + "\n" for pair in pairs), encoding="utf-8")
+    (folder / "stsb_test.csv").write_text(
+        "".join("\t".join(pair) + "\n" for pair in pairs), encoding="utf-8"
+    )
     return stories
 
 
@@ -53,12 +70,23 @@ def test_a_text_in_a_file_is_found(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_kept_file_of_the_five_scripts_holds_a_text(tmp_path, run_script, tiny_tokenizer, tmp_path_factory):
+def test_no_kept_file_of_the_five_scripts_holds_a_text(
+    tmp_path, run_script, tiny_tokenizer, tmp_path_factory
+):
     data = tmp_path_factory.mktemp("data")
     texts = write_news(data) + write_judgements(data)
     make_tiny_gpt2(tiny_tokenizer, head=False).save_pretrained(data / "model")
     tiny_tokenizer.save_pretrained(data / "model")
-    flags = ["--preset", "demo", "--base-model", data / "model", "--dataset", data, "--device", "cpu"]
+    flags = [
+        "--preset",
+        "demo",
+        "--base-model",
+        data / "model",
+        "--dataset",
+        data,
+        "--device",
+        "cpu",
+    ]
     flags += ["--models-dir", tmp_path / "models", "--results-dir", tmp_path / "results"]
     for script, more in (
         ("src/1_baseline_finetuning.py", ["--epochs", 1]),

@@ -14,7 +14,9 @@ KEYS = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, tiny_tokenizer):
-    """A models folder in which the demo's base and corpus are made already and a (random) classifier stands."""
+    """A models folder in which the demo's base and corpus are made already and a (random)
+    classifier stands.
+    """
     from tiny_models import make_tiny_gpt2
 
     folder = tmp_path_factory.mktemp("script2")
@@ -55,23 +57,42 @@ def test_every_promised_file_is_there(done, workplace):
         assert (results / f"{key}_confusion_matrix.png").stat().st_size > 5000
         for name in ("config.json", "model.safetensors", "README.md", "tokenizer.json"):
             assert (workplace / "models" / key / name).is_file()
-    for name in ("quantization_error.csv", "quantization_effect.csv", "activation_outliers.csv", "quantization_choices.csv"):
+    for name in (
+        "quantization_error.csv",
+        "quantization_effect.csv",
+        "activation_outliers.csv",
+        "quantization_choices.csv",
+    ):
         assert len(pd.read_csv(results / name)) > 5
     assert (results / "quantization_error_heatmap.png").stat().st_size > 5000
 
 
 def test_it_says_accuracy_latency_and_the_short_version_of_the_error(done):
-    for text in ("INT8 Scratch W8A8", "accuracy", "SQNR", "median channel", "KL to the float model"):
+    for text in (
+        "INT8 Scratch W8A8",
+        "accuracy",
+        "SQNR",
+        "median channel",
+        "KL to the float model",
+    ):
         assert text in done.stdout
     assert "Traceback" not in done.stderr
 
 
 def test_sizes_shrink_in_order(done, workplace):
-    sizes = {key: json.loads((workplace / "results" / "records" / f"{key}.json").read_text())["size"] for key in KEYS}
+    sizes = {
+        key: json.loads((workplace / "results" / "records" / f"{key}.json").read_text())["size"]
+        for key in KEYS
+    }
     assert sizes["nf4_scratch"]["tensor_bytes"] < sizes["int8_scratch_w8a8"]["tensor_bytes"]
-    assert sizes["int8_scratch"]["resident_bytes"] > 3.9 * sizes["int8_scratch"]["stored"]["tensor_bytes"]
+    assert (
+        sizes["int8_scratch"]["resident_bytes"]
+        > 3.9 * sizes["int8_scratch"]["stored"]["tensor_bytes"]
+    )
     for key in ("int8_scratch_w8a8", "nf4_scratch"):
-        assert sizes[key]["resident_bytes"] == pytest.approx(sizes[key]["stored"]["tensor_bytes"], rel=1e-3)
+        assert sizes[key]["resident_bytes"] == pytest.approx(
+            sizes[key]["stored"]["tensor_bytes"], rel=1e-3
+        )
 
 
 def test_predictions_come_from_the_folder_as_reloaded(done, workplace):
@@ -91,9 +112,15 @@ def test_predictions_come_from_the_folder_as_reloaded(done, workplace):
     texts = [texts[i] for i in _smallest_digests(texts, 120, "test")]
     for row in (0, 60, 119):
         with torch.no_grad():
-            logits = model(**tokenizer(texts[row], return_tensors="pt", truncation=True, max_length=128)).logits[0].numpy()
+            logits = (
+                model(**tokenizer(texts[row], return_tensors="pt", truncation=True, max_length=128))
+                .logits[0]
+                .numpy()
+            )
         expected = stored.loc[row, [f"logit_{i}" for i in range(4)]].to_numpy(dtype=np.float32)
-        assert np.abs(logits - expected).max() < 0.05  # another padding, another rounding of the attention
+        assert (
+            np.abs(logits - expected).max() < 0.05
+        )  # another padding, another rounding of the attention
 
 
 def test_a_second_run_does_nothing_but_say_so(done, flags, workplace, run_script):
@@ -109,9 +136,16 @@ def test_without_a_classifier_it_names_script_1(tmp_path, run_script):
         "--models-dir", tmp_path / "models", "--results-dir", tmp_path / "results",
     )  # fmt: skip
     assert finished.returncode == 2
-    assert "1_baseline_finetuning.py" in finished.stderr and len(finished.stderr.strip().splitlines()) == 1
+    assert (
+        "1_baseline_finetuning.py" in finished.stderr
+        and len(finished.stderr.strip().splitlines()) == 1
+    )
 
 
 def test_help_answers_without_loading_torch(run_script):
     finished = run_script("src/2_quantization_scratch.py", "--help")
-    assert finished.returncode == 0 and "--checkpoint" in finished.stdout and "nf4_scratch" in finished.stdout
+    assert (
+        finished.returncode == 0
+        and "--checkpoint" in finished.stdout
+        and "nf4_scratch" in finished.stdout
+    )

@@ -27,20 +27,31 @@ def ground(tiny_tokenizer, tmp_path_factory):
         titles, descriptions, labels = generate_corpus(rows, seed=seed)
         with open(folder / "data" / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, quoting=csv.QUOTE_ALL)
-            writer.writerows(zip([label + 1 for label in labels], titles, descriptions, strict=True))
+            writer.writerows(
+                zip([label + 1 for label in labels], titles, descriptions, strict=True)
+            )
     make_tiny_gpt2(tiny_tokenizer).save_pretrained(folder / "classifier")
     tiny_tokenizer.save_pretrained(folder / "classifier")
     return folder
 
 
 def flags(ground, *more):
-    folders = ("--dataset", ground / "data", "--models-dir", ground / "models", "--results-dir", ground / "results")
+    folders = (
+        "--dataset",
+        ground / "data",
+        "--models-dir",
+        ground / "models",
+        "--results-dir",
+        ground / "results",
+    )
     return (*folders, "--device", "cpu", *more)
 
 
 @pytest.fixture(scope="module")
 def finished(ground, run_script):
-    """One run on a checkpoint that is not script 1's; torch.compile, which takes a minute here, hands models through."""
+    """One run on a checkpoint that is not script 1's; torch.compile, which takes a minute here,
+    hands models through.
+    """
     quick = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     done = run_script(SCRIPT, *flags(ground, "--checkpoint", ground / "classifier"), **quick)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -64,18 +75,27 @@ def test_a_damaged_checkpoint_is_one_sentence(ground, run_script, tmp_path):
     shutil.copytree(ground / "classifier", tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    done = run_script(SCRIPT, *flags(ground, "--results-dir", tmp_path / "results", "--checkpoint", tmp_path / "cut"))
+    done = run_script(
+        SCRIPT,
+        *flags(ground, "--results-dir", tmp_path / "results", "--checkpoint", tmp_path / "cut"),
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "damaged or cut short" in done.stderr
 
 
 def test_every_row_is_recorded_and_timed_with_the_others(ground, finished):
-    records = {key: json.loads((ground / "results" / "records" / f"{key}.json").read_text()) for key in KEYS}
+    records = {
+        key: json.loads((ground / "results" / "records" / f"{key}.json").read_text())
+        for key in KEYS
+    }
     sessions = {entry["session"] for record in records.values() for entry in record["latency"]}
     assert len(sessions) == 1
     assert len({record["checkpoint"]["baseline_sha256"] for record in records.values()}) == 1
     for key, record in records.items():
-        assert record["data"]["n"] == 40 and record["size"]["resident_bytes"] == record["memory"]["resident_bytes"]
+        assert (
+            record["data"]["n"] == 40
+            and record["size"]["resident_bytes"] == record["memory"]["resident_bytes"]
+        )
         assert record["memory"]["peak_bytes"] > record["memory"]["resident_bytes"]
         assert record["throughput"]["eager"]["n"] == 40
         eager = [entry for entry in record["latency"] if entry["mode"] == "eager"]
@@ -88,7 +108,10 @@ def test_every_row_is_recorded_and_timed_with_the_others(ground, finished):
     assert [facts["layers_converted"] for facts in quantized.values()] == [8, 8]
     assert quantized["int8_bitsandbytes"]["outlier_threshold"] == 6.0
     computes_in = "float16" if checkpoints.has_half_arithmetic("cpu") else "float32"
-    assert quantized["nf4_bitsandbytes"]["double_quantization"] and quantized["nf4_bitsandbytes"]["compute_dtype"] == computes_in
+    assert (
+        quantized["nf4_bitsandbytes"]["double_quantization"]
+        and quantized["nf4_bitsandbytes"]["compute_dtype"] == computes_in
+    )
 
 
 def test_what_is_measured_is_what_lies_on_the_disk(ground, finished):
@@ -103,8 +126,13 @@ def test_what_is_measured_is_what_lies_on_the_disk(ground, finished):
     for key in KEYS[2:]:
         model = checkpoints.load_variant(key, ground / "models", "cpu")
         logits = model(**tokenizer(text, return_tensors="pt")).logits[0].detach().float().numpy()
-        recorded = load_predictions(ground / "results", key).iloc[0][[f"logit_{i}" for i in range(4)]].to_numpy(float)
-        # A batch sums in another order, and LLM.int8() picks its outlier columns over the whole batch.
+        recorded = (
+            load_predictions(ground / "results", key)
+            .iloc[0][[f"logit_{i}" for i in range(4)]]
+            .to_numpy(float)
+        )
+        # A batch sums in another order, and LLM.int8() picks its outlier columns over the whole
+        # batch.
         np.testing.assert_allclose(recorded, logits, atol=0.05 * np.abs(logits).max())
 
 

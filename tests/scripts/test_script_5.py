@@ -46,9 +46,17 @@ def pages(path):
 
 def test_every_file_is_there(made):
     folder, _ = made
-    names = ["comparison_table.csv", "comparison_table.md", "comparison_table.tex", "changed_texts.csv", "report_2.pdf"]
+    names = [
+        "comparison_table.csv",
+        "comparison_table.md",
+        "comparison_table.tex",
+        "changed_texts.csv",
+        "report_2.pdf",
+    ]
     names += [f"{name}{suffix}" for name in PUBLISHED_FIGURES for suffix in (".png", ".pdf")]
-    names += [f"{name}.png" for name in ("pareto", "paired_differences", "latency_sweep", "reliability")]
+    names += [
+        f"{name}.png" for name in ("pareto", "paired_differences", "latency_sweep", "reliability")
+    ]
     assert [name for name in names if not (folder / name).is_file()] == []
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
@@ -85,7 +93,12 @@ def test_it_builds_from_two_variants_and_says_what_is_missing(tmp_path, run_scri
 
 def test_the_report_builds_from_the_baseline_alone(tmp_path):
     comparison = compare_results(write_results(tmp_path, ("baseline",)))
-    compile_report("report_2.typ", report_data(comparison, most_changed(comparison), tmp_path), {}, tmp_path / "report_2.pdf")
+    compile_report(
+        "report_2.typ",
+        report_data(comparison, most_changed(comparison), tmp_path),
+        {},
+        tmp_path / "report_2.pdf",
+    )
     assert "nothing to compare it with" in " ".join(pages(tmp_path / "report_2.pdf"))
     assert r"\toprule" in tables.latex(comparison)
 
@@ -103,7 +116,14 @@ def test_the_report_shows_script_2s_error_analysis(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "quantization_error.csv", index=False)
     outlier = {"layer": 0, "matrix": "attn.c_attn", "top_channel": 42, "outlier_ratio": 12.5}
     pd.DataFrame([outlier]).to_csv(tmp_path / "activation_outliers.csv", index=False)
-    effect = {"scheme": "W8A8", "part": "all", "kl_nats": 3.4e-5, "accuracy": 0.9, "agreement": 0.99, "n": 512}
+    effect = {
+        "scheme": "W8A8",
+        "part": "all",
+        "kl_nats": 3.4e-5,
+        "accuracy": 0.9,
+        "agreement": 0.99,
+        "n": 512,
+    }
     pd.DataFrame([effect]).to_csv(tmp_path / "quantization_effect.csv", index=False)
     choice = {**effect, "choice": "absmax scales", "taken": True}
     pd.DataFrame([choice]).to_csv(tmp_path / "quantization_choices.csv", index=False)
@@ -119,8 +139,18 @@ def test_someone_elses_predictions_alone(tmp_path, run_script):
     frame = pd.DataFrame({"id": np.arange(1000), "label": classifier()["labels"]})
     for name in ("float", "four_bits"):
         values = logits("baseline" if name == "float" else "nf4_scratch")
-        frame.assign(logits=[str(row.tolist()) for row in values]).to_csv(tmp_path / "theirs" / f"{name}.csv", index=False)
-    done = run_script(SCRIPT, "--results-dir", tmp_path, "--predictions", tmp_path / "theirs", "--baseline", "float")
+        frame.assign(logits=[str(row.tolist()) for row in values]).to_csv(
+            tmp_path / "theirs" / f"{name}.csv", index=False
+        )
+    done = run_script(
+        SCRIPT,
+        "--results-dir",
+        tmp_path,
+        "--predictions",
+        tmp_path / "theirs",
+        "--baseline",
+        "float",
+    )
     assert done.returncode == 0, done.stderr
     assert "four bits" in done.stdout
     assert (tmp_path / "four_bits_confusion_matrix.png").is_file()
@@ -138,7 +168,11 @@ def test_someone_elses_predictions_alone(tmp_path, run_script):
 def test_faults_are_one_sentence_and_exit_code_2(made, run_script, arguments, words):
     done = run_script(SCRIPT, "--results-dir", made[0], *arguments)
     assert done.returncode == 2
-    assert words in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        words in done.stderr
+        and "Traceback" not in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
 
 
 def test_two_presets_are_refused_and_nothing_is_written(tmp_path, run_script):
@@ -146,27 +180,42 @@ def test_two_presets_are_refused_and_nothing_is_written(tmp_path, run_script):
     change_record(folder, "nf4_scratch", lambda record: record["settings"].update(preset="demo"))
     done = run_script(SCRIPT, "--results-dir", folder)
     assert done.returncode == 2
-    assert "these results come from two presets (baseline has paper and nf4_scratch has demo)" in done.stderr
+    assert (
+        "these results come from two presets (baseline has paper and nf4_scratch has demo)"
+        in done.stderr
+    )
     assert not (folder / "comparison_table.csv").exists()
 
 
 @pytest.mark.slow
 def test_ten_variants_of_7600_rows_take_less_than_twenty_seconds(tmp_path, run_script):
-    """In processor time, of one core: a machine that is busy with something else does not change it."""
+    """In processor time, of one core: a machine that is busy with something else does not change
+    it.
+    """
     folder = write_results(tmp_path / "results")
     rows = np.resize(np.arange(1000), 7600)
     labels = classifier()["labels"][rows]
     for key in STEPS:
         save_predictions(folder, key, labels, logits(key)[rows])
         accuracy = (logits(key)[rows].argmax(axis=1) == labels).mean()
-        change_record(folder, key, lambda record, accuracy=accuracy: record["metrics"]["accuracy"].update(value=accuracy))
+        change_record(
+            folder,
+            key,
+            lambda record, accuracy=accuracy: record["metrics"]["accuracy"].update(value=accuracy),
+        )
         change_record(folder, key, lambda record: record["data"].update(n=7600))
     (tmp_path / "theirs").mkdir()
     for number in range(3):
-        frame = pd.DataFrame(logits("nf4_scratch")[rows] * (1 + number), columns=[f"logit_{i}" for i in range(4)])
-        frame.assign(id=range(7600), label=labels).to_parquet(tmp_path / "theirs" / f"number_{number}.parquet")
+        frame = pd.DataFrame(
+            logits("nf4_scratch")[rows] * (1 + number), columns=[f"logit_{i}" for i in range(4)]
+        )
+        frame.assign(id=range(7600), label=labels).to_parquet(
+            tmp_path / "theirs" / f"number_{number}.parquet"
+        )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run_script(SCRIPT, "--results-dir", folder, "--predictions", tmp_path / "theirs", OMP_NUM_THREADS="1")
+    done = run_script(
+        SCRIPT, "--results-dir", folder, "--predictions", tmp_path / "theirs", OMP_NUM_THREADS="1"
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
@@ -176,7 +225,9 @@ def test_help_answers_at_once(run_script):
     start = time.perf_counter()
     done = run_script(SCRIPT, "--help")
     assert done.returncode == 0 and "--predictions" in done.stdout
-    assert time.perf_counter() - start < 3  # a second on an idle machine; torch alone would take longer than this
+    assert (
+        time.perf_counter() - start < 3
+    )  # a second on an idle machine; torch alone would take longer than this
 
 
 def test_readme_shows_the_table_of_the_committed_results():

@@ -1,4 +1,6 @@
-"""The fine-tuning loop: rates, batches, faults, interruptions; checkpoints that are whole, refused or passed over."""
+"""The fine-tuning loop: rates, batches, faults, interruptions; checkpoints that are whole, refused
+or passed over.
+"""
 
 import copy
 import json
@@ -61,7 +63,9 @@ def test_learning_rate_rises_over_six_percent_of_the_updates_and_falls_to_almost
 
 
 def test_an_update_is_adamw_on_the_clipped_gradient_of_the_mean_loss(base, tokens, tmp_path):
-    """Two updates of the loop against the textbook, written with autograd and plain arithmetic (dropout off)."""
+    """Two updates of the loop against the textbook, written with autograd and plain arithmetic
+    (dropout off).
+    """
     quiet = copy.deepcopy(base)
     for module in quiet.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -69,7 +73,9 @@ def test_an_update_is_adamw_on_the_clipped_gradient_of_the_mean_loss(base, token
     reference = copy.deepcopy(quiet)
     plan = Plan(1, 1e-3, 8, 3, "fp32", max_steps=2)
     weights, progress, step = run(quiet, tokens, tmp_path, plan)
-    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in reference.named_parameters()}
+    moments = {
+        name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in reference.named_parameters()
+    }
     batches = length_grouped_batches(tokens.lengths, 8, 3, 0)
     rates = plan.learning_rates(len(tokens))
     for t in (1, 2):
@@ -87,12 +93,15 @@ def test_an_update_is_adamw_on_the_clipped_gradient_of_the_mean_loss(base, token
             with torch.no_grad():
                 p -= float(rates[t - 1]) * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
     for name, p in reference.named_parameters():
-        # An FP32 update of 1e-3 is known to about 1e-3 of itself where m and v are near AdamW's eps.
+        # An FP32 update of 1e-3 is known to about 1e-3 of itself where m and v are near AdamW's
+        # eps.
         torch.testing.assert_close(weights[name], p.detach(), rtol=1e-5, atol=5e-6)
     assert progress.update == 2
 
 
-def test_every_row_is_trained_on_once_an_epoch_in_the_order_of_seed_and_epoch(base, tokens, tmp_path):
+def test_every_row_is_trained_on_once_an_epoch_in_the_order_of_seed_and_epoch(
+    base, tokens, tmp_path
+):
     seen = []
 
     class Recording(PlainStep):
@@ -101,13 +110,17 @@ def test_every_row_is_trained_on_once_an_epoch_in_the_order_of_seed_and_epoch(ba
             super().update(number, batch)
 
     run(base, tokens, tmp_path, step_class=Recording)
-    assert [rows.tolist() for rows in seen[:8]] == [r.tolist() for r in length_grouped_batches(tokens.lengths, 8, 3, 0)]
+    assert [rows.tolist() for rows in seen[:8]] == [
+        r.tolist() for r in length_grouped_batches(tokens.lengths, 8, 3, 0)
+    ]
     for epoch in (seen[:8], seen[8:]):
         assert sorted(np.concatenate(epoch).tolist()) == list(range(60))
 
 
 def test_the_best_epoch_is_the_most_accurate_then_the_one_with_least_loss(base, tokens, tmp_path):
-    step = PlainStep(copy.deepcopy(base), tokens, Plan(4, 1e-3, 32, 0, "fp32"), Accelerator(cpu=True))
+    step = PlainStep(
+        copy.deepcopy(base), tokens, Plan(4, 1e-3, 32, 0, "fp32"), Accelerator(cpu=True)
+    )
     answers = iter([(0.5, 2.0), (0.7, 1.5), (0.7, 1.2), (0.6, 0.1)])
     kept = {}
 
@@ -117,13 +130,17 @@ def test_the_best_epoch_is_the_most_accurate_then_the_one_with_least_loss(base, 
         return {"accuracy": accuracy, "loss": loss}
 
     plan = Plan(4, 1e-3, 32, 0, "fp32")
-    weights, progress = train(step, tokens, plan, validate, Checkpoints(tmp_path, {}, 60), device="cpu")
+    weights, progress = train(
+        step, tokens, plan, validate, Checkpoints(tmp_path, {}, 60), device="cpu"
+    )
     assert progress.best["epoch"] == 3
     assert torch.equal(weights["score.weight"], kept[1.2])
 
 
 def test_validation_sees_what_a_step_puts_off(base, tokens, tmp_path):
-    """A step may write some weights only when it is asked for its tensors, as the fused one does with rows of the token table."""
+    """A step may write some weights only when it is asked for its tensors, as the fused one does
+    with rows of the token table.
+    """
 
     class Late(PlainStep):
         late = 0
@@ -151,14 +168,24 @@ def test_the_curve_has_a_row_an_update_window_and_validation_at_epoch_ends():
     plan = Plan(2, 1e-3, 8, 0, "fp32")
     losses = torch.arange(1200, dtype=torch.float32)
     frame = curve(
-        losses, plan, 4800, [{"update": 600, "loss": 0.5, "accuracy": 0.8}, {"update": 1200, "loss": 0.4, "accuracy": 0.9}]
+        losses,
+        plan,
+        4800,
+        [
+            {"update": 600, "loss": 0.5, "accuracy": 0.8},
+            {"update": 1200, "loss": 0.4, "accuracy": 0.9},
+        ],
     )
     assert len(frame) == 400 and frame["step"].iloc[-1] == 1200  # windows of three
     assert frame["train_loss"].iloc[0] == 1.0  # mean of 0, 1, 2
-    assert frame.set_index("step")["validation_accuracy"].dropna().to_dict() == {600: 0.8, 1200: 0.9}
+    assert frame.set_index("step")["validation_accuracy"].dropna().to_dict() == {
+        600: 0.8,
+        1200: 0.9,
+    }
 
 
-# Interruptions ---------------------------------------------------------------------------------------------------------
+# Interruptions
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _train_in_child(base, tokens, folder, minutes):
@@ -169,14 +196,21 @@ def _train_in_child(base, tokens, folder, minutes):
 
 
 def kill_and_resume(folder: Path) -> None:
-    """Train whole in one folder; in another, start until it ends, killing the first ten starts. In a process of its own,
-    since the children are forks, and a fork of a process with threads (a progress bar's) may hang."""
+    """Train whole in one folder; in another, start until it ends, killing the first ten starts. In
+    a process of its own, since the children are forks, and a fork of a process with threads (a
+    progress bar's) may hang.
+    """
     from gpt2_quant.data.demo import generate_corpus, train_tokenizer
 
     titles, _, labels = generate_corpus(60, seed=7)
     tokenizer = train_tokenizer(titles, vocab_size=400)
     tokens = tokenize(tokenizer, Split("train", titles, labels, "test"), 24)
-    base, context, draw, kills = make_tiny_gpt2(tokenizer), multiprocessing.get_context("fork"), random.Random(0), 0
+    base, context, draw, kills = (
+        make_tiny_gpt2(tokenizer),
+        multiprocessing.get_context("fork"),
+        random.Random(0),
+        0,
+    )
     for name in ("whole", "killed"):
         (folder / name).mkdir()
     child = context.Process(target=_train_in_child, args=(base, tokens, folder / "whole", 60.0))
@@ -187,7 +221,8 @@ def kill_and_resume(folder: Path) -> None:
         before = set((folder / "killed").glob("update-*"))
         child.start()
         if kills < 10:
-            # Wait until it got further than the one before, so that ten kills do not stop it ten times at the start.
+            # Wait until it got further than the one before, so that ten kills do not stop it ten
+            # times at the start.
             while set((folder / "killed").glob("update-*")) <= before and child.is_alive():
                 time.sleep(0.001)
             time.sleep(draw.uniform(0, 0.03))
@@ -202,11 +237,17 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
     """SIGKILL, with a checkpoint after every update: most kills meet one being written."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     whole, killed = (load_file(tmp_path / name / "end.safetensors") for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
-    assert len(list((tmp_path / "killed").glob("update-*"))) == 2 and not list((tmp_path / "killed").glob(".update-*"))
+    assert whole.keys() == killed.keys() and all(
+        torch.equal(whole[name], killed[name]) for name in whole
+    )
+    assert len(list((tmp_path / "killed").glob("update-*"))) == 2 and not list(
+        (tmp_path / "killed").glob(".update-*")
+    )
 
 
 def test_an_interrupt_finishes_the_update_and_checkpoints_it(base, tokens, tmp_path):
@@ -219,14 +260,19 @@ def test_an_interrupt_finishes_the_update_and_checkpoints_it(base, tokens, tmp_p
     started = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         run(base, tokens, tmp_path, step_class=Interrupted)
-    assert [path.name for path in sorted(tmp_path.glob("update-*"))] == ["update-00000006.safetensors"]
+    assert [path.name for path in sorted(tmp_path.glob("update-*"))] == [
+        "update-00000006.safetensors"
+    ]
     state = Checkpoints(tmp_path, {"--seed": "3"}, 60).load()[1]
-    assert state["update"] == 6 and 0 < state["training_s"] <= time.perf_counter() - started  # that of its six updates
+    assert (
+        state["update"] == 6 and 0 < state["training_s"] <= time.perf_counter() - started
+    )  # that of its six updates
     _, progress, _ = run(base, tokens, tmp_path)
     assert progress.resumed_from == [6] and progress.update == 16
 
 
-# Checkpoints -----------------------------------------------------------------------------------------------------------
+# Checkpoints
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -245,13 +291,23 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(two_checkpoints,
     content = bytearray(newest.read_bytes())
     if damage == "one bit":
         content[-100] ^= 4
-    newest.write_bytes({"cut short": content[:-50], "one bit": content, "empty": b"", "not safetensors": b"x" * 100}[damage])
+    newest.write_bytes(
+        {
+            "cut short": content[:-50],
+            "one bit": content,
+            "empty": b"",
+            "not safetensors": b"x" * 100,
+        }[damage]
+    )
     tensors, progress = two_checkpoints.load()
     assert progress == {"update": 1, "epoch": 0} and tensors["model.x"][0] == 1
     assert "update-00000002.safetensors is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "value"), [("--learning-rate", "0.0001"), ("train data", "xyz"), ("code version", "new")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("--learning-rate", "0.0001"), ("train data", "xyz"), ("code version", "new")],
+)
 def test_a_checkpoint_of_another_training_is_refused_by_name(two_checkpoints, name, value):
     two_checkpoints.identity = two_checkpoints.identity | {name: value}
     with pytest.raises(UserError, match=f"{name} .*, and this one has {value}.*rm -r"):
@@ -259,7 +315,9 @@ def test_a_checkpoint_of_another_training_is_refused_by_name(two_checkpoints, na
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(two_checkpoints):
-    """The kernel's limit on a file's size stands in for the disk's end: the write fails half-way with an OSError."""
+    """The kernel's limit on a file's size stands in for the disk's end: the write fails half-way
+    with an OSError.
+    """
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -277,7 +335,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(two_checkpoints):
 
 
 def test_one_flipped_bit_changes_the_sum_whatever_the_shape():
-    for tensor in (torch.tensor(1.0), torch.ones(3, dtype=torch.uint8), torch.ones(5, 7), torch.ones(4, 4).bfloat16()):
+    for tensor in (
+        torch.tensor(1.0),
+        torch.ones(3, dtype=torch.uint8),
+        torch.ones(5, 7),
+        torch.ones(4, 4).bfloat16(),
+    ):
         other = tensor.clone()
         other.view(-1).view(torch.uint8)[-1] ^= 1
         assert byte_sum(other) != byte_sum(tensor)
@@ -285,7 +348,10 @@ def test_one_flipped_bit_changes_the_sum_whatever_the_shape():
 
 def test_a_second_training_into_a_folder_is_refused(tmp_path):
     with exclusive(tmp_path):
-        with pytest.raises(UserError, match=f"in use by another training .process {os.getpid()}"), exclusive(tmp_path):
+        with (
+            pytest.raises(UserError, match=f"in use by another training .process {os.getpid()}"),
+            exclusive(tmp_path),
+        ):
             pass
         with exclusive(tmp_path, hold=False):  # the other processes of the same run
             pass
@@ -293,7 +359,8 @@ def test_a_second_training_into_a_folder_is_refused(tmp_path):
         pass
 
 
-# Faults ----------------------------------------------------------------------------------------------------------------
+# Faults
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_stops_with_update_rate_and_rows(base, tokens, tmp_path):
@@ -350,7 +417,11 @@ def test_the_progress_in_a_checkpoint_is_json(base, tokens, tmp_path):
     path = next(tmp_path.glob("update-*"))  # written at the end of the first epoch
     with safe_open(path, framework="pt") as file:
         progress = json.loads(file.metadata()["progress"])
-    assert progress["update"] == 8 and progress["epoch"] == 1 and progress["validations"][0]["epoch"] == 1
+    assert (
+        progress["update"] == 8
+        and progress["epoch"] == 1
+        and progress["validations"][0]["epoch"] == 1
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The fused step against the plain one. Triton's interpreter runs its kernels on the CPU, slowly, so the model is small."""
+"""The fused step against the plain one. Triton's interpreter runs its kernels on the CPU, slowly,
+so the model is small.
+"""
 
 import copy
 import os
@@ -27,12 +29,16 @@ def make(dropout: float):
     model = GPT2ForSequenceClassification(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)  # biases too, which start at zero
+            parameter.add_(
+                torch.randn_like(parameter), alpha=0.1
+            )  # biases too, which start at zero
     lengths = np.array([3, 8, 1, 5, 8, 2, 4])
     random = np.random.default_rng(0)
     flat = random.integers(0, 12, lengths.sum()).astype(np.int32)
     flat[3] = 39  # the padding token as a text's own
-    return model, Tokens(flat, np.concatenate([[0], np.cumsum(lengths)]), random.integers(0, 4, 7), 0)
+    return model, Tokens(
+        flat, np.concatenate([[0], np.cumsum(lengths)]), random.integers(0, 4, 7), 0
+    )
 
 
 def few_partial_sums():
@@ -45,9 +51,10 @@ def few_partial_sums():
 
 
 def assert_same_training(left: dict, right: dict):
-    """Tensors of two steps, each within 2e-4 of its largest entry: a weight moves by up to the rate, 1e-2, however small
-    its gradient, so where the gradient is all rounding AdamW makes a step of it. That is so for the keys' bias, which
-    softmax cancels: it is left out."""
+    """Tensors of two steps, each within 2e-4 of its largest entry: a weight moves by up to the
+    rate, 1e-2, however small its gradient, so where the gradient is all rounding AdamW makes a step
+    of it. That is so for the keys' bias, which softmax cancels: it is left out.
+    """
     import torch
 
     assert left.keys() == right.keys()
@@ -56,7 +63,9 @@ def assert_same_training(left: dict, right: dict):
         if name.endswith("c_attn.bias"):
             width = len(tensor) // 3
             mine, tensor = (torch.cat([t[:width], t[2 * width :]]) for t in (mine, tensor))
-        torch.testing.assert_close(mine, tensor, rtol=0, atol=2e-4 * tensor.abs().max().item(), msg=name)
+        torch.testing.assert_close(
+            mine, tensor, rtol=0, atol=2e-4 * tensor.abs().max().item(), msg=name
+        )
 
 
 def updates(step, order):
@@ -68,7 +77,9 @@ def updates(step, order):
 
 
 def compare_with_plain():
-    """Three updates with no dropout, FP32: tokens come and go between batches, batches are incomplete."""
+    """Three updates with no dropout, FP32: tokens come and go between batches, batches are
+    incomplete.
+    """
     import torch
     from accelerate import Accelerator
 
@@ -83,9 +94,16 @@ def compare_with_plain():
     fused_model = copy.deepcopy(model)
     step = FusedStep(fused_model, tokens, plan, torch.float32)
     fused = updates(step, order)
-    torch.testing.assert_close(fused[0], plain[0], rtol=2e-5, atol=1e-6, equal_nan=True)  # NaN: updates to come
+    torch.testing.assert_close(
+        fused[0], plain[0], rtol=2e-5, atol=1e-6, equal_nan=True
+    )  # NaN: updates to come
     assert_same_training(fused[1], plain[1])
-    for name, parameter in fused_model.named_parameters():  # what validation runs, rows of the token table that lagged included
+    for (
+        name,
+        parameter,
+    ) in (
+        fused_model.named_parameters()
+    ):  # what validation runs, rows of the token table that lagged included
         assert torch.equal(parameter, fused[1][f"model.{name}"]), name
 
     # A checkpoint of one step continues in the other, and in a fused step of its own, the same way.
@@ -100,7 +118,9 @@ def compare_with_plain():
 
 
 def rows_that_missed_many_updates():
-    """300 missed updates, more than are gone through one by one, and none: as AdamW with zero gradients leaves them."""
+    """300 missed updates, more than are gone through one by one, and none: as AdamW with zero
+    gradients leaves them.
+    """
     import torch
 
     from gpt2_quant.training.fused import optimizer
@@ -109,27 +129,40 @@ def rows_that_missed_many_updates():
     torch.manual_seed(0)
     width, had, now = 8, 40, 340
     steps = torch.arange(1, now + 1, dtype=torch.float64)
-    schedule = torch.stack([1e-3 / (1 - BETAS[0] ** steps), 1 / torch.sqrt(1 - BETAS[1] ** steps)], 1).float()
+    schedule = torch.stack(
+        [1e-3 / (1 - BETAS[0] ** steps), 1 / torch.sqrt(1 - BETAS[1] ** steps)], 1
+    ).float()
     p, m, v = torch.randn(4, width), 1e-2 * torch.randn(4, width), 1e-4 * torch.rand(4, width)
     before, expected = [t.clone() for t in (p, m, v)], [t[1].double() for t in (p, m, v)]
     for update in range(had, now):
         expected[1] *= BETAS[0]
         expected[2] *= BETAS[1]
-        expected[0] -= schedule[update, 0] * expected[1] / (expected[2].sqrt() * schedule[update, 1] + EPS)
-    rows, current = torch.tensor([1, 2, 3], dtype=torch.int32), torch.tensor([had, had, now, -1], dtype=torch.int32)
+        expected[0] -= (
+            schedule[update, 0] * expected[1] / (expected[2].sqrt() * schedule[update, 1] + EPS)
+        )
+    rows, current = (
+        torch.tensor([1, 2, 3], dtype=torch.int32),
+        torch.tensor([had, had, now, -1], dtype=torch.int32),
+    )
     optimizer.catch_up[(3,)](
         p, m, v, rows, torch.tensor([3]), current, schedule, torch.tensor([now]), width,
         BETA1=BETAS[0], BETA2=BETAS[1], EPS=EPS, LIMIT=optimizer.CATCH_UP, BLOCK=width,
     )  # fmt: skip
     for mine, exact in zip((p, m, v), expected, strict=True):
-        torch.testing.assert_close(mine[1].double(), exact, rtol=1e-4, atol=1e-6 if mine is p else 0)
-    for mine, old in zip((p, m, v), before, strict=True):  # not asked for, up to date, never had a gradient
+        torch.testing.assert_close(
+            mine[1].double(), exact, rtol=1e-4, atol=1e-6 if mine is p else 0
+        )
+    for mine, old in zip(
+        (p, m, v), before, strict=True
+    ):  # not asked for, up to date, never had a gradient
         assert all(torch.equal(mine[i], old[i]) for i in (0, 2, 3))
     assert current.tolist() == [had, now, now, -1]
 
 
 def same_seed_same_bits():
-    """With dropout: two runs are equal in every bit, another seed is not, and losses differ from those without dropout."""
+    """With dropout: two runs are equal in every bit, another seed is not, and losses differ from
+    those without dropout.
+    """
     import torch
 
     from gpt2_quant.training.fused.step import FusedStep
@@ -137,17 +170,28 @@ def same_seed_same_bits():
 
     order = [np.array([3, 6])]
     runs = []
-    for dropout, seed in ((0.3, 0), (0.3, 0), (0.3, 1), (0.0, 0)):  # twice the same, another seed, none
+    for dropout, seed in (
+        (0.3, 0),
+        (0.3, 0),
+        (0.3, 1),
+        (0.0, 0),
+    ):  # twice the same, another seed, none
         model, tokens = make(dropout)
-        runs.append(updates(FusedStep(model, tokens, Plan(1, 1e-2, 2, seed, "bf16"), torch.bfloat16), order))
+        runs.append(
+            updates(FusedStep(model, tokens, Plan(1, 1e-2, 2, seed, "bf16"), torch.bfloat16), order)
+        )
     first, second, other_seed, without = runs
-    assert first[0][0] == second[0][0] and all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    assert first[0][0] == second[0][0] and all(
+        torch.equal(first[1][name], second[1][name]) for name in first[1]
+    )
     assert first[0][0] != other_seed[0][0] and first[0][0] != without[0][0]
     assert torch.isfinite(first[0][: len(order)]).all()
 
 
 def dropout_keeps_the_right_share():
-    """Masks of 20,000 elements over updates and sites: share kept within 5 sigma, neighbours uncorrelated."""
+    """Masks of 20,000 elements over updates and sites: share kept within 5 sigma, neighbours
+    uncorrelated.
+    """
     import torch
     import triton
     import triton.language
@@ -166,7 +210,13 @@ def dropout_keeps_the_right_share():
     n, kept = 1 << 15, []
     for update, site in ((0, 0), (0, 1), (1, 0), (8789, 36)):
         out = torch.zeros(n, dtype=torch.int64)
-        words[(1,)](out, torch.tensor([7], dtype=torch.int32), torch.tensor([update], dtype=torch.int32), site, n)
+        words[(1,)](
+            out,
+            torch.tensor([7], dtype=torch.int32),
+            torch.tensor([update], dtype=torch.int32),
+            site,
+            n,
+        )
         kept.append((out.numpy() >= 0.1 * 2**32).astype(float))
     sigma = (0.9 * 0.1 / n) ** 0.5
     for mask in kept:
@@ -179,13 +229,31 @@ def dropout_keeps_the_right_share():
 
 
 @pytest.mark.parametrize(
-    "check", ["compare_with_plain", "rows_that_missed_many_updates", "same_seed_same_bits", "dropout_keeps_the_right_share"]
+    "check",
+    [
+        "compare_with_plain",
+        "rows_that_missed_many_updates",
+        "same_seed_same_bits",
+        "dropout_keeps_the_right_share",
+    ],
 )
 def test_in_the_interpreter(check):
     """The interpreter is chosen when Triton is imported, hence a process of its own."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": "src"}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "src",
+    }
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    done = subprocess.run([sys.executable, __file__, check], env=environment, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, check],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -193,18 +261,35 @@ def test_packing_a_batch_by_hand():
     from gpt2_quant.data.tokens import Tokens
     from gpt2_quant.training.fused.batches import field_sizes, pack
 
-    tokens = Tokens(np.array([5, 6, 5, 7], dtype=np.int32), np.array([0, 3, 4]), np.array([2, 0]), 0)
+    tokens = Tokens(
+        np.array([5, 6, 5, 7], dtype=np.int32), np.array([0, 3, 4]), np.array([2, 0]), 0
+    )
     length, values = pack(tokens, np.array([1, 0]), texts=3, pad_id=9)
-    ids, last, labels, count, n, touched, order, starts = np.split(values, np.cumsum(field_sizes(3, 8))[:-1])
+    ids, last, labels, count, n, touched, order, starts = np.split(
+        values, np.cumsum(field_sizes(3, 8))[:-1]
+    )
     assert length == 8
-    np.testing.assert_array_equal(ids.reshape(3, 8)[:, :4], [[7, 9, 9, 9], [5, 6, 5, 9], [9, 9, 9, 9]])
-    assert last.tolist() == [0, 2, 0] and labels.tolist() == [0, 2, -1] and count.tolist() == [2] and n.tolist() == [3]
-    assert touched[:3].tolist() == [5, 6, 7] and order[:4].tolist() == [8, 10, 9, 0] and starts[:4].tolist() == [0, 2, 3, 4]
+    np.testing.assert_array_equal(
+        ids.reshape(3, 8)[:, :4], [[7, 9, 9, 9], [5, 6, 5, 9], [9, 9, 9, 9]]
+    )
+    assert (
+        last.tolist() == [0, 2, 0]
+        and labels.tolist() == [0, 2, -1]
+        and count.tolist() == [2]
+        and n.tolist() == [3]
+    )
+    assert (
+        touched[:3].tolist() == [5, 6, 7]
+        and order[:4].tolist() == [8, 10, 9, 0]
+        and starts[:4].tolist() == [0, 2, 3, 4]
+    )
 
 
 @pytest.mark.gpu
 def test_captured_graphs_train_as_the_interpreter_does():
-    """On a GPU, bf16, 3 updates a shape: the loss follows the plain FP32 step's within bf16's rounding (2**-8 of a loss near 2)."""
+    """On a GPU, bf16, 3 updates a shape: the loss follows the plain FP32 step's within bf16's
+    rounding (2**-8 of a loss near 2).
+    """
     import torch
     from accelerate import Accelerator
 

@@ -1,8 +1,10 @@
-"""A training killed on a GPU and gone on with ends where uninterrupted ones do, and validation there sees the newest weights.
+"""A training killed on a GPU and gone on with ends where uninterrupted ones do, and validation
+there sees the newest weights.
 
-On a CPU the same is bitwise equal (test_script_1.py), and this file runs there too, to test itself (`pytest -m slow`). On a
-GPU the step is the fused one, and what two trainings of one command differ by is measured here, beside what the killed one
-differs by: `pytest -m gpu -rP tests/training/test_training_gpu.py` prints both.
+On a CPU the same is bitwise equal (test_script_1.py), and this file runs there too, to test itself
+(`pytest -m slow`). On a GPU the step is the fused one, and what two trainings of one command differ
+by is measured here, beside what the killed one differs by: `pytest -m gpu -rP
+tests/training/test_training_gpu.py` prints both.
 """
 
 import csv
@@ -29,13 +31,17 @@ LOSS_TOLERANCE = 1e-4  # nats: sums in another order come to 1e-6, rows that lag
 SLACK = 0.01  # of an accuracy or a loss, where two trainings happen to agree: four from base weights 1e-6 apart spread by 0.002
 
 pytestmark = pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)], scope="module"
+    "device",
+    [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)],
+    scope="module",
 )
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, tiny_tokenizer) -> Path:
-    """`base`, a tiny GPT-2 with dropout, and `data`, items of the demo's corpus in AG News' own form."""
+    """`base`, a tiny GPT-2 with dropout, and `data`, items of the demo's corpus in AG News' own
+    form.
+    """
     from gpt2_quant.data.demo import generate_corpus
 
     folder = tmp_path_factory.mktemp("source")
@@ -52,28 +58,55 @@ def source(tmp_path_factory, tiny_tokenizer) -> Path:
 
 def flags(source: Path, folder: Path, device: str) -> list[str]:
     into = ["--models-dir", folder / "models", "--results-dir", folder / "results"]
-    return list(map(str, ["--base-model", source / "base", "--dataset", source / "data", "--device", device, *into]))
+    return list(
+        map(
+            str,
+            [
+                "--base-model",
+                source / "base",
+                "--dataset",
+                source / "data",
+                "--device",
+                device,
+                *into,
+            ],
+        )
+    )
 
 
 def start(source: Path, folder: Path, device: str, *more: object) -> subprocess.Popen:
     """Script 1 into `folder`, what it prints into `output.txt` there."""
-    command = [sys.executable, SCRIPT, *flags(source, folder, device), "--learning-rate", "1e-3", *map(str, more)]
+    command = [
+        sys.executable,
+        SCRIPT,
+        *flags(source, folder, device),
+        "--learning-rate",
+        "1e-3",
+        *map(str, more),
+    ]
     folder.mkdir(exist_ok=True)
     with open(folder / "output.txt", "w", encoding="utf-8") as output:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
 
 
 @pytest.fixture(scope="module")
 def trained(source, device, tmp_path_factory) -> dict[str, Path]:
-    """Folders of two uninterrupted trainings and of one that was killed and went on, all at once; and its last checkpoint."""
+    """Folders of two uninterrupted trainings and of one that was killed and went on, all at once;
+    and its last checkpoint.
+    """
     runs = tmp_path_factory.mktemp(f"runs_{device}")
     folders = {name: runs / name for name in ("first", "second", "killed")}
     processes = [start(source, folders[name], device) for name in ("first", "second")]
     victim = start(source, folders["killed"], device, "--checkpoint-minutes", 0)
     seed = folders["killed"] / "models" / "baseline_gpt2.training" / "seed-0"
     enough = f"update-{KILL_AFTER:08d}"
-    while victim.poll() is None and max((path.name for path in seed.glob("update-*")), default="") < enough:
+    while (
+        victim.poll() is None
+        and max((path.name for path in seed.glob("update-*")), default="") < enough
+    ):
         time.sleep(0.002)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL, output_of(folders["killed"])
@@ -90,42 +123,67 @@ def output_of(folder: Path) -> str:
 
 
 def training_of(folder: Path) -> dict:
-    return json.loads((folder / "results" / "records" / "baseline.json").read_text(encoding="utf-8"))["training"]
+    return json.loads(
+        (folder / "results" / "records" / "baseline.json").read_text(encoding="utf-8")
+    )["training"]
 
 
 def scores_of(folder: Path) -> dict[str, float]:
-    """Test accuracy; the last epoch's validation loss; the mean train loss of the last 20 updates. Losses in nats."""
+    """Test accuracy; the last epoch's validation loss; the mean train loss of the last 20 updates.
+    Losses in nats.
+    """
     test = pd.read_parquet(folder / "results" / "predictions" / "baseline.parquet")
     logits = test[[f"logit_{i}" for i in range(4)]].to_numpy()
     return {
         "accuracy": float((logits.argmax(axis=1) == test["label"]).mean()),
         "validation loss": training_of(folder)["validations"][-1]["loss"],
-        "train loss": float(pd.read_csv(folder / "results" / "training_curve.csv")["train_loss"].tail(20).mean()),
+        "train loss": float(
+            pd.read_csv(folder / "results" / "training_curve.csv")["train_loss"].tail(20).mean()
+        ),
     }
 
 
 def test_a_killed_training_ends_where_uninterrupted_ones_do(trained, device):
     record = training_of(trained["killed"])
-    assert KILL_AFTER <= record["resumed_from"][0] < record["updates"] == training_of(trained["first"])["updates"]
+    assert (
+        KILL_AFTER
+        <= record["resumed_from"][0]
+        < record["updates"]
+        == training_of(trained["first"])["updates"]
+    )
     names = ("first", "second", "killed")
     first, second, killed = (scores_of(trained[name]) for name in names)
-    weights = {name: load_file(trained[name] / "models" / "baseline_gpt2" / "model.safetensors") for name in names}
+    weights = {
+        name: load_file(trained[name] / "models" / "baseline_gpt2" / "model.safetensors")
+        for name in names
+    }
     for name in names[1:]:
-        apart = max(float(np.abs(weights["first"][key] - tensor).max()) for key, tensor in weights[name].items())
+        apart = max(
+            float(np.abs(weights["first"][key] - tensor).max())
+            for key, tensor in weights[name].items()
+        )
         print(f"{name}: largest difference of a weight from the first training's: {apart:.2e}")
     for name, value in killed.items():
         middle, spread = (first[name] + second[name]) / 2, abs(first[name] - second[name])
-        print(f"{name}: {first[name]:.5f} and {second[name]:.5f} uninterrupted, {value:.5f} killed and gone on with")
+        print(
+            f"{name}: {first[name]:.5f} and {second[name]:.5f} uninterrupted, {value:.5f} killed and gone on with"
+        )
         assert abs(value - middle) <= 2 * spread + SLACK, name
         assert device == "cuda" or value == first[name] == second[name]
-    assert first["accuracy"] > 0.5  # four classes: something was learned, so that there is something to lose
+    assert (
+        first["accuracy"] > 0.5
+    )  # four classes: something was learned, so that there is something to lose
     assert record["step"] == {"cpu": "plain", "cuda": "fused"}[device]
     assert device == "cpu" or record["shapes_captured"] > 3
 
 
-def test_validation_in_mid_training_is_of_the_weights_that_are_saved(trained, source, tiny_tokenizer, tmp_path):
-    """The fused step puts off updates of token rows that no batch reads. The killed training's checkpoint has the weights of an
-    epoch's end: run by transformers on the CPU, they must give the loss that was noted at that moment."""
+def test_validation_in_mid_training_is_of_the_weights_that_are_saved(
+    trained, source, tiny_tokenizer, tmp_path
+):
+    """The fused step puts off updates of token rows that no batch reads. The killed training's
+    checkpoint has the weights of an epoch's end: run by transformers on the CPU, they must give the
+    loss that was noted at that moment.
+    """
     from gpt2_quant import cli as common
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.tokens import tokenize
@@ -134,14 +192,26 @@ def test_validation_in_mid_training_is_of_the_weights_that_are_saved(trained, so
 
     with safe_open(trained["kept"], framework="pt") as file:
         validations = json.loads(file.metadata()["progress"])["validations"]
-        best = {name.removeprefix("best."): file.get_tensor(name) for name in file.keys() if name.startswith("best.")}  # noqa: SIM118
+        best = {
+            name.removeprefix("best."): file.get_tensor(name)
+            for name in file.keys()
+            if name.startswith("best.")
+        }  # noqa: SIM118
     noted = max(validations, key=lambda v: (v["accuracy"], -v["loss"]))
     model = load_classifier(trained["first"] / "models" / "baseline_gpt2", "cpu")
     model.load_state_dict(best)
-    splits = load_splits(common.settings_from(common.parser("").parse_args(flags(source, tmp_path, "cpu"))))
+    splits = load_splits(
+        common.settings_from(common.parser("").parse_args(flags(source, tmp_path, "cpu")))
+    )
     tokens = tokenize(tiny_tokenizer, splits["validation"], 128)
     logits = predict(model, tokens, 64, tiny_tokenizer.pad_token_id, "validation")
-    loss = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(tokens)), tokens.labels].mean()
-    print(f"validation loss: {noted['loss']:.6f} noted, {loss:.6f} of the weights in the checkpoint")
+    loss = -log_softmax(logits.astype(np.float64), axis=1)[
+        np.arange(len(tokens)), tokens.labels
+    ].mean()
+    print(
+        f"validation loss: {noted['loss']:.6f} noted, {loss:.6f} of the weights in the checkpoint"
+    )
     assert loss == pytest.approx(noted["loss"], abs=LOSS_TOLERANCE)
-    assert np.isclose((logits.argmax(axis=1) == tokens.labels).mean(), noted["accuracy"], atol=1.5 / len(tokens))
+    assert np.isclose(
+        (logits.argmax(axis=1) == tokens.labels).mean(), noted["accuracy"], atol=1.5 / len(tokens)
+    )

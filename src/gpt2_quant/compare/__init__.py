@@ -1,1 +1,3 @@
-"""Results side by side: rows, paired tests, tables, figures, and the published claims held against them."""
+"""Results side by side: rows, paired tests, tables, figures, and the published claims held against
+them.
+"""

@@ -1,9 +1,10 @@
 """The published README's claims, one by one, against what was measured here.
 
-Each claim becomes {claim, published, measured, verdict, why}; the verdict is `supported`, `not supported`, `in part`,
-`not decided` (too few test rows for either answer) or `not measured`. A claim about speed is judged by the intervals of
-the two medians, one about accuracy by the equivalence test, one about size by bytes. Where the published figure rests on
-how it was measured, `why` says so.
+Each claim becomes {claim, published, measured, verdict, why}; the verdict is `supported`, `not
+supported`, `in part`, `not decided` (too few test rows for either answer) or `not measured`. A
+claim about speed is judged by the intervals of the two medians, one about accuracy by the
+equivalence test, one about size by bytes. Where the published figure rests on how it was measured,
+`why` says so.
 """
 
 from .comparison import MIB, Comparison, Row
@@ -19,14 +20,21 @@ PUBLISHED_TEST_ROWS = 7600
 
 def _claim(claim: str, published: str, measured: str | None, holds: bool | None, why: str) -> dict:
     verdict = {True: "supported", False: "not supported", None: "not measured"}[holds]
-    return {"claim": claim, "published": published, "measured": measured or "–", "verdict": verdict, "why": why}
+    return {
+        "claim": claim,
+        "published": published,
+        "measured": measured or "–",
+        "verdict": verdict,
+        "why": why,
+    }
 
 
 def time_ratio(row: Row | None, reference: Row | None) -> tuple[float, float, float] | None:
-    """(ratio, low, high) of the eager median latencies row / reference; None unless timed in one session.
+    """(ratio, low, high) of the eager median latencies row / reference; None unless timed in one
+    session.
 
-    low and high put the ends of the two medians' 95% intervals against each other: wider than a 95% interval of the
-    ratio, so a claim that passes here passes there.
+    low and high put the ends of the two medians' 95% intervals against each other: wider than a 95%
+    interval of the ratio, so a claim that passes here passes there.
     """
     if not (row and reference and row.latency and reference.latency):
         return None
@@ -59,7 +67,9 @@ def published_claims(comparison: Comparison) -> list[dict]:
 
 
 def claims_scope(comparison: Comparison) -> str:
-    """What this run's figures say about the published ones: the device, and whether it is the published model at all."""
+    """What this run's figures say about the published ones: the device, and whether it is the
+    published model at all.
+    """
     record, baseline = comparison.record, comparison.row("baseline")
     if not (record and baseline and baseline.size):
         return "Nothing is known of sizes and times here, so most claims stay open."
@@ -82,20 +92,38 @@ def _nf4_faster(comparison: Comparison) -> dict:
         "The published pair compares float16 arithmetic with float32: the control row shows what float16 alone gives. NF4 "
         "stores 4 bits but multiplies in its compute dtype, after dequantizing every weight in every forward."
     )
-    return _claim("NF4 is 40% faster than FP32", "56.37 ms against 94.13 ms: 0.60 times", _times(ratio, "FP32"), holds, why)
+    return _claim(
+        "NF4 is 40% faster than FP32",
+        "56.37 ms against 94.13 ms: 0.60 times",
+        _times(ratio, "FP32"),
+        holds,
+        why,
+    )
 
 
 def _nf4_faster_than_half(comparison: Comparison) -> dict:
     ratio = time_ratio(comparison.row("nf4_bitsandbytes"), comparison.row("baseline_fp16"))
     holds = None if ratio is None else ratio[2] < 1
     why = "Like with like: both compute in float16, so what is left is what 4-bit storage costs or gains."
-    return _claim("… and that is due to quantization", "no FP16 row was published", _times(ratio, "FP16"), holds, why)
+    return _claim(
+        "… and that is due to quantization",
+        "no FP16 row was published",
+        _times(ratio, "FP16"),
+        holds,
+        why,
+    )
 
 
 def _four_times(comparison: Comparison) -> dict:
     row = comparison.row("int8_scratch")
     if row is None or row.size.get("compression") is None:
-        return _claim("INT8 Scratch is 4.00x smaller", "118.68 MB of 474.71", None, None, "No record of this variant.")
+        return _claim(
+            "INT8 Scratch is 4.00x smaller",
+            "118.68 MB of 474.71",
+            None,
+            None,
+            "No record of this variant.",
+        )
     size = row.size
     measured = (
         f"{size['compression']:.4f}x stored ({size['stored_bytes'] / MIB:.2f} MB, {size['stored_parts']['quantization_state']:,} "
@@ -106,7 +134,13 @@ def _four_times(comparison: Comparison) -> dict:
         "saved only as far as the resident figure says: the published scheme dequantizes at load and then runs in FP32. "
         "Against float16, which costs nothing, it is 2x."
     )
-    claim = _claim("INT8 Scratch is 4.00x smaller, 75% memory saved", "118.68 MB of 474.71", measured, True, why)
+    claim = _claim(
+        "INT8 Scratch is 4.00x smaller, 75% memory saved",
+        "118.68 MB of 474.71",
+        measured,
+        True,
+        why,
+    )
     if size["resident_bytes"] > 1.1 * size["stored_bytes"]:
         claim["verdict"] = "in part"
     return claim
@@ -114,7 +148,10 @@ def _four_times(comparison: Comparison) -> dict:
 
 def _library_compression(comparison: Comparison) -> list[dict]:
     claims = []
-    for key, name in (("int8_bitsandbytes", "INT8 BitsAndBytes"), ("nf4_bitsandbytes", "NF4 BitsAndBytes")):
+    for key, name in (
+        ("int8_bitsandbytes", "INT8 BitsAndBytes"),
+        ("nf4_bitsandbytes", "NF4 BitsAndBytes"),
+    ):
         row, (_, megabytes, _, ratio) = comparison.row(key), PUBLISHED[key]
         measured, holds = None, None
         if row and row.size.get("compression"):
@@ -126,7 +163,9 @@ def _library_compression(comparison: Comparison) -> list[dict]:
             "The published size counts 12.00 MB of causal-mask buffers that older transformers kept, and leaves out the "
             "quantization state. Only the linear layers are quantized; embeddings, a third of GPT-2, are the rest's dtype."
         )
-        claims.append(_claim(f"{name} is {ratio}x smaller", f"{megabytes} MB of 474.71", measured, holds, why))
+        claims.append(
+            _claim(f"{name} is {ratio}x smaller", f"{megabytes} MB of 474.71", measured, holds, why)
+        )
     return claims
 
 
@@ -149,7 +188,13 @@ def _accuracy_preserved(comparison: Comparison) -> list[dict]:
             "one-sided tests, Holm); answers that changed both ways cancel in the accuracy and are counted here."
         )
         name = row.label if row else key
-        claim = _claim(f"{name} preserves accuracy", f"{PUBLISHED[key][0]:.4f} against 0.9459", measured, holds, why)
+        claim = _claim(
+            f"{name} preserves accuracy",
+            f"{PUBLISHED[key][0]:.4f} against 0.9459",
+            measured,
+            holds,
+            why,
+        )
         claims.append(claim | {"verdict": "not decided"} if undecided else claim)
     return claims
 
@@ -175,28 +220,54 @@ def _llm_int8_slower(comparison: Comparison) -> dict:
         "GPT-2's size there is little product to save it on (its kernels were made for training, bitsandbytes#490)."
     )
     holds = None if ratio is None else ratio[1] > 1
-    return _claim("LLM.int8() is slower than FP32", "247.94 ms against 94.13: 2.63 times", _times(ratio, "FP32"), holds, why)
+    return _claim(
+        "LLM.int8() is slower than FP32",
+        "247.94 ms against 94.13: 2.63 times",
+        _times(ratio, "FP32"),
+        holds,
+        why,
+    )
 
 
 def _best_overall(comparison: Comparison) -> dict:
-    rows = [row for row in comparison.present if row.size and row.latency.get("same_session") and row.latency["eager"]]
+    rows = [
+        row
+        for row in comparison.present
+        if row.size and row.latency.get("same_session") and row.latency["eager"]
+    ]
     nf4 = next((row for row in rows if row.key == "nf4_bitsandbytes"), None)
     measured, holds = None, None
     if nf4 and len(rows) > 1:
         better = [row.label for row in rows if row is not nf4 and _dominates(row, nf4)]
         holds = not better and all(_dominates(nf4, row) for row in rows if row is not nf4)
-        measured = f"beaten at once in size, time and accuracy by {', '.join(better)}" if better else "beaten at once by none"
+        measured = (
+            f"beaten at once in size, time and accuracy by {', '.join(better)}"
+            if better
+            else "beaten at once by none"
+        )
     why = (
         "“Best” needs a weighting that was not given. What can be said: whether another row is at least as small, as fast "
         "and as accurate (by value), and better in one of them."
     )
-    return _claim("NF4 BitsAndBytes is the best overall", "smallest time, second in size", measured, holds, why)
+    return _claim(
+        "NF4 BitsAndBytes is the best overall",
+        "smallest time, second in size",
+        measured,
+        holds,
+        why,
+    )
 
 
 def _dominates(row: Row, other: Row) -> bool:
     """Whether `row` is at least as small, fast and accurate as `other`, and better in one."""
 
     def costs(one: Row) -> tuple[float, float, float]:
-        return one.size["stored_bytes"], one.latency["eager"]["median_ms"], -one.metrics["accuracy"]["value"]
+        return (
+            one.size["stored_bytes"],
+            one.latency["eager"]["median_ms"],
+            -one.metrics["accuracy"]["value"],
+        )
 
-    return costs(row) != costs(other) and all(a <= b for a, b in zip(costs(row), costs(other), strict=True))
+    return costs(row) != costs(other) and all(
+        a <= b for a, b in zip(costs(row), costs(other), strict=True)
+    )

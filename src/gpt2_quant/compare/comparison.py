@@ -1,15 +1,16 @@
 """All variants side by side: scores, paired tests, sizes, latencies, one row a classifier.
 
-Nothing is run here. Scores and tests come from the predictions, sizes and latencies from the records, and each is
-computed in one place (`scores.py`, `paired.py`); this file only decides what is compared with what:
+Nothing is run here. Scores and tests come from the predictions, sizes and latencies from the
+records, and each is computed in one place (`scores.py`, `paired.py`); this file only decides what
+is compared with what:
 
-  * Every row is tested against one baseline. The McNemar tests of all rows are one family for Holm's adjustment, the
-    equivalence tests another.
-  * Size is the bytes of the tensors that a checkpoint stores, scales and zero-points included; resident bytes stand
-    beside it. Compression is the baseline's over the row's; a second figure divides the FP16 control's, because half of
-    "4x" is float16.
-  * Latencies compare only when one process timed the rows in turns, which their `session` says. A row from another
-    session keeps its figure and is marked.
+  * Every row is tested against one baseline. The McNemar tests of all rows are one family for
+    Holm's adjustment, the equivalence tests another.
+  * Size is the bytes of the tensors that a checkpoint stores, scales and zero-points included;
+    resident bytes stand beside it. Compression is the baseline's over the row's; a second figure
+    divides the FP16 control's, because half of "4x" is float16.
+  * Latencies compare only when one process timed the rows in turns, which their `session` says. A
+    row from another session keeps its figure and is marked.
 
 MB means 2**20 bytes, as in the published table.
 """
@@ -31,7 +32,9 @@ HEADLINE_SHAPE = (16, 128)  # batch, tokens: what the table's latency column sho
 
 @dataclass
 class Row:
-    """One classifier. `missing` is the sentence that stands for results not made yet; then all else is empty."""
+    """One classifier. `missing` is the sentence that stands for results not made yet; then all else
+    is empty.
+    """
 
     key: str
     label: str
@@ -48,7 +51,9 @@ class Row:
 
 @dataclass
 class Comparison:
-    """Rows in table order, the labels [n] that all share, and sentences that belong under the table."""
+    """Rows in table order, the labels [n] that all share, and sentences that belong under the
+    table.
+    """
 
     baseline: str
     labels: np.ndarray
@@ -66,23 +71,32 @@ class Comparison:
 
     @property
     def record(self) -> dict | None:
-        """A record that speaks for all of ours (the baseline's where it has one); None when all are outsiders."""
+        """A record that speaks for all of ours (the baseline's where it has one); None when all are
+        outsiders.
+        """
         ours = [row for row in self.present if row.source.record]
         return min(ours, key=lambda row: row.key != self.baseline).source.record if ours else None
 
 
-def compare_results(results_dir: Path, baseline: str = "baseline", predictions: Path | None = None) -> Comparison:
+def compare_results(
+    results_dir: Path, baseline: str = "baseline", predictions: Path | None = None
+) -> Comparison:
     """Compare everything below `results_dir`, and outside `predictions`, with the row `baseline`.
 
-    Raises UserError for results that must not share a table (`result_files.py`), none at all, or no baseline.
+    Raises UserError for results that must not share a table (`result_files.py`), none at all, or no
+    baseline.
     """
     sources = read_sources(results_dir, predictions)
     if not sources:
-        raise UserError(f"{results_dir} holds no results to compare: run python src/1_baseline_finetuning.py first")
+        raise UserError(
+            f"{results_dir} holds no results to compare: run python src/1_baseline_finetuning.py first"
+        )
     if baseline not in {source.key for source in sources}:
         script = VARIANTS[baseline].script if baseline in VARIANTS else VARIANTS["baseline"].script
         known = ", ".join(source.key for source in sources)
-        raise UserError(f"the baseline {baseline} has no results: run python {script}, or give --baseline one of {known}")
+        raise UserError(
+            f"the baseline {baseline} has no results: run python {script}, or give --baseline one of {known}"
+        )
     labels = sources[0].labels
     present = {source.key: _scored(source) for source in sources}
     _test(present, baseline, labels)
@@ -96,7 +110,9 @@ def compare_results(results_dir: Path, baseline: str = "baseline", predictions: 
 
 
 def _with_missing(present: dict[str, Row], preset: str) -> list[Row]:
-    """All variants in the order of VARIANTS, those without results as a sentence; then the other rows."""
+    """All variants in the order of VARIANTS, those without results as a sentence; then the other
+    rows.
+    """
     flag = "" if preset == "paper" else f" --preset {preset}"
     rows = []
     for key, variant in VARIANTS.items():
@@ -106,10 +122,17 @@ def _with_missing(present: dict[str, Row], preset: str) -> list[Row]:
 
 
 def _scored(source: Source) -> Row:
-    """Scores with intervals. Temperature is fitted on validation; its effect is shown on test, where nothing is chosen."""
+    """Scores with intervals. Temperature is fitted on validation; its effect is shown on test,
+    where nothing is chosen.
+    """
     row = Row(source.key, source.label, source=source)
-    # A record already holds them, computed from these very predictions (read_sources has checked that).
-    row.metrics = source.record["metrics"] if source.record else classification_scores(source.labels, source.logits)
+    # A record already holds them, computed from these very predictions (read_sources has checked
+    # that).
+    row.metrics = (
+        source.record["metrics"]
+        if source.record
+        else classification_scores(source.labels, source.logits)
+    )
     if source.validation is not None:
         row.temperature = fit_temperature(*source.validation)
         terms = contributions(source.labels, source.logits / row.temperature)
@@ -132,7 +155,9 @@ def _test(present: dict[str, Row], baseline: str, labels: np.ndarray) -> None:
 
 
 def _weigh(present: dict[str, Row], baseline: str) -> None:
-    """Stored and resident sizes of the rows that have a record, checked against the file, and compression both ways."""
+    """Stored and resident sizes of the rows that have a record, checked against the file, and
+    compression both ways.
+    """
     for key, row in present.items():
         if row.source.record:
             row.size = _size(key, row.source.record["size"])
@@ -145,12 +170,21 @@ def _weigh(present: dict[str, Row], baseline: str) -> None:
 
 
 def _size(key: str, size: dict) -> dict:
-    """Sizes of one record in bytes. Raises UserError where a sum over parts or the file's length does not come out.
+    """Sizes of one record in bytes. Raises UserError where a sum over parts or the file's length
+    does not come out.
 
-    FP16 has no file of its own: it is made from the FP32 file at load, and would store what it keeps resident.
+    FP16 has no file of its own: it is made from the FP32 file at load, and would store what it
+    keeps resident.
     """
-    stored = {"parts": size["parts"], "tensor_bytes": size["tensor_bytes"]} if key == "baseline_fp16" else size["stored"]
-    whole_file = key == "baseline_fp16" or stored["header_bytes"] + stored["tensor_bytes"] == size["file_bytes"]
+    stored = (
+        {"parts": size["parts"], "tensor_bytes": size["tensor_bytes"]}
+        if key == "baseline_fp16"
+        else size["stored"]
+    )
+    whole_file = (
+        key == "baseline_fp16"
+        or stored["header_bytes"] + stored["tensor_bytes"] == size["file_bytes"]
+    )
     sums = all(sum(kind["parts"].values()) == kind["tensor_bytes"] for kind in (size, stored))
     if not (whole_file and sums):
         raise UserError(
@@ -167,14 +201,20 @@ def _size(key: str, size: dict) -> dict:
 
 
 def _time(present: dict[str, Row], baseline: str) -> list[str]:
-    """Latency at one shape for every row, marked where it was timed in another session than the baseline's."""
+    """Latency at one shape for every row, marked where it was timed in another session than the
+    baseline's.
+    """
     notes = []
     reference = present[baseline].source.record or {}
     session = next((entry["session"] for entry in reference.get("latency", [])), None)
     shape = _common_shape(present)
     for row in present.values():
         record = row.source.record or {}
-        entries = [entry for entry in record.get("latency", []) if (entry["batch_size"], entry["seq_len"]) == shape]
+        entries = [
+            entry
+            for entry in record.get("latency", [])
+            if (entry["batch_size"], entry["seq_len"]) == shape
+        ]
         if not entries:
             continue
         by_mode = {entry["mode"]: _with_interval(entry) for entry in entries}
@@ -182,11 +222,14 @@ def _time(present: dict[str, Row], baseline: str) -> list[str]:
             "shape": shape,
             "eager": by_mode.get("eager"),
             "best": by_mode.get("best"),
-            "same_session": session is not None and all(entry["session"] == session for entry in entries),
+            "same_session": session is not None
+            and all(entry["session"] == session for entry in entries),
             "texts_per_s": _by_mode(record.get("throughput"), "texts_per_s"),
             "joules_per_1000_texts": _by_mode(record.get("energy"), "joules_per_1000_texts"),
         }
-    apart = [row.label for row in present.values() if row.latency and not row.latency["same_session"]]
+    apart = [
+        row.label for row in present.values() if row.latency and not row.latency["same_session"]
+    ]
     if apart:
         notes.append(
             f"{', '.join(apart)}: latency marked * was timed in another process than the baseline's and does not compare; "
@@ -196,10 +239,16 @@ def _time(present: dict[str, Row], baseline: str) -> list[str]:
 
 
 def _with_interval(entry: dict) -> dict:
-    """The entry with an interval in any case: below six values there is none of the median at 95%, so their range stands."""
+    """The entry with an interval in any case: below six values there is none of the median at 95%,
+    so their range stands.
+    """
     if entry["median_low_ms"] is not None:
         return entry
-    return {**entry, "median_low_ms": min(entry["values_ms"]), "median_high_ms": max(entry["values_ms"])}
+    return {
+        **entry,
+        "median_low_ms": min(entry["values_ms"]),
+        "median_high_ms": max(entry["values_ms"]),
+    }
 
 
 def _by_mode(section: dict | None, name: str) -> dict[str, float]:
@@ -208,17 +257,23 @@ def _by_mode(section: dict | None, name: str) -> dict[str, float]:
 
 
 def _common_shape(present: dict[str, Row]) -> tuple[int, int] | None:
-    """The (batch, tokens) that most rows were timed at; the headline shape wins a tie, then the largest."""
+    """The (batch, tokens) that most rows were timed at; the headline shape wins a tie, then the
+    largest.
+    """
     counts: dict[tuple[int, int], int] = {}
     for row in present.values():
         latency = (row.source.record or {}).get("latency", [])
         for shape in {(entry["batch_size"], entry["seq_len"]) for entry in latency}:
             counts[shape] = counts.get(shape, 0) + 1
-    return max(counts, key=lambda shape: (counts[shape], shape == HEADLINE_SHAPE, shape), default=None)
+    return max(
+        counts, key=lambda shape: (counts[shape], shape == HEADLINE_SHAPE, shape), default=None
+    )
 
 
 def _twins(present: dict[str, Row]) -> list[str]:
-    """A sentence for every two rows with bit-identical logits: most likely one classifier, counted twice."""
+    """A sentence for every two rows with bit-identical logits: most likely one classifier, counted
+    twice.
+    """
     rows = list(present.values())
     return [
         f"{one.label} and {other.label} answer with identical logits on every row: one classifier under two names?"

@@ -1,9 +1,10 @@
-"""The comparison's figures: scores, costs, the trade-off between them, paired differences, the latency sweep.
+"""The comparison's figures: scores, costs, the trade-off between them, paired differences, the
+latency sweep.
 
-Rules that all follow: a row's colour and marker are its own in every figure (`plots.py`); every point has its 95%
-interval; bars begin at zero; where an axis does not, it carries points instead of bars and says so; names stand on the
-vertical axis or in a legend outside the panels, and heights grow with the rows, so nothing overlaps at any number of
-them.
+Rules that all follow: a row's colour and marker are its own in every figure (`plots.py`); every
+point has its 95% interval; bars begin at zero; where an axis does not, it carries points instead of
+bars and says so; names stand on the vertical axis or in a legend outside the panels, and heights
+grow with the rows, so nothing overlaps at any number of them.
 """
 
 from pathlib import Path
@@ -11,7 +12,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from ..measure.figures import FAINT, INK, confusion_matrix, look, reliability, save, style
 from .comparison import MIB, Comparison, Row
@@ -24,8 +31,12 @@ SCORES = {
 }
 
 
-def _rows_figure(count: int, panels: int, width: float, extra: float = 0.9) -> tuple[Figure, np.ndarray]:
-    """A figure of `panels` side by side whose height holds `count` rows, names on the left one only."""
+def _rows_figure(
+    count: int, panels: int, width: float, extra: float = 0.9
+) -> tuple[Figure, np.ndarray]:
+    """A figure of `panels` side by side whose height holds `count` rows, names on the left one
+    only.
+    """
     figure = Figure(figsize=(width, 0.36 * count + extra), layout="constrained")
     return figure, figure.subplots(1, panels, sharey=True, squeeze=False)[0]
 
@@ -45,20 +56,29 @@ def _point(axes: Axes, x: tuple[float, float, float], y: float, look_of: tuple[s
     axes.errorbar(value, y, xerr=interval, fmt=marker, color=colour, capsize=2.5, markersize=5.5)
 
 
-def _legend_handles(axes: Axes, rows: list[Row], looks: dict[str, tuple[str, str]], line: str) -> list:
+def _legend_handles(
+    axes: Axes, rows: list[Row], looks: dict[str, tuple[str, str]], line: str
+) -> list:
     """Empty curves in each row's colour and marker, for a legend outside the panels."""
-    return [axes.plot([], [], looks[row.key][1] + line, color=looks[row.key][0], label=row.label)[0] for row in rows]
+    return [
+        axes.plot([], [], looks[row.key][1] + line, color=looks[row.key][0], label=row.label)[0]
+        for row in rows
+    ]
 
 
 def performance_comparison(comparison: Comparison, path: Path) -> list[Path]:
-    """Accuracy and macro precision, recall and F1 of every row with 95% intervals, the baseline's value as a line."""
+    """Accuracy and macro precision, recall and F1 of every row with 95% intervals, the baseline's
+    value as a line.
+    """
     rows = comparison.present
     looks = style([row.key for row in rows])
     reference = comparison.row(comparison.baseline)
     with look():
         figure, panels = _rows_figure(len(rows), len(SCORES), 11.5)
         for axes, (name, title) in zip(panels, SCORES.items(), strict=True):
-            axes.axvline(reference.metrics[name]["value"], color=FAINT, linewidth=0.8, linestyle="--")
+            axes.axvline(
+                reference.metrics[name]["value"], color=FAINT, linewidth=0.8, linestyle="--"
+            )
             for y, row in enumerate(rows):
                 score = row.metrics[name]
                 _point(axes, (score["value"], score["low"], score["high"]), y, looks[row.key])
@@ -71,7 +91,9 @@ def performance_comparison(comparison: Comparison, path: Path) -> list[Path]:
 
 
 def efficiency_comparison(comparison: Comparison, path: Path) -> list[Path]:
-    """Stored size, eager and best latency of every row as bars from zero; latency with its median's 95% interval."""
+    """Stored size, eager and best latency of every row as bars from zero; latency with its median's
+    95% interval.
+    """
     rows = comparison.present
     looks = style([row.key for row in rows])
     with look():
@@ -82,7 +104,13 @@ def efficiency_comparison(comparison: Comparison, path: Path) -> list[Path]:
                 megabytes = row.size["stored_bytes"] / MIB
                 ratio = row.size["compression"]
                 size.barh(y, megabytes, 0.62, color=colour)
-                size.text(megabytes, y, f"  {megabytes:.2f}" + (f" ({ratio:.2f}x)" if ratio else ""), va="center", fontsize=8)
+                size.text(
+                    megabytes,
+                    y,
+                    f"  {megabytes:.2f}" + (f" ({ratio:.2f}x)" if ratio else ""),
+                    va="center",
+                    fontsize=8,
+                )
             else:
                 size.text(0, y, " not known", va="center", fontsize=8, color=FAINT)
             _latency_bars(time, row, y, colour)
@@ -92,7 +120,10 @@ def efficiency_comparison(comparison: Comparison, path: Path) -> list[Path]:
         what = f", {shape[0]} texts x {shape[1]} tokens" if shape else ""
         time.set_title(f"time of a forward{what}", loc="left")
         best = any(row.latency and row.latency["best"] for row in rows)
-        time.set_xlabel("ms, median and its 95% interval; " + ("solid: eager, hatched: best mode" if best else "eager"))
+        time.set_xlabel(
+            "ms, median and its 95% interval; "
+            + ("solid: eager, hatched: best mode" if best else "eager")
+        )
         for axes in (size, time):
             axes.margins(x=0.24)
             axes.set_xlim(left=0)
@@ -114,22 +145,42 @@ def _latency_bars(axes: Axes, row: Row, y: float, colour: str) -> None:
         if entry := latency[mode]:
             value, offset, height = entry["median_ms"], *((side, 0.32) if both else (0, 0.62))
             error = [[value - entry["median_low_ms"]], [entry["median_high_ms"] - value]]
-            axes.barh(y + offset, value, height, xerr=error, error_kw={"elinewidth": 0.8, "ecolor": INK}, **fill)
+            axes.barh(
+                y + offset,
+                value,
+                height,
+                xerr=error,
+                error_kw={"elinewidth": 0.8, "ecolor": INK},
+                **fill,
+            )
             apart = "" if latency["same_session"] else " * other session"
-            axes.text(entry["median_high_ms"], y + offset, f"  {value:.2f}{apart}", va="center", fontsize=7)
+            axes.text(
+                entry["median_high_ms"],
+                y + offset,
+                f"  {value:.2f}{apart}",
+                va="center",
+                fontsize=7,
+            )
 
 
 def pareto(comparison: Comparison, path: Path) -> list[Path]:
-    """Accuracy against stored size and against latency; the front is drawn through the rows that no row beats in both.
+    """Accuracy against stored size and against latency; the front is drawn through the rows that no
+    row beats in both.
 
-    Only rows timed in the baseline's session take part on the right. Both cost axes are logarithmic. Rows whose costs are
-    within 3% are drawn side by side, so that none hides another. Draws nothing when neither cost is known of any row.
+    Only rows timed in the baseline's session take part on the right. Both cost axes are
+    logarithmic. Rows whose costs are within 3% are drawn side by side, so that none hides another.
+    Draws nothing when neither cost is known of any row.
     """
     rows = comparison.present
     looks = style([row.key for row in rows])
     sized = [(row, row.size["stored_bytes"] / MIB) for row in rows if row.size]
     timed = [
-        (row, min(entry["median_ms"] for entry in (row.latency["eager"], row.latency["best"]) if entry))
+        (
+            row,
+            min(
+                entry["median_ms"] for entry in (row.latency["eager"], row.latency["best"]) if entry
+            ),
+        )
         for row in rows
         if row.latency and row.latency["same_session"]
     ]
@@ -145,16 +196,37 @@ def pareto(comparison: Comparison, path: Path) -> list[Path]:
             axes.set_xlabel(label)
             axes.grid()
             if not points:
-                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=FAINT)
+                axes.text(
+                    0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=FAINT
+                )
                 continue
-            for (row, _), cost in zip(points, _side_by_side([cost for _, cost in points]), strict=True):
+            for (row, _), cost in zip(
+                points, _side_by_side([cost for _, cost in points]), strict=True
+            ):
                 accuracy, (colour, marker) = row.metrics["accuracy"], looks[row.key]
-                interval = [[accuracy["value"] - accuracy["low"]], [accuracy["high"] - accuracy["value"]]]
+                interval = [
+                    [accuracy["value"] - accuracy["low"]],
+                    [accuracy["high"] - accuracy["value"]],
+                ]
                 axes.errorbar(
-                    cost, accuracy["value"], yerr=interval, fmt=marker, color=colour, capsize=2.5, markersize=7, alpha=0.9
+                    cost,
+                    accuracy["value"],
+                    yerr=interval,
+                    fmt=marker,
+                    color=colour,
+                    capsize=2.5,
+                    markersize=7,
+                    alpha=0.9,
                 )
             front = pareto_front([(cost, row.metrics["accuracy"]["value"]) for row, cost in points])
-            axes.step(*zip(*front, strict=True), where="post", color=FAINT, linewidth=1, linestyle=":", zorder=0)
+            axes.step(
+                *zip(*front, strict=True),
+                where="post",
+                color=FAINT,
+                linewidth=1,
+                linestyle=":",
+                zorder=0,
+            )
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -163,12 +235,16 @@ def pareto(comparison: Comparison, path: Path) -> list[Path]:
         panels[0].set_ylabel("accuracy, 95% interval (axis truncated)")
         drawn = {row.key for row, _ in sized + timed}
         handles = _legend_handles(panels[0], [row for row in rows if row.key in drawn], looks, "")
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8
+        )
         return save(figure, path)
 
 
 def _side_by_side(costs: list[float], apart: float = 0.03) -> list[float]:
-    """Costs for drawing: within a run of costs closer than `apart` (relative), each is set that far from the one before."""
+    """Costs for drawing: within a run of costs closer than `apart` (relative), each is set that far
+    from the one before.
+    """
     drawn = list(costs)
     order = sorted(range(len(costs)), key=lambda i: costs[i])
     for before, after in zip(order, order[1:], strict=False):
@@ -177,7 +253,9 @@ def _side_by_side(costs: list[float], apart: float = 0.03) -> list[float]:
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, value) points those that no cheaper or equally cheap point reaches in value, by rising cost."""
+    """Of (cost, value) points those that no cheaper or equally cheap point reaches in value, by
+    rising cost.
+    """
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or value > front[-1][1]:
@@ -186,7 +264,8 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def paired_differences(comparison: Comparison, path: Path) -> list[Path]:
-    """Accuracy and macro F1 minus the baseline's with paired 95% intervals, in points, beside the equivalence margin.
+    """Accuracy and macro F1 minus the baseline's with paired 95% intervals, in points, beside the
+    equivalence margin.
 
     Draws nothing when there is no row but the baseline.
     """
@@ -196,7 +275,9 @@ def paired_differences(comparison: Comparison, path: Path) -> list[Path]:
     looks = style([row.key for row in comparison.present])
     with look():
         figure, panels = _rows_figure(len(rows), 2, 10, extra=1.1)
-        for axes, (name, title) in zip(panels, (("accuracy", "accuracy"), ("f1_macro", "macro F1")), strict=True):
+        for axes, (name, title) in zip(
+            panels, (("accuracy", "accuracy"), ("f1_macro", "macro F1")), strict=True
+        ):
             margin = 100 * rows[0].against["margin"]
             axes.axvspan(-margin, margin, color="#e8eef3", zorder=0)
             axes.axvline(0, color=FAINT, linewidth=0.8)
@@ -204,7 +285,9 @@ def paired_differences(comparison: Comparison, path: Path) -> list[Path]:
                 difference = row.against["difference"][name]
                 values = tuple(100 * difference[part] for part in ("value", "low", "high"))
                 _point(axes, values, y, looks[row.key])
-            axes.set_title(f"{title} minus {comparison.row(comparison.baseline).label}'s", loc="left")
+            axes.set_title(
+                f"{title} minus {comparison.row(comparison.baseline).label}'s", loc="left"
+            )
             axes.grid(axis="x")
         _name_rows(panels[0], rows)
         caption = "points; 95% interval of the paired bootstrap; shaded: the margin of equivalence"
@@ -213,7 +296,9 @@ def paired_differences(comparison: Comparison, path: Path) -> list[Path]:
 
 
 def latency_sweep(comparison: Comparison, path: Path) -> list[Path]:
-    """Time of a forward over batch sizes, a panel a text length; eager and best mode. Empty when one shape was timed."""
+    """Time of a forward over batch sizes, a panel a text length; eager and best mode. Empty when
+    one shape was timed.
+    """
     rows = [row for row in comparison.present if row.latency and row.latency["same_session"]]
     entries = [(row, entry) for row in rows for entry in row.source.record["latency"]]
     lengths = sorted({entry["seq_len"] for _, entry in entries})
@@ -222,7 +307,10 @@ def latency_sweep(comparison: Comparison, path: Path) -> list[Path]:
     sizes = sorted({entry["batch_size"] for _, entry in entries})
     looks = style([row.key for row in comparison.present])
     with look():
-        figure = Figure(figsize=(3.4 * len(lengths) + 1.2, 3.4 + 0.17 * -(-len(rows) // 4)), layout="constrained")
+        figure = Figure(
+            figsize=(3.4 * len(lengths) + 1.2, 3.4 + 0.17 * -(-len(rows) // 4)),
+            layout="constrained",
+        )
         panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
         for axes, length in zip(panels, lengths, strict=True):
             for row in rows:
@@ -234,7 +322,13 @@ def latency_sweep(comparison: Comparison, path: Path) -> list[Path]:
                         if owner is row and (entry["seq_len"], entry["mode"]) == (length, mode)
                     )
                     if curve:
-                        axes.plot(*zip(*curve, strict=True), marker + line, color=colour, markersize=4, linewidth=1.1)
+                        axes.plot(
+                            *zip(*curve, strict=True),
+                            marker + line,
+                            color=colour,
+                            markersize=4,
+                            linewidth=1.1,
+                        )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xticks(sizes, sizes)
@@ -250,15 +344,18 @@ def latency_sweep(comparison: Comparison, path: Path) -> list[Path]:
         if any(entry["mode"] == "best" for _, entry in entries):
             for mode, line in (("eager", "-"), ("best mode", ":")):
                 handles += panels[0].plot([], [], line, color=INK, label=mode)
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8
+        )
         return save(figure, path)
 
 
 def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
-    """Every figure of the comparison into `results_dir`; figure name -> its PDF, in the order of the report.
+    """Every figure of the comparison into `results_dir`; figure name -> its PDF, in the order of
+    the report.
 
-    Files: the published names, then pareto, paired_differences, latency_sweep and reliability. A figure that would be
-    empty is not drawn.
+    Files: the published names, then pareto, paired_differences, latency_sweep and reliability. A
+    figure that would be empty is not drawn.
     """
     drawn = {}
     for name, draw in (
@@ -285,7 +382,12 @@ def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
     for row in comparison.present:
         name = f"{row.key}_confusion_matrix"
         drawn[name] = results_dir / f"{name}.pdf"
-        # Ours are drawn when the predictions are made (evaluation.py), and are still of these predictions.
-        if row.source.record is None or not (drawn[name].is_file() and drawn[name].with_suffix(".png").is_file()):
-            confusion_matrix(row.source.labels, row.source.logits, row.label, results_dir / f"{name}.png")
+        # Ours are drawn when the predictions are made (evaluation.py), and are still of these
+        # predictions.
+        if row.source.record is None or not (
+            drawn[name].is_file() and drawn[name].with_suffix(".png").is_file()
+        ):
+            confusion_matrix(
+                row.source.labels, row.source.logits, row.label, results_dir / f"{name}.png"
+            )
     return drawn

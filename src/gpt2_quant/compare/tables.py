@@ -1,8 +1,10 @@
-"""The comparison as tables: CSV for programs, Markdown and LaTeX for papers, plain text for the terminal.
+"""The comparison as tables: CSV for programs, Markdown and LaTeX for papers, plain text for the
+terminal.
 
-All four come from one list of cells, so they cannot disagree. The CSV begins with the published columns in their order
-and spelling (`Model,Accuracy,F1-Score,Size (MB),Inference (ms),Compression`); everything else follows. The printed
-tables show fewer columns: what fits a page.
+All four come from one list of cells, so they cannot disagree. The CSV begins with the published
+columns in their order and spelling (`Model,Accuracy,F1-Score,Size (MB),Inference
+(ms),Compression`); everything else follows. The printed tables show fewer columns: what fits a
+page.
 """
 
 import textwrap
@@ -45,11 +47,26 @@ def published_cells(row: Row) -> dict[str, str]:
 
 
 def all_cells(row: Row) -> dict[str, str | float | None]:
-    """Every column of the CSV for one row: the published ones as text, the others as numbers in full precision."""
+    """Every column of the CSV for one row: the published ones as text, the others as numbers in
+    full precision.
+    """
     cells: dict[str, str | float | None] = {**published_cells(row), "Key": row.key}
-    for name in ("accuracy", "f1_macro", "precision_macro", "recall_macro", "nll", "brier", "ece", "ece_adaptive"):
+    for name in (
+        "accuracy",
+        "f1_macro",
+        "precision_macro",
+        "recall_macro",
+        "nll",
+        "brier",
+        "ece",
+        "ece_adaptive",
+    ):
         score = row.metrics.get(name, {})
-        cells |= {name: score.get("value"), f"{name} low": score.get("low"), f"{name} high": score.get("high")}
+        cells |= {
+            name: score.get("value"),
+            f"{name} low": score.get("low"),
+            f"{name} high": score.get("high"),
+        }
     cells |= {"Temperature": row.temperature, "ece after temperature": row.ece_after_temperature}
     against = row.against or {}
     difference = against.get("difference", {})
@@ -78,7 +95,9 @@ def all_cells(row: Row) -> dict[str, str | float | None]:
 
 
 def printed_cells(row: Row, baseline: str) -> dict[str, str]:
-    """The columns of the printed tables: the published six, the difference with its interval, tests, best latency."""
+    """The columns of the printed tables: the published six, the difference with its interval,
+    tests, best latency.
+    """
     cells = published_cells(row)
     latency = row.latency
     if latency and not latency["same_session"]:
@@ -123,7 +142,9 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 
 def origins(comparison: Comparison) -> list[str]:
-    """Checkpoint, test set, device and commands behind the rows, from the records; empty when no row has one."""
+    """Checkpoint, test set, device and commands behind the rows, from the records; empty when no
+    row has one.
+    """
     record = comparison.record
     if record is None:
         return []
@@ -136,7 +157,9 @@ def origins(comparison: Comparison) -> list[str]:
         f"Checkpoint: fine-tuned from `{checkpoint['base_model']}` (weights sha256 `{checkpoint['baseline_sha256'][:16]}`); "
         f"test set: `{data['name']}`, {data['n']:,} rows (sha256 `{data['sha256'][:16]}`); made on {made.get('device')}.",
         "Commands: "
-        + "; ".join(f"`python {command}` ({', '.join(labels)})" for command, labels in commands.items())
+        + "; ".join(
+            f"`python {command}` ({', '.join(labels)})" for command, labels in commands.items()
+        )
         + "; this table: `python src/5_compare_all_models.py --write-readme`.",
     ]
 
@@ -152,27 +175,40 @@ def markdown(comparison: Comparison) -> str:
     rows = [printed_cells(row, comparison.baseline) for row in comparison.rows]
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
-    lines += ["| " + " | ".join((row[name] or "–").replace("|", "\\|") for name in names) + " |" for row in rows]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in footnotes(comparison) + origins(comparison)) + "\n"
+    lines += [
+        "| " + " | ".join((row[name] or "–").replace("|", "\\|") for name in names) + " |"
+        for row in rows
+    ]
+    return (
+        "\n".join(lines)
+        + "\n\n"
+        + "\n".join(f"- {note}" for note in footnotes(comparison) + origins(comparison))
+        + "\n"
+    )
 
 
 def latex(comparison: Comparison) -> str:
     """The printed table for `\\usepackage{booktabs}`, footnotes as comments."""
     rows = [printed_cells(row, comparison.baseline) for row in comparison.rows]
     names = list(rows[0])
-    escapes = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "<": r"$<$", "^": r"\^{}", "$": r"\$"})
+    escapes = str.maketrans(
+        {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "<": r"$<$", "^": r"\^{}", "$": r"\$"}
+    )
     lines = [f"% {note}" for note in footnotes(comparison)]
     lines += [r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}", r"\toprule"]
     lines += [" & ".join(name.translate(escapes) for name in names) + r" \\", r"\midrule"]
-    lines += [" & ".join((row[name] or "--").translate(escapes) for name in names) + r" \\" for row in rows]
+    lines += [
+        " & ".join((row[name] or "--").translate(escapes) for name in names) + r" \\"
+        for row in rows
+    ]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def terminal(comparison: Comparison, width: int = 100) -> str:
     """The printed table in at most `width` columns, footnotes wrapped beneath.
 
-    Names are cut at 17 letters and times to three digits; where that is still too wide, `best` and then `F1` are left
-    out (the files have them).
+    Names are cut at 17 letters and times to three digits; where that is still too wide, `best` and
+    then `F1` are left out (the files have them).
     """
     titles = {
         "Model": "Model", "Accuracy": "Acc.", "F1-Score": "F1", "Size (MB)": "MB", "Compression": "compr.",
@@ -196,15 +232,23 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
             break
     lines = []
     for cells in table:
-        numbers = [cells[name].rjust(wide) for name, wide in zip(names[1:], widths[1:], strict=True)]
+        numbers = [
+            cells[name].rjust(wide) for name, wide in zip(names[1:], widths[1:], strict=True)
+        ]
         lines.append(" ".join([cells["Model"].ljust(widths[0]), *numbers]).rstrip())
     lines.insert(1, "-" * (sum(widths) + len(widths) - 1))
-    notes = [line for note in footnotes(comparison) for line in textwrap.wrap(note, width, subsequent_indent="  ")]
+    notes = [
+        line
+        for note in footnotes(comparison)
+        for line in textwrap.wrap(note, width, subsequent_indent="  ")
+    ]
     return "\n".join([*lines, "", *notes])
 
 
 def _three_digits(cell: str) -> str:
-    """A number with two decimals, written shorter once it has three digits before them; a mark behind it stays."""
+    """A number with two decimals, written shorter once it has three digits before them; a mark
+    behind it stays.
+    """
     whole, point, _ = cell.partition(".")
     return whole + "*" * cell.endswith("*") if point and len(whole) >= 3 else cell
 
@@ -229,7 +273,9 @@ def write_readme(comparison: Comparison, readme: Path) -> bool:
     text = readme.read_text(encoding="utf-8")
     begin, end = (text.find(mark) for mark in README_MARKS)
     if begin < 0 or end < begin:
-        raise UserError(f"{readme} lacks the lines {README_MARKS[0]} and {README_MARKS[1]}: put them where the table belongs")
+        raise UserError(
+            f"{readme} lacks the lines {README_MARKS[0]} and {README_MARKS[1]}: put them where the table belongs"
+        )
     new = f"{text[: begin + len(README_MARKS[0])]}\n{markdown(comparison)}{text[end:]}"
     if new != text:
         write_text(readme, new)

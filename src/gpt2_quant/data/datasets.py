@@ -1,10 +1,11 @@
 """AG News as text: from the hub, from a folder, or from the demo.
 
-*Splits.* AG News has train and test. A validation split is cut from train by content: a row belongs to it when the
-sha256 of its text, read as a number, is divisible by 20 (5%). The rule knows no seed and no row order, so the split is
-the same in every run, and two copies of one text never land on both sides. Whatever is chosen (the best epoch, a
-temperature) is chosen there; the test split is only ever reported. `--max-*-samples N` keeps the N rows with the
-smallest hashes, for the same reasons.
+*Splits.* AG News has train and test. A validation split is cut from train by content: a row belongs
+to it when the sha256 of its text, read as a number, is divisible by 20 (5%). The rule knows no seed
+and no row order, so the split is the same in every run, and two copies of one text never land on
+both sides. Whatever is chosen (the best epoch, a temperature) is chosen there; the test split is
+only ever reported. `--max-*-samples N` keeps the N rows with the smallest hashes, for the same
+reasons.
 """
 
 import csv
@@ -24,7 +25,8 @@ VALIDATION_SHARE = 20  # one row in so many
 
 @dataclass(frozen=True)
 class Split:
-    """One split: `texts[i]` has class `labels[i]` (0–3); `source` and `revision` say where it came from.
+    """One split: `texts[i]` has class `labels[i]` (0–3); `source` and `revision` say where it came
+    from.
 
     `cache` is the folder that keeps its tokens for the next time (tokens.py); None keeps none.
     """
@@ -59,8 +61,9 @@ class Split:
 def load_splits(settings: Settings) -> dict[str, Split]:
     """The splits `train`, `validation` and `test` as the settings name them.
 
-    Raises UserError for a folder without the files, a malformed row (named by file and line), classes other than four,
-    an unknown or unreachable hub id, or fewer rows than `max_train_samples` or `max_test_samples` ask for.
+    Raises UserError for a folder without the files, a malformed row (named by file and line),
+    classes other than four, an unknown or unreachable hub id, or fewer rows than
+    `max_train_samples` or `max_test_samples` ask for.
     """
     own = {str(settings.models_dir / "dataset"), str(settings.models_dir / "base_gpt2")}
     if settings.preset == "demo" and own & {settings.dataset, settings.base_model}:
@@ -85,7 +88,9 @@ def load_splits(settings: Settings) -> dict[str, Split]:
         if limit is not None:
             keep = _smallest_digests(texts, limit, name)
             texts, labels = [texts[i] for i in keep], [labels[i] for i in keep]
-        return Split(name, texts, labels, settings.dataset, revision, cache=settings.results_dir / "cache")
+        return Split(
+            name, texts, labels, settings.dataset, revision, cache=settings.results_dir / "cache"
+        )
 
     def of_train(mask: np.ndarray) -> tuple[list[str], list[int]]:
         rows = np.flatnonzero(mask)
@@ -105,7 +110,9 @@ def _digest(text: str) -> int:
 
 def _check_limit(n: int, limit: int | None, name: str) -> None:
     if limit is not None and limit > n:
-        raise UserError(f"--max-{name}-samples {limit} asks for more than the {n} {name} rows there are: give {n} or less")
+        raise UserError(
+            f"--max-{name}-samples {limit} asks for more than the {n} {name} rows there are: give {n} or less"
+        )
 
 
 def _smallest_digests(texts: list[str], limit: int, name: str) -> list[int]:
@@ -116,21 +123,30 @@ def _smallest_digests(texts: list[str], limit: int, name: str) -> list[int]:
 
 
 def check_folder(settings: Settings) -> None:
-    """Read the dataset where it is a folder, so that its faults are told before the large libraries have loaded."""
+    """Read the dataset where it is a folder, so that its faults are told before the large libraries
+    have loaded.
+    """
     if settings.preset != "demo" and looks_like_path(settings.dataset):
-        for name, limit in (("train", settings.max_train_samples), ("test", settings.max_test_samples)):
+        for name, limit in (
+            ("train", settings.max_train_samples),
+            ("test", settings.max_test_samples),
+        ):
             texts, _ = _read_local(Path(settings.dataset), name)
             _check_limit(len(texts), limit, name)
 
 
 @cache
 def _read_local(folder: Path, name: str) -> tuple[list[str], list[int]]:
-    """A split from `<name>.csv` in AG News' own form, or from the hub's parquet files (`data/<name>-*.parquet`)."""
+    """A split from `<name>.csv` in AG News' own form, or from the hub's parquet files
+    (`data/<name>-*.parquet`).
+    """
     if (path := folder / f"{name}.csv").is_file():
         return read_csv(path)
     shards = sorted(folder.rglob(f"{name}*.parquet"))
     if not shards:
-        raise UserError(f"--dataset {folder} has neither {name}.csv nor {name}-*.parquet: name a folder that holds AG News")
+        raise UserError(
+            f"--dataset {folder} has neither {name}.csv nor {name}-*.parquet: name a folder that holds AG News"
+        )
     import pyarrow
     import pyarrow.parquet
 
@@ -139,7 +155,9 @@ def _read_local(folder: Path, name: str) -> tuple[list[str], list[int]]:
         try:
             table = pyarrow.parquet.read_table(shard, columns=["text", "label"])
         except (pyarrow.ArrowException, OSError) as fault:
-            raise UserError(f"{shard} is no parquet file with the columns text and label: fetch it again") from fault
+            raise UserError(
+                f"{shard} is no parquet file with the columns text and label: fetch it again"
+            ) from fault
         texts += table.column("text").to_pylist()
         labels += table.column("label").to_pylist()
     _check_labels(labels, str(shards[0].parent))
@@ -149,13 +167,15 @@ def _read_local(folder: Path, name: str) -> tuple[list[str], list[int]]:
 def read_csv(path: Path) -> tuple[list[str], list[int]]:
     """Read AG News' own CSV: class index 1–4, title, description, quoted, no header, UTF-8.
 
-    Returns texts (title, one space, description) and labels 0–3. Raises UserError naming file and line.
+    Returns texts (title, one space, description) and labels 0–3. Raises UserError naming file and
+    line.
     """
     texts, labels = [], []
     wanted = "a row is a class from 1 to 4, a title and a description"
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            # A field may be longer than csv's default limit of 131,072 characters: length is truncation's business.
+            # A field may be longer than csv's default limit of 131,072 characters: length is
+            # truncation's business.
             csv.field_size_limit(1 << 30)
             reader = csv.reader(file, strict=True)
             for row in reader:
@@ -163,17 +183,29 @@ def read_csv(path: Path) -> tuple[list[str], list[int]]:
                 if any("\0" in field for field in row):
                     raise UserError(f"{at} holds a NUL byte: remove it, the file is damaged")
                 if len(row) != 3:
-                    raise UserError(f"{at} has {len(row)} columns where three are needed ({wanted}): mend the file")
+                    raise UserError(
+                        f"{at} has {len(row)} columns where three are needed ({wanted}): mend the file"
+                    )
                 if row[0] not in ("1", "2", "3", "4"):
-                    hint = "remove the header row" if reader.line_num == 1 and not row[0].lstrip("-").isdigit() else "mend the row"
-                    raise UserError(f"{at} begins with {row[0][:40]!r} where a class is expected ({wanted}): {hint}")
+                    hint = (
+                        "remove the header row"
+                        if reader.line_num == 1 and not row[0].lstrip("-").isdigit()
+                        else "mend the row"
+                    )
+                    raise UserError(
+                        f"{at} begins with {row[0][:40]!r} where a class is expected ({wanted}): {hint}"
+                    )
                 labels.append(int(row[0]) - 1)
                 texts.append(f"{row[1]} {row[2]}" if row[1] or row[2] else "")
     except UnicodeDecodeError as fault:
-        raise UserError(f"{path} is not UTF-8 (byte {fault.start} after some text): convert it, for instance with iconv") from fault
+        raise UserError(
+            f"{path} is not UTF-8 (byte {fault.start} after some text): convert it, for instance with iconv"
+        ) from fault
     except csv.Error as fault:
         line = f"line {reader.line_num}"
-        raise UserError(f"{path}, {line}, is not well-formed CSV ({fault}): mend the row or fetch the file again") from fault
+        raise UserError(
+            f"{path}, {line}, is not well-formed CSV ({fault}): mend the row or fetch the file again"
+        ) from fault
     if not texts:
         raise UserError(f"{path} is empty: fetch it again ({wanted})")
     return texts, labels
@@ -188,7 +220,9 @@ def _read_hub(name: str, revision: str | None) -> dict[str, tuple[list[str], lis
     result = {}
     for split in ("train", "test"):
         if split not in loaded or not {"text", "label"} <= set(loaded[split].column_names):
-            raise UserError(f"--dataset {name} has no {split} split with the columns text and label: name another dataset")
+            raise UserError(
+                f"--dataset {name} has no {split} split with the columns text and label: name another dataset"
+            )
         result[split] = list(loaded[split]["text"]), list(loaded[split]["label"])
         _check_labels(result[split][1], name)
     return result
@@ -198,4 +232,6 @@ def _check_labels(labels: list[int], where: str) -> None:
     strange = set(labels) - set(range(len(LABELS)))
     if strange or not labels:
         found = f"labels {sorted(strange, key=str)[:5]}" if strange else "no rows"
-        raise UserError(f"{where} has {found} where labels from 0 to 3 are needed: name a dataset with AG News' four classes")
+        raise UserError(
+            f"{where} has {found} where labels from 0 to 3 are needed: name a dataset with AG News' four classes"
+        )

@@ -1,12 +1,14 @@
 """A made-up world of news in AG News' four classes: the demo's data, drawn from a grammar.
 
-An item is a story: it has a class, a theme of that class, and a cast (a person, two places, a firm, a club) that stays the
-same from its title to its last sentence, so that sentences of one item belong together and sentences of two do not. Places,
-people, firms and clubs are shared by all classes; only what happens tells them apart.
+An item is a story: it has a class, a theme of that class, and a cast (a person, two places, a firm,
+a club) that stays the same from its title to its last sentence, so that sentences of one item
+belong together and sentences of two do not. Places, people, firms and clubs are shared by all
+classes; only what happens tells them apart.
 
-Two things keep a classifier from being perfect, as in real news. One item in nine is a story between two desks (a club's
-share sale, a state's satellite) that either may print: half of those are anybody's guess, which puts the ceiling near
-0.95. And one item in five ends with a sentence from another desk, a cue that misleads whoever counts words.
+Two things keep a classifier from being perfect, as in real news. One item in nine is a story
+between two desks (a club's share sale, a state's satellite) that either may print: half of those
+are anybody's guess, which puts the ceiling near 0.95. And one item in five ends with a sentence
+from another desk, a cue that misleads whoever counts words.
 """
 
 import random
@@ -20,11 +22,17 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-_FIRST = _words("Ada Ben Carla Daoud Elin Farid Greta Hugo Ines Jonas Kira Leo Mara Nils Olga Pavel Rosa Samir Tessa Viktor")
-_LAST = _words("Abel Brandt Castro Dvorak Eriks Fontaine Gruber Hassan Ito Jansen Kovac Lind Moreau Novak Okafor Petrov Quist")
+_FIRST = _words(
+    "Ada Ben Carla Daoud Elin Farid Greta Hugo Ines Jonas Kira Leo Mara Nils Olga Pavel Rosa Samir Tessa Viktor"
+)
+_LAST = _words(
+    "Abel Brandt Castro Dvorak Eriks Fontaine Gruber Hassan Ito Jansen Kovac Lind Moreau Novak Okafor Petrov Quist"
+)
 _PLACE_HEADS = _words("Al Bel Cor Dar El Fen Gal Hal Is Kar Lo Mar Nor Or Pel Ran Sar Tor Ul Ver")
 _PLACE_TAILS = _words("dova land mir nesia ria stan tania vale via wick")
-_FIRM_HEADS = _words("Alta Borea Cinder Delphi Ember Fjord Granite Helio Iris Juno Kestrel Lumen Meridian Nova Orchard Pine")
+_FIRM_HEADS = _words(
+    "Alta Borea Cinder Delphi Ember Fjord Granite Helio Iris Juno Kestrel Lumen Meridian Nova Orchard Pine"
+)
 _FIRM_TAILS = ("Group", "Holdings", "Industries", "Systems", "Partners", "Works")
 _CLUB_TAILS = ("Rovers", "United", "Falcons", "Wanderers", "Bulls", "Stars")
 _FILLERS = {
@@ -33,12 +41,24 @@ _FILLERS = {
     "number": [str(n) for n in (3, 4, 6, 7, 9, 12, 15, 18, 24, 30, 45, 60, 80, 120, 250, 400)],
     "ordinal": _words("second third fourth fifth sixth seventh"),
     "percent": [f"{n} percent" for n in (2, 3, 5, 8, 11, 14, 20, 35)],
-    "money": [f"${n} million" for n in (12, 40, 75, 90, 150, 320)] + [f"${n} billion" for n in ("1.2", "2.5", "4", "7.8")],
-    "source": ("officials said", "a spokesman said", "according to two people briefed on it", "local media said"),
-    "mood": ("surprised observers", "had been expected for weeks", "drew a cautious welcome", "came after a long silence"),
+    "money": [f"${n} million" for n in (12, 40, 75, 90, 150, 320)]
+    + [f"${n} billion" for n in ("1.2", "2.5", "4", "7.8")],
+    "source": (
+        "officials said",
+        "a spokesman said",
+        "according to two people briefed on it",
+        "local media said",
+    ),
+    "mood": (
+        "surprised observers",
+        "had been expected for weeks",
+        "drew a cautious welcome",
+        "came after a long silence",
+    ),
 }
 
-# Per class, themes; per theme: titles, openings, continuations. Names in braces are the cast or a filler.
+# Per class, themes; per theme: titles, openings, continuations. Names in braces are the cast or a
+# filler.
 _THEMES = {
     0: (
         (
@@ -178,7 +198,8 @@ _THEMES = {
     ),
 }  # fmt: skip
 
-# Stories that either of two desks may print: per pair of classes, titles and sentences that give nothing away.
+# Stories that either of two desks may print: per pair of classes, titles and sentences that give
+# nothing away.
 _BETWEEN = {
     (0, 1): (("{place} will host the games", "Athletes stay away from {place}"),
              ("{place} may lose the games because of unrest, {source}.", "The team of {place2} was refused visas on {day}.",
@@ -202,7 +223,9 @@ _BETWEEN = {
 
 
 def generate_corpus(n: int, seed: int) -> tuple[list[str], list[str], list[int]]:
-    """`n` items as titles, descriptions and labels (0–3, equally likely), the same for the same `n` and `seed`."""
+    """`n` items as titles, descriptions and labels (0–3, equally likely), the same for the same `n`
+    and `seed`.
+    """
     draw = random.Random(seed)
     titles, descriptions, labels = [], [], []
     for _ in range(n):
@@ -227,9 +250,14 @@ def generate_corpus(n: int, seed: int) -> tuple[list[str], list[str], list[int]]
 def _cast(draw: random.Random) -> dict[str, str]:
     """The names of one story."""
     person, coach = (f"{draw.choice(_FIRST)} {draw.choice(_LAST)}" for _ in range(2))
-    place, place2, home, away = (draw.choice(_PLACE_HEADS) + draw.choice(_PLACE_TAILS) for _ in range(4))
+    place, place2, home, away = (
+        draw.choice(_PLACE_HEADS) + draw.choice(_PLACE_TAILS) for _ in range(4)
+    )
     firm, firm2 = (f"{head} {draw.choice(_FIRM_TAILS)}" for head in draw.sample(_FIRM_HEADS, 2))
-    club, club2 = (f"{town} {tail}" for town, tail in zip((home, away), draw.sample(_CLUB_TAILS, 2), strict=True))
+    club, club2 = (
+        f"{town} {tail}"
+        for town, tail in zip((home, away), draw.sample(_CLUB_TAILS, 2), strict=True)
+    )
     return {
         "person": person, "coach": coach, "place": place, "place2": place2,
         "firm": firm, "firm2": firm2, "club": club, "club2": club2,
@@ -239,4 +267,6 @@ def _cast(draw: random.Random) -> dict[str, str]:
 def _fill(template: str, cast: dict[str, str], draw: random.Random) -> str:
     """Replace each name in braces: a member of the cast, or a fresh filler."""
     # Drawing every filler, used or not, keeps one sentence's draws from depending on its wording.
-    return template.format(**cast, **{kind: draw.choice(values) for kind, values in _FILLERS.items()})
+    return template.format(
+        **cast, **{kind: draw.choice(values) for kind, values in _FILLERS.items()}
+    )

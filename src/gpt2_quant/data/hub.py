@@ -1,8 +1,9 @@
 """The Hugging Face hub, where weights and data come from unless a folder is named.
 
-A model is fetched as a folder of safetensors, config and tokenizer files at one commit; nothing that would have to be
-unpickled is downloaded. huggingface_hub checks sizes and caches; it asks again when a connection breaks, but not when the
-hub answers 503 to the download of a file, so that is done here. What goes wrong becomes one sentence.
+A model is fetched as a folder of safetensors, config and tokenizer files at one commit; nothing
+that would have to be unpickled is downloaded. huggingface_hub checks sizes and caches; it asks
+again when a connection breaks, but not when the hub answers 503 to the download of a file, so that
+is done here. What goes wrong becomes one sentence.
 """
 
 import sys
@@ -20,25 +21,37 @@ MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "merges.tx
 
 
 def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--base-model") -> Path:
-    """The local folder of a model: `name` itself where it is a folder, else a snapshot of the hub's repository.
+    """The local folder of a model: `name` itself where it is a folder, else a snapshot of the hub's
+    repository.
 
-    Raises UserError for an empty or missing folder, an unknown id or revision, and a hub out of reach.
+    Raises UserError for an empty or missing folder, an unknown id or revision, and a hub out of
+    reach.
     """
     if looks_like_path(name):
         folder = Path(name)
         if not folder.is_dir():
-            raise UserError(f"{flag} {name}: there is no such folder; give an existing folder or a hub id like owner/name")
+            raise UserError(
+                f"{flag} {name}: there is no such folder; give an existing folder or a hub id like owner/name"
+            )
         if not (folder / "config.json").is_file():
-            raise UserError(f"{flag} {name} holds no config.json: give a model folder as save_pretrained writes it")
+            raise UserError(
+                f"{flag} {name} holds no config.json: give a model folder as save_pretrained writes it"
+            )
         return folder
     from huggingface_hub import snapshot_download
 
     with hub_faults(name, flag):
-        return Path(retried(lambda: snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES))))
+        return Path(
+            retried(
+                lambda: snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES))
+            )
+        )
 
 
 def retried(download: Callable[[], T]) -> T:
-    """The result of `download`, begun again after a while each time the hub answers that it is busy (5xx)."""
+    """The result of `download`, begun again after a while each time the hub answers that it is busy
+    (5xx).
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait in WAITS_SECONDS:
@@ -47,13 +60,18 @@ def retried(download: Callable[[], T]) -> T:
         except HfHubHTTPError as fault:
             if fault.response is None or fault.response.status_code < 500:
                 raise
-            print(f"the hub answers {fault.response.status_code}; asking again in {wait} s", file=sys.stderr)
+            print(
+                f"the hub answers {fault.response.status_code}; asking again in {wait} s",
+                file=sys.stderr,
+            )
             time.sleep(wait)
     return download()
 
 
 def local_commit(folder: Path) -> str | None:
-    """The commit that a folder in the hub's cache (…/snapshots/<commit>) was fetched at; None for any other folder."""
+    """The commit that a folder in the hub's cache (…/snapshots/<commit>) was fetched at; None for
+    any other folder.
+    """
     return folder.name if folder.parent.name == "snapshots" else None
 
 
@@ -68,17 +86,31 @@ def hub_faults(name: str, flag: str) -> Iterator[None]:
     try:
         yield
     except errors.RevisionNotFoundError as fault:
-        raise UserError(f"{flag} {name}: the hub has no such revision; update this code or give {flag} a folder") from fault
+        raise UserError(
+            f"{flag} {name}: the hub has no such revision; update this code or give {flag} a folder"
+        ) from fault
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as fault:
-        raise UserError(f"{flag} {name}: the hub knows no such public id; check its spelling or give a folder") from fault
+        raise UserError(
+            f"{flag} {name}: the hub knows no such public id; check its spelling or give a folder"
+        ) from fault
     except DatasetNotFoundError as fault:
-        # datasets raises the same class for an unknown id and for an unreachable hub; the wording tells them apart.
+        # datasets raises the same class for an unknown id and for an unreachable hub; the wording
+        # tells them apart.
         if "doesn't exist on the Hub or cannot be accessed" in str(fault):
-            raise UserError(f"{flag} {name}: the hub knows no such public id; check its spelling or give a folder") from fault
+            raise UserError(
+                f"{flag} {name}: the hub knows no such public id; check its spelling or give a folder"
+            ) from fault
         raise UserError(away) from fault
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.HTTPError, ConnectionError) as fault:
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        httpx.HTTPError,
+        ConnectionError,
+    ) as fault:
         raise UserError(away) from fault
     except OSError as fault:
         if "Consistency check failed" in str(fault):
-            raise UserError(f"{name} arrived cut short from the hub: run the same command again") from fault
+            raise UserError(
+                f"{name} arrived cut short from the hub: run the same command again"
+            ) from fault
         raise

@@ -1,4 +1,5 @@
-"""The fastest way to run each variant, behind one call: `best_mode(model, device)(input_ids, attention_mask) -> logits`.
+"""The fastest way to run each variant, behind one call: `best_mode(model, device)(input_ids,
+attention_mask) -> logits`.
 
 variant                     CUDA                                            CPU
 int8_scratch_w8a8           fused int8 kernels (fused.py) in CUDA graphs    compiled blocks on `torch._int_mm` (cpu.py)
@@ -7,13 +8,14 @@ FP32, FP16, int8_scratch    the same chain on float weights, in graphs      torc
 bitsandbytes                as it is: LLM.int8() asks the host in every     as it is
                             layer, which cannot be captured
 
-On CUDA, FP16 in this chain is as fast as torch.compile in CUDA graphs and starts without compiling, so the 16-bit rows are
-not handicapped (`benchmarks/bench_quantization.py` times both). FP32 gains where the host is slower than the GPU (1.4 ms for
-7.5, 1 x 32, on an H200) and at 64 x 128 (32.9 for 39.4), but loses at 16 x 128 (13.4 for 11.9).
+On CUDA, FP16 in this chain is as fast as torch.compile in CUDA graphs and starts without compiling,
+so the 16-bit rows are not handicapped (`benchmarks/bench_quantization.py` times both). FP32 gains
+where the host is slower than the GPU (1.4 ms for 7.5, 1 x 32, on an H200) and at 64 x 128 (32.9 for
+39.4), but loses at 16 x 128 (13.4 for 11.9).
 
-Logits are the model's own within rounding. Any batch and length is served; the first call of a shape compiles or
-captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++ compiler) the model runs as it is, with
-the same results, and one warning says so.
+Logits are the model's own within rounding. Any batch and length is served; the first call of a
+shape compiles or captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++
+compiler) the model runs as it is, with the same results, and one warning says so.
 """
 
 import shutil
@@ -32,10 +34,12 @@ OLDEST_GPU = (8, 0)
 def best_mode(model, device: str | torch.device) -> Callable[[Tensor, Tensor | None], Tensor]:
     """The fastest callable for `model`, which must be in eval mode on `device`.
 
-    It takes int64 ids `[B, L]` and a mask of the same shape, or None when nothing is padded on the left, and returns
-    logits float32 `[B, classes]`.
+    It takes int64 ids `[B, L]` and a mask of the same shape, or None when nothing is padded on the
+    left, and returns logits float32 `[B, classes]`.
     """
-    if getattr(model, "quantization_method", None) == "bitsandbytes" or hasattr(model, "is_loaded_in_8bit"):
+    if getattr(model, "quantization_method", None) == "bitsandbytes" or hasattr(
+        model, "is_loaded_in_8bit"
+    ):
         return _eager(model)
     device = torch.device(device)
     return _on_cuda(model, device) if device.type == "cuda" else _on_cpu(model)
@@ -44,7 +48,10 @@ def best_mode(model, device: str | torch.device) -> Callable[[Tensor, Tensor | N
 def _on_cuda(model, device: torch.device) -> Callable:
     missing = _missing_on_cuda(device)
     if missing:
-        warnings.warn(f"{missing}: {type(model).__name__} runs without CUDA graphs, same results but slower", stacklevel=3)
+        warnings.warn(
+            f"{missing}: {type(model).__name__} runs without CUDA graphs, same results but slower",
+            stacklevel=3,
+        )
         return _eager(model)
     if not can_fuse(model) or model.config.pad_token_id is None:
         return _compiled(model)
@@ -52,12 +59,21 @@ def _on_cuda(model, device: torch.device) -> Callable:
     from .graphs import GraphedClassifier
 
     config = model.config
-    return GraphedClassifier(FusedClassifier(model), config.pad_token_id, config.n_positions, device)
+    return GraphedClassifier(
+        FusedClassifier(model), config.pad_token_id, config.n_positions, device
+    )
 
 
 def _on_cpu(model) -> Callable:
-    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
-        warnings.warn("no C++ compiler was found, which torch.compile needs: same results, but slower", stacklevel=3)
+    if (
+        shutil.which("c++") is None
+        and shutil.which("g++") is None
+        and shutil.which("clang++") is None
+    ):
+        warnings.warn(
+            "no C++ compiler was found, which torch.compile needs: same results, but slower",
+            stacklevel=3,
+        )
         return _eager(model)
     if can_fuse(model) and is_w8a8(model):
         from .cpu import CompiledClassifier
@@ -86,7 +102,9 @@ def _eager(model) -> Callable:
 
 
 def _compiled(model) -> Callable:
-    """torch.compile of the whole model with symbolic shapes: compiled once, or twice when a batch of one occurs."""
+    """torch.compile of the whole model with symbolic shapes: compiled once, or twice when a batch
+    of one occurs.
+    """
     compiled = torch.compile(model, dynamic=True)
 
     @torch.inference_mode()

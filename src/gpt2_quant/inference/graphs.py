@@ -1,12 +1,14 @@
-"""CUDA graphs over a handful of shapes: a forward pass of any batch and length for the price of one launch.
+"""CUDA graphs over a handful of shapes: a forward pass of any batch and length for the price of one
+launch.
 
-A short forward pass is dominated by the host: GPT-2 launches a hundred kernels that take a few microseconds each. A CUDA
-graph records them once and replays them with one call, but only for the very shapes and addresses recorded. So inputs
-are copied into buffers of the next larger *bucket*: batches are powers of two, lengths multiples of 16 up to 128 and powers
-of two above. Padding is on the right, where causal attention never looks, and rows added are thrown away.
+A short forward pass is dominated by the host: GPT-2 launches a hundred kernels that take a few
+microseconds each. A CUDA graph records them once and replays them with one call, but only for the
+very shapes and addresses recorded. So inputs are copied into buffers of the next larger *bucket*:
+batches are powers of two, lengths multiples of 16 up to 128 and powers of two above. Padding is on
+the right, where causal attention never looks, and rows added are thrown away.
 
-A bucket is captured when it is first needed. All captures share one memory pool: at any time only one of them runs, so
-together they need the activations of the largest.
+A bucket is captured when it is first needed. All captures share one memory pool: at any time only
+one of them runs, so together they need the activations of the largest.
 """
 
 from collections.abc import Callable
@@ -18,34 +20,52 @@ from .gpt2 import is_right_padded
 
 LARGEST_BATCH = 256
 FINE_LENGTHS_UP_TO = 128
-WARMUP_RUNS = 2  # lets kernels compile and libraries allocate their workspaces, which a capture may not
+WARMUP_RUNS = (
+    2  # lets kernels compile and libraries allocate their workspaces, which a capture may not
+)
 
 
 def bucket(texts: int, length: int, longest: int) -> tuple[int, int]:
-    """The captured shape that serves `[texts, length]`, texts at most 256, length at most `longest`."""
+    """The captured shape that serves `[texts, length]`, texts at most 256, length at most
+    `longest`.
+    """
     fine = length <= FINE_LENGTHS_UP_TO
     padded = -(-length // 16) * 16 if fine else 1 << (length - 1).bit_length()
     return 1 << (texts - 1).bit_length(), min(padded, longest)
 
 
 class GraphedClassifier:
-    """Wraps `forward(input_ids, attention_mask | None) -> logits [B, classes]`, which must not need the host.
+    """Wraps `forward(input_ids, attention_mask | None) -> logits [B, classes]`, which must not need
+    the host.
 
     pad_token_id  what fills the buckets
     longest       the model's number of positions
     """
 
     def __init__(self, forward: Callable, pad_token_id: int, longest: int, device: torch.device):
-        self.forward, self.pad_token_id, self.longest, self.device = forward, pad_token_id, longest, device
+        self.forward, self.pad_token_id, self.longest, self.device = (
+            forward,
+            pad_token_id,
+            longest,
+            device,
+        )
         self.pool = torch.cuda.graph_pool_handle()
         self.captures: dict[tuple, tuple] = {}
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits float32 `[B, classes]` for int64 ids `[B, L]` and a mask of the same shape, on any device."""
+        """Logits float32 `[B, classes]` for int64 ids `[B, L]` and a mask of the same shape, on any
+        device.
+        """
         if len(ids) > LARGEST_BATCH:
-            masks = mask.split(LARGEST_BATCH) if mask is not None else [None] * -(-len(ids) // LARGEST_BATCH)
-            return torch.cat([self(*part) for part in zip(ids.split(LARGEST_BATCH), masks, strict=True)])
+            masks = (
+                mask.split(LARGEST_BATCH)
+                if mask is not None
+                else [None] * -(-len(ids) // LARGEST_BATCH)
+            )
+            return torch.cat(
+                [self(*part) for part in zip(ids.split(LARGEST_BATCH), masks, strict=True)]
+            )
         if mask is not None and not mask.is_cuda and is_right_padded(mask):
             mask = None  # asked where it costs nothing; on the device the mask is used as it is
         texts, length = ids.shape

@@ -1,1 +1,3 @@
-"""Everything that yields a figure: scores, paired tests, latency, memory, energy, quantization error."""
+"""Everything that yields a figure: scores, paired tests, latency, memory, energy, quantization
+error.
+"""

@@ -1,9 +1,11 @@
-"""What flows through the linear layers: outlier channels, and what rounding activations to int8 costs.
+"""What flows through the linear layers: outlier channels, and what rounding activations to int8
+costs.
 
-Transformers grow a few channels whose magnitude dwarfs the others' (LLM.int8(), arXiv 2208.07339, counts |x| >= 6). One
-scale a tensor must then stretch to them and leaves the rest few codes; one scale a token shares the damage among the
-channels of that token only. `smooth` moves part of an outlier into the weights, where a scale an output channel absorbs
-it (SmoothQuant, arXiv 2211.10438, eq. 4): divide channel j of the input by s_j, multiply row j of the weight by it,
+Transformers grow a few channels whose magnitude dwarfs the others' (LLM.int8(), arXiv 2208.07339,
+counts |x| >= 6). One scale a tensor must then stretch to them and leaves the rest few codes; one
+scale a token shares the damage among the channels of that token only. `smooth` moves part of an
+outlier into the weights, where a scale an output channel absorbs it (SmoothQuant, arXiv 2211.10438,
+eq. 4): divide channel j of the input by s_j, multiply row j of the weight by it,
 
     s_j = max|x_j|^alpha / max|w_j|^(1 - alpha).
 
@@ -20,7 +22,10 @@ from transformers.pytorch_utils import Conv1D
 from ..quantization import affine
 
 OUTLIER = 6.0
-NORMS = {"attn.c_attn": "ln_1", "mlp.c_fc": "ln_2"}  # a layer whose input a LayerNorm makes -> that LayerNorm
+NORMS = {
+    "attn.c_attn": "ln_1",
+    "mlp.c_fc": "ln_2",
+}  # a layer whose input a LayerNorm makes -> that LayerNorm
 
 
 @dataclass
@@ -36,7 +41,9 @@ class InputStatistics:
         """Take in the inputs float `[tokens, in]` of one batch."""
         x = x.float()
         absmax = x.abs().amax(0)
-        self.channel_absmax = absmax if self.channel_absmax is None else torch.maximum(self.channel_absmax, absmax)
+        self.channel_absmax = (
+            absmax if self.channel_absmax is None else torch.maximum(self.channel_absmax, absmax)
+        )
         self.tokens += len(x)
         self.energy += x.double().square().sum().item()
         codes, scale = affine.quantize_rows(x)
@@ -63,13 +70,23 @@ class InputStatistics:
 
 def decibels(signal: float, noise: float) -> float:
     """10 log10(signal / noise) of two energies; infinite where there is no noise."""
-    return float("inf") if noise == 0 else float(10 * torch.log10(torch.tensor(signal / noise, dtype=torch.float64)))
+    return (
+        float("inf")
+        if noise == 0
+        else float(10 * torch.log10(torch.tensor(signal / noise, dtype=torch.float64)))
+    )
 
 
 @torch.no_grad()
 def input_statistics(model: nn.Module, batches: Iterable[dict]) -> dict[str, InputStatistics]:
-    """Path of each Conv1D -> statistics of its input, over the tokens of `batches` that are not padding."""
-    statistics = {path: InputStatistics() for path, module in model.named_modules() if isinstance(module, Conv1D)}
+    """Path of each Conv1D -> statistics of its input, over the tokens of `batches` that are not
+    padding.
+    """
+    statistics = {
+        path: InputStatistics()
+        for path, module in model.named_modules()
+        if isinstance(module, Conv1D)
+    }
     real: list[Tensor] = []
 
     def watch(path: str):
@@ -78,10 +95,15 @@ def input_statistics(model: nn.Module, batches: Iterable[dict]) -> dict[str, Inp
 
         return hook
 
-    handles = [model.get_submodule(path).register_forward_pre_hook(watch(path)) for path in statistics]
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(watch(path)) for path in statistics
+    ]
     try:
         for batch in batches:
-            ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+            ids, mask = (
+                batch["input_ids"].to(model.device),
+                batch["attention_mask"].to(model.device),
+            )
             real[:] = [mask.bool()]
             model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
@@ -92,9 +114,11 @@ def input_statistics(model: nn.Module, batches: Iterable[dict]) -> dict[str, Inp
 
 @torch.no_grad()
 def smooth(model: nn.Module, channel_absmax: dict[str, Tensor], alpha: float) -> nn.Module:
-    """Fold SmoothQuant's factors into LayerNorms and the weights behind them, in place; the function stays the same.
+    """Fold SmoothQuant's factors into LayerNorms and the weights behind them, in place; the
+    function stays the same.
 
-    channel_absmax: path of Conv1D -> largest |input| a channel, float32 `[in]`, as `input_statistics` finds it.
+    channel_absmax: path of Conv1D -> largest |input| a channel, float32 `[in]`, as
+    `input_statistics` finds it.
     """
     for path, absmax in channel_absmax.items():
         block = path.rpartition(".attn." if ".attn." in path else ".mlp.")[0]

@@ -1,16 +1,18 @@
-"""Where the quantization error comes from: matrix by matrix, channel by channel, and in the end in the predictions.
+"""Where the quantization error comes from: matrix by matrix, channel by channel, and in the end in
+the predictions.
 
 weights      for every matrix and weight scheme: signal-to-quantization-noise ratio 10 log10(sum w^2 / sum e^2) in dB, worst
-             error over absmax, mean |e| over mean |w|, absmax over sigma (what one scale a tensor suffers from), the share
-             of codes at the ends of their range
+             error over absmax, mean |e| over mean |w|, absmax over sigma (what one scale a tensor
+             suffers from), the share of codes at the ends of their range
 activations  outlier channels of every linear layer's input on real texts
 effects      the model with one kind of matrix quantized and everything else float, on validation texts: accuracy,
-             agreement with the float model, KL(float || quantized) in nats. Errors of matrices do not add up to errors of
-             predictions; this says which of them reach the output
+             agreement with the float model, KL(float || quantized) in nats. Errors of matrices do
+             not add up to errors of predictions; this says which of them reach the output
 choices      refinements of the schemes with everything quantized, on the same texts: why each was taken or left
 
-Files: results/quantization_error.csv, quantization_error_heatmap.png, activation_outliers.csv, quantization_effect.csv,
-quantization_choices.csv. Validation texts only: nothing here has seen the test split.
+Files: results/quantization_error.csv, quantization_error_heatmap.png, activation_outliers.csv,
+quantization_effect.csv, quantization_choices.csv. Validation texts only: nothing here has seen the
+test split.
 """
 
 import copy
@@ -63,9 +65,13 @@ class Analysis:
 
     def summary(self) -> str:
         """The short version, for the terminal."""
-        sqnr = self.weights.pivot_table(index="scheme", columns="matrix", values="sqnr_db", sort=False)
+        sqnr = self.weights.pivot_table(
+            index="scheme", columns="matrix", values="sqnr_db", sort=False
+        )
         worst = self.activations.loc[self.activations["outlier_ratio"].idxmax()]
-        effects = self.effects.pivot_table(index="part", columns="scheme", values="kl_nats", sort=False)
+        effects = self.effects.pivot_table(
+            index="part", columns="scheme", values="kl_nats", sort=False
+        )
         return "\n".join(
             [
                 "\nSQNR of the weights in dB, mean over layers",
@@ -94,7 +100,9 @@ def analyse(model: nn.Module, tokens: Tokens, pad_id: int, settings: Settings) -
 def weight_errors(model: nn.Module) -> pd.DataFrame:
     """One row for every matrix and weight scheme."""
     rows = []
-    for path, (weight, layout) in tqdm(matrices(model).items(), desc="error of each matrix", unit="matrix"):
+    for path, (weight, layout) in tqdm(
+        matrices(model).items(), desc="error of each matrix", unit="matrix"
+    ):
         weight = weight.detach().float()
         out, columns = weight.shape if layout == "linear" else weight.shape[::-1]
         absmax, sigma = weight.abs().max().item(), weight.std().item()
@@ -108,9 +116,13 @@ def weight_errors(model: nn.Module) -> pd.DataFrame:
                     "out_features": out,
                     "in_features": columns,
                     "bits_per_weight": result.bits_per_weight,
-                    "sqnr_db": activations.decibels(weight.double().square().sum().item(), error.double().square().sum().item()),
-                    "worst_relative_error": error.abs().max().item() / max(absmax, affine.SMALLEST_SCALE),
-                    "mean_relative_error": error.abs().mean().item() / max(weight.abs().mean().item(), affine.SMALLEST_SCALE),
+                    "sqnr_db": activations.decibels(
+                        weight.double().square().sum().item(), error.double().square().sum().item()
+                    ),
+                    "worst_relative_error": error.abs().max().item()
+                    / max(absmax, affine.SMALLEST_SCALE),
+                    "mean_relative_error": error.abs().mean().item()
+                    / max(weight.abs().mean().item(), affine.SMALLEST_SCALE),
                     "absmax_over_sigma": absmax / max(sigma, affine.SMALLEST_SCALE),
                     "saturated_share": result.saturated_share,
                 }
@@ -125,27 +137,35 @@ def _effects(model: nn.Module, batches: list[dict]) -> pd.DataFrame:
         replace_modules(quantized, scheme, quantized.dtype, fill=True, wanted=wanted)
 
     schemes = {
-        "int8 per tensor": lambda m, wanted: fake_quantize_weights(m, "int8 affine per tensor", wanted),
+        "int8 per tensor": lambda m, wanted: fake_quantize_weights(
+            m, "int8 affine per tensor", wanted
+        ),
         "W8A8": lambda m, wanted: integers_only(m, "int8_scratch_w8a8", wanted),
         "NF4": lambda m, wanted: integers_only(m, "nf4_scratch", wanted),
     }
     variants = {}
     for scheme, apply in schemes.items():
         for kind in KINDS:
-            variants[scheme, kind] = lambda m, apply=apply, kind=kind: apply(m, lambda path: path.endswith(f".{kind}"))
+            variants[scheme, kind] = lambda m, apply=apply, kind=kind: apply(
+                m, lambda path: path.endswith(f".{kind}")
+            )
         variants[scheme, "all"] = lambda m, apply=apply: apply(m, lambda path: True)
     return _compare(model, batches, variants, ("scheme", "part"))
 
 
 def _choices(model: nn.Module, batches: list[dict], channel_absmax: dict) -> pd.DataFrame:
-    """Refinements of W8A8 and NF4, each with every matrix quantized. `taken` marks what the schemes do."""
+    """Refinements of W8A8 and NF4, each with every matrix quantized. `taken` marks what the schemes
+    do.
+    """
 
     def smoothed(m: nn.Module) -> None:
         quantize_model(activations.smooth(m, channel_absmax, SMOOTHING), "int8_scratch_w8a8")
 
     def clipped(m: nn.Module) -> None:
         for path, (weight, layout) in matrices(m).items():
-            weight.copy_(affine.quantize_tensor(weight, layout=layout, clip="mse", name=path).dequantize())
+            weight.copy_(
+                affine.quantize_tensor(weight, layout=layout, clip="mse", name=path).dequantize()
+            )
         quantize_model(m, "int8_scratch_w8a8")
 
     def normal_float(fit: str, positions: str) -> Callable[[nn.Module], None]:
@@ -169,7 +189,9 @@ def _choices(model: nn.Module, batches: list[dict], channel_absmax: dict) -> pd.
     return _compare(model, batches, variants, ("scheme", "choice", "taken"))
 
 
-def _compare(model: nn.Module, batches: list[dict], variants: dict[tuple, Callable], columns: tuple) -> pd.DataFrame:
+def _compare(
+    model: nn.Module, batches: list[dict], variants: dict[tuple, Callable], columns: tuple
+) -> pd.DataFrame:
     """Apply each variant to a copy of `model` and compare its predictions with the float model's."""
     labels = torch.cat([batch["labels"] for batch in batches]).numpy()
     reference = _log_probabilities(model, batches)
@@ -204,10 +226,19 @@ def _log_probabilities(model: nn.Module, batches: list[dict]) -> np.ndarray:
 def _batches(tokens: Tokens, limit: int, batch_size: int, pad_id: int) -> list[dict]:
     """At most `limit` texts, evenly spaced over the split, in padded batches of like length."""
     rows = np.unique(np.linspace(0, len(tokens) - 1, min(limit, len(tokens))).astype(int))
-    return [pad_batch(tokens, rows[group], pad_id) for group in sorted_batches(tokens.lengths[rows], batch_size)]
+    return [
+        pad_batch(tokens, rows[group], pad_id)
+        for group in sorted_batches(tokens.lengths[rows], batch_size)
+    ]
 
 
 def _place(path: str) -> dict:
-    """Depth and kind of a matrix: `transformer.h.3.mlp.c_fc` is layer 3, `mlp.c_fc`; embeddings have no layer."""
+    """Depth and kind of a matrix: `transformer.h.3.mlp.c_fc` is layer 3, `mlp.c_fc`; embeddings
+    have no layer.
+    """
     parts = path.removeprefix("transformer.").split(".")
-    return {"layer": int(parts[1]), "matrix": ".".join(parts[2:])} if parts[0] == "h" else {"layer": None, "matrix": parts[0]}
+    return (
+        {"layer": int(parts[1]), "matrix": ".".join(parts[2:])}
+        if parts[0] == "h"
+        else {"layer": None, "matrix": parts[0]}
+    )

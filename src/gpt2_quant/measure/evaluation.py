@@ -1,7 +1,7 @@
 """Measure one variant the same way whichever script made it: predict, score, weigh, draw, record.
 
-Nothing here knows how a model was quantized. Latency is not measured here: it is only fair when all variants are timed
-in one process, which latency.py does afterwards.
+Nothing here knows how a model was quantized. Latency is not measured here: it is only fair when all
+variants are timed in one process, which latency.py does afterwards.
 """
 
 from collections.abc import Callable
@@ -29,23 +29,33 @@ def evaluate_variant(
     extra: dict | None = None,
     predict: Callable = predictions.predict,
 ) -> dict:
-    """Run `model` over validation and test, and write predictions, confusion matrix and record of variant `key`.
+    """Run `model` over validation and test, and write predictions, confusion matrix and record of
+    variant `key`.
 
-    `folder` is the variant's own checkpoint, `baseline` the FP32 classifier that it came from (its weights' sha256 names
-    the experiment in every record). `extra` joins the record; `predict` may spread the rows over processes. Returns the record.
+    `folder` is the variant's own checkpoint, `baseline` the FP32 classifier that it came from (its
+    weights' sha256 names the experiment in every record). `extra` joins the record; `predict` may
+    spread the rows over processes. Returns the record.
     """
     variant = VARIANTS[key]
-    parts = size_in_parts(model)  # before the first forward: bitsandbytes moves and casts tensors in it
+    parts = size_in_parts(
+        model
+    )  # before the first forward: bitsandbytes moves and casts tensors in it
     truncated = {}
     for name, suffix in (("validation", ".validation"), ("test", "")):
         tokens = tokenize(tokenizer, splits[name], settings.max_length)
         truncated[name] = tokens.truncated
         logits = predict(
-            model, tokens, settings.batch_size, tokenizer.pad_token_id, f"{variant.label} on {name} ({settings.device})"
+            model,
+            tokens,
+            settings.batch_size,
+            tokenizer.pad_token_id,
+            f"{variant.label} on {name} ({settings.device})",
         )
         predictions.save_predictions(settings.results_dir, key + suffix, tokens.labels, logits)
     # The loop ends on test: these are its labels and logits.
-    plots.confusion_matrix(tokens.labels, logits, variant.label, settings.results_dir / f"{key}_confusion_matrix.png")
+    plots.confusion_matrix(
+        tokens.labels, logits, variant.label, settings.results_dir / f"{key}_confusion_matrix.png"
+    )
     record = {
         "variant": {
             "label": variant.label,
@@ -54,7 +64,10 @@ def evaluate_variant(
             "dtype": str(model.dtype).split(".")[-1],
         },
         "settings": settings.as_dict(),
-        "checkpoint": {"base_model": settings.base_model, "baseline_sha256": records.file_sha256(weights_file(baseline))},
+        "checkpoint": {
+            "base_model": settings.base_model,
+            "baseline_sha256": records.file_sha256(weights_file(baseline)),
+        },
         "data": splits["test"].describe() | {"truncated_texts": truncated["test"]},
         "splits": {name: split.describe() for name, split in splits.items()},
         "metrics": scores.classification_scores(tokens.labels, logits),

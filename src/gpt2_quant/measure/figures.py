@@ -1,10 +1,13 @@
-"""Figures: one look, one colour a variant, each figure as PNG (to glance at) and PDF (vector, for print).
+"""Figures: one look, one colour a variant, each figure as PNG (to glance at) and PDF (vector, for
+print).
 
-Colours are from Okabe & Ito's and Paul Tol's palettes, chosen to stay apart for readers with protanopia, deuteranopia
-and tritanopia; a variant has the same colour in every figure. Greys are unquantized, warm colours are written by hand,
-cool ones are bitsandbytes; and since colour alone should never carry a message, every variant has a marker too.
+Colours are from Okabe & Ito's and Paul Tol's palettes, chosen to stay apart for readers with
+protanopia, deuteranopia and tritanopia; a variant has the same colour in every figure. Greys are
+unquantized, warm colours are written by hand, cool ones are bitsandbytes; and since colour alone
+should never carry a message, every variant has a marker too.
 
-Figures are drawn on `Figure` objects, without pyplot: no global state, no display needed, nothing left open.
+Figures are drawn on `Figure` objects, without pyplot: no global state, no display needed, nothing
+left open.
 """
 
 from collections.abc import Sequence
@@ -31,7 +34,13 @@ VARIANT_STYLE = {  # key -> colour, marker
     "int8_bitsandbytes": ("#56b4e9", "P"),
     "nf4_bitsandbytes": ("#0072b2", "X"),
 }
-_OUTSIDER_STYLES = (("#117733", "<"), ("#cc79a7", ">"), ("#332288", "h"), ("#999933", "d"), ("#44aa99", "p"))
+_OUTSIDER_STYLES = (
+    ("#117733", "<"),
+    ("#cc79a7", ">"),
+    ("#332288", "h"),
+    ("#999933", "d"),
+    ("#44aa99", "p"),
+)
 _COUNTS = LinearSegmentedColormap.from_list("counts", ["#ffffff", "#cfe0ee", "#6fa3cc", "#1f4e79"])
 _RC = {
     "font.size": 9,
@@ -49,7 +58,9 @@ _RC = {
 
 
 def style(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each variant. Keys that are not ours get the spare styles, by order of name."""
+    """Colour and marker of each variant. Keys that are not ours get the spare styles, by order of
+    name.
+    """
     outsiders = sorted(set(keys) - set(VARIANT_STYLE))
     spare = {key: _OUTSIDER_STYLES[i % len(_OUTSIDER_STYLES)] for i, key in enumerate(outsiders)}
     return {key: VARIANT_STYLE.get(key) or spare[key] for key in keys}
@@ -76,10 +87,14 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def confusion_matrix(labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS) -> list[Path]:
-    """Confusion matrix: counts, and beneath each the share of its row (of the texts that are of that class).
+def confusion_matrix(
+    labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS
+) -> list[Path]:
+    """Confusion matrix: counts, and beneath each the share of its row (of the texts that are of
+    that class).
 
-    labels [n] in [0, C); logits [n, C]. The colour is the row's share, so that classes of different size compare.
+    labels [n] in [0, C); logits [n, C]. The colour is the row's share, so that classes of different
+    size compare.
     """
     n_classes = logits.shape[1]
     names = names if len(names) == n_classes else [str(number) for number in range(n_classes)]
@@ -87,7 +102,9 @@ def confusion_matrix(labels: np.ndarray, logits: np.ndarray, title: str, path: P
     counts = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with look():
-        figure = Figure(figsize=(1.6 + 0.95 * n_classes, 1.3 + 0.8 * n_classes), layout="constrained")
+        figure = Figure(
+            figsize=(1.6 + 0.95 * n_classes, 1.3 + 0.8 * n_classes), layout="constrained"
+        )
         axes = figure.subplots()
         # A square root spreads the small shares, where the mistakes are.
         axes.imshow(np.sqrt(share), cmap=_COUNTS, vmin=0, vmax=1, aspect="auto")
@@ -103,15 +120,22 @@ def confusion_matrix(labels: np.ndarray, logits: np.ndarray, title: str, path: P
         axes.set_ylabel("true class")
         accuracy = counts.trace() / max(counts.sum(), 1)
         axes.set_title(title, loc="left", pad=20)
-        axes.text(0, 1.02, f"accuracy {accuracy:.4f}, n = {counts.sum():,}", transform=axes.transAxes, color=FAINT)
+        axes.text(
+            0,
+            1.02,
+            f"accuracy {accuracy:.4f}, n = {counts.sum():,}",
+            transform=axes.transAxes,
+            color=FAINT,
+        )
         return save(figure, path)
 
 
 def training_curve(frame: pd.DataFrame, path: Path) -> list[Path]:
     """Loss over training steps, and validation accuracy beside it.
 
-    `frame` has one row a log line, in order: `step`, `train_loss` (nats), and where validation was run
-    `validation_loss`, `validation_accuracy`; NaN elsewhere. A fourth column, `learning_rate`, is drawn where present.
+    `frame` has one row a log line, in order: `step`, `train_loss` (nats), and where validation was
+    run `validation_loss`, `validation_accuracy`; NaN elsewhere. A fourth column, `learning_rate`,
+    is drawn where present.
     """
     validated = frame.dropna(subset=["validation_loss"])
     panels = 3 if "learning_rate" in frame else 2
@@ -119,11 +143,29 @@ def training_curve(frame: pd.DataFrame, path: Path) -> list[Path]:
         figure = Figure(figsize=(3.3 * panels, 3.0), layout="constrained")
         loss, accuracy, *rate = figure.subplots(1, panels)
         trained = frame.dropna(subset=["train_loss"])
-        loss.plot(trained["step"], trained["train_loss"], color="#b9c2ca", linewidth=0.8, label="train, each log line")
+        loss.plot(
+            trained["step"],
+            trained["train_loss"],
+            color="#b9c2ca",
+            linewidth=0.8,
+            label="train, each log line",
+        )
         window = max(1, len(trained) // 40)
         smooth = trained["train_loss"].rolling(window, min_periods=1).mean()
-        loss.plot(trained["step"], smooth, color="#1f4e79", linewidth=1.6, label=f"train, mean of last {window}")
-        loss.plot(validated["step"], validated["validation_loss"], "o", color="#d55e00", label="validation")
+        loss.plot(
+            trained["step"],
+            smooth,
+            color="#1f4e79",
+            linewidth=1.6,
+            label=f"train, mean of last {window}",
+        )
+        loss.plot(
+            validated["step"],
+            validated["validation_loss"],
+            "o",
+            color="#d55e00",
+            label="validation",
+        )
         loss.set_ylim(bottom=0)
         loss.set_title("cross-entropy (nats)", loc="left")
         loss.legend(fontsize=8)
@@ -147,9 +189,10 @@ def training_curve(frame: pd.DataFrame, path: Path) -> list[Path]:
 def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
     """Reliability diagrams, a panel a variant: accuracy against confidence in 15 equal-width bins.
 
-    Each variant is {key, label, labels, logits, ece, temperature}; with a temperature (fitted on validation) the open
-    circles show the same test rows after it. On the diagonal a classifier is as often right as it claims to be. The
-    area of a circle is the bin's share of rows: most bins of a good classifier are nearly empty, and noisy.
+    Each variant is {key, label, labels, logits, ece, temperature}; with a temperature (fitted on
+    validation) the open circles show the same test rows after it. On the diagonal a classifier is
+    as often right as it claims to be. The area of a circle is the bin's share of rows: most bins of
+    a good classifier are nearly empty, and noisy.
     """
     columns = min(4, len(variants))
     rows = -(-len(variants) // columns)
@@ -168,7 +211,15 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
             for temperature, colours in drawn:
                 bins = reliability_bins(variant["labels"], variant["logits"], temperature)
                 area = 12 + 220 * bins["count"] / bins["count"].sum()
-                axes.scatter(bins["confidence"], bins["accuracy"], s=area, linewidths=0.8, clip_on=False, zorder=3, **colours)
+                axes.scatter(
+                    bins["confidence"],
+                    bins["accuracy"],
+                    s=area,
+                    linewidths=0.8,
+                    clip_on=False,
+                    zorder=3,
+                    **colours,
+                )
             axes.set_title(variant["label"], loc="left", fontsize=9)
             note = f"ECE {variant['ece']:.3f}"
             if variant["temperature"] is not None:

@@ -1,8 +1,10 @@
-"""Latency, throughput, memory and energy of all variants, measured in one process and written into their records.
+"""Latency, throughput, memory and energy of all variants, measured in one process and written into
+their records.
 
-timing.py says how a call is timed, session.py what is called, best.py what the fastest way to call it is, footprint.py how
-memory and energy are read. Here is how much is measured where: on CUDA a sweep over 1 to 256 texts of 32 to 128 tokens and
-the whole test set; on a CPU a sample, fewer shapes and fewer texts under the same protocol, and n says how many.
+timing.py says how a call is timed, session.py what is called, best.py what the fastest way to call
+it is, footprint.py how memory and energy are read. Here is how much is measured where: on CUDA a
+sweep over 1 to 256 texts of 32 to 128 tokens and the whole test set; on a CPU a sample, fewer
+shapes and fewer texts under the same protocol, and n says how many.
 
 What is measured is stored before best mode begins: a fault in a compiler must not cost the rest.
 """
@@ -37,14 +39,18 @@ PROTOCOLS = {
 
 
 def protocol(preset: str, device: str) -> Protocol:
-    """The protocol of a preset on a device. The demo on a CPU compiles nothing: that takes longer than the whole demo."""
+    """The protocol of a preset on a device. The demo on a CPU compiles nothing: that takes longer
+    than the whole demo.
+    """
     if (preset, device) == ("demo", "cpu"):
         return replace(PROTOCOLS["cpu"], best_shapes=(), seconds_a_shape=0.8, texts=128)
     return PROTOCOLS[device]
 
 
 def comparable_keys(settings: Settings, keys, checkpoint: str | None) -> list[str]:
-    """The variants to measure: those of `keys` (None: all) whose model is there and whose record came from this baseline."""
+    """The variants to measure: those of `keys` (None: all) whose model is there and whose record
+    came from this baseline.
+    """
     found = records.load_records(settings.results_dir)
     sha256 = records.file_sha256(weights_file(baseline_folder(settings.models_dir, checkpoint)))
     return [
@@ -53,17 +59,22 @@ def comparable_keys(settings: Settings, keys, checkpoint: str | None) -> list[st
         if (keys is None or key in keys)
         and key in found
         and found[key]["checkpoint"]["baseline_sha256"] == sha256
-        and (key in ("baseline", "baseline_fp16") or (settings.models_dir / variant.folder / "config.json").is_file())
+        and (
+            key in ("baseline", "baseline_fp16")
+            or (settings.models_dir / variant.folder / "config.json").is_file()
+        )
     ]
 
 
 def measure_and_store(
     settings: Settings, keys=None, checkpoint: str | None = None, tokens: Tokens | None = None
 ) -> dict[str, dict]:
-    """Measure all comparable variants of `keys` (None: every one there is) in this process and renew their records.
+    """Measure all comparable variants of `keys` (None: every one there is) in this process and
+    renew their records.
 
-    Sets `latency`, `throughput`, `memory`, `energy`, `notes` and `timing` (the session's id and provenance) in
-    results/records/<key>.json. `tokens` is the tokenized test split where the caller has it. Returns the records by key.
+    Sets `latency`, `throughput`, `memory`, `energy`, `notes` and `timing` (the session's id and
+    provenance) in results/records/<key>.json. `tokens` is the tokenized test split where the caller
+    has it. Returns the records by key.
     """
     import torch
     from tqdm import tqdm
@@ -91,14 +102,20 @@ def measure_and_store(
             progress.update()
             session.run_throughput(plain, "eager", batches)
             progress.update()
-            stored = store(settings, session, memory)  # before best mode: a fault there must not cost what is measured
+            stored = store(
+                settings, session, memory
+            )  # before best mode: a fault there must not cost what is measured
             if plan.best_shapes:
                 ready = prepare_best(session)
                 progress.update()
                 session.sweep(ready, "best")
                 progress.update()
                 if device == "cuda":
-                    session.run_throughput(ready_for_texts(session, ready[plan.best_shapes[0]], batches), "best", batches)
+                    session.run_throughput(
+                        ready_for_texts(session, ready[plan.best_shapes[0]], batches),
+                        "best",
+                        batches,
+                    )
                 stored = store(settings, session, memory)
                 progress.update()
     return stored
@@ -106,7 +123,11 @@ def measure_and_store(
 
 def store(settings: Settings, session: Session, memory: dict[str, dict]) -> dict[str, dict]:
     """Write what a session has found so far into the variants' records; returns them."""
-    timing = {"session": session.id, "protocol": asdict(session.plan), "provenance": records.provenance(settings)}
+    timing = {
+        "session": session.id,
+        "protocol": asdict(session.plan),
+        "provenance": records.provenance(settings),
+    }
     stored = {}
     for key, found in session.found.items():
         record = records.load_record(settings.results_dir / "records" / f"{key}.json")
@@ -114,23 +135,47 @@ def store(settings: Settings, session: Session, memory: dict[str, dict]) -> dict
             record.pop(section, None)
         held = memory[key] | found["best_memory"] | {"session": session.id}
         record |= {"latency": found["latency"], "memory": held, "timing": timing}
-        record |= {section: found[section] for section in ("throughput", "energy", "notes") if found[section]}
+        record |= {
+            section: found[section]
+            for section in ("throughput", "energy", "notes")
+            if found[section]
+        }
         records.save_record(settings.results_dir, key, record)
         stored[key] = record
     return stored
 
 
 def table(stored: dict[str, dict]) -> str:
-    """What was measured as lines of text: a row a variant; the published batch, eager and best, and the real texts."""
+    """What was measured as lines of text: a row a variant; the published batch, eager and best, and
+    the real texts.
+    """
     shape = f"ms at {MEMORY_SHAPE[0]}x{MEMORY_SHAPE[1]}"
     heads = ("MiB held", "MiB peak", shape, "best mode", "texts/s", "best mode")
     lines = [" " * 20 + "".join(f"{head:>13}" for head in heads)]
     for record in stored.values():
-        entries = [entry for entry in record["latency"] if (entry["batch_size"], entry["seq_len"]) == MEMORY_SHAPE]
+        entries = [
+            entry
+            for entry in record["latency"]
+            if (entry["batch_size"], entry["seq_len"]) == MEMORY_SHAPE
+        ]
         times = {entry["mode"]: entry["median_ms"] for entry in entries}
         rates = {mode: entry["texts_per_s"] for mode, entry in record["throughput"].items()}
-        held, peak = (record["memory"][name] / footprint.MIB for name in ("resident_bytes", "peak_bytes"))
-        cells = (held, peak, times.get("eager"), times.get("best"), rates.get("eager"), rates.get("best"))
-        written = ("-" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.0f}" for value in cells)
-        lines.append(f"{record['variant']['label']:<20}" + "".join(f"{cell:>13}" for cell in written))
+        held, peak = (
+            record["memory"][name] / footprint.MIB for name in ("resident_bytes", "peak_bytes")
+        )
+        cells = (
+            held,
+            peak,
+            times.get("eager"),
+            times.get("best"),
+            rates.get("eager"),
+            rates.get("best"),
+        )
+        written = (
+            "-" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.0f}"
+            for value in cells
+        )
+        lines.append(
+            f"{record['variant']['label']:<20}" + "".join(f"{cell:>13}" for cell in written)
+        )
     return "\n".join(lines)

@@ -1,26 +1,28 @@
 """Scores of one classifier from its logits, each with a 95% interval.
 
-Every score here is a function of *sums over the test rows*: of correct answers, of rows predicted as class c, of
-negative log-likelihoods, of (confidence - correct) in each calibration bin. `contributions` lays one row's terms out
-as a row of a matrix M [n, k], and `scores_from_sums` turns any vector of k sums into scores. So
+Every score here is a function of *sums over the test rows*: of correct answers, of rows predicted
+as class c, of negative log-likelihoods, of (confidence - correct) in each calibration bin.
+`contributions` lays one row's terms out as a row of a matrix M [n, k], and `scores_from_sums` turns
+any vector of k sums into scores. So
 
     the score            is  scores_from_sums(1ᵀ M)
     bootstrap resamples  are scores_from_sums(W M),   W [resamples, n] = how often each row was drawn
 
-and ten thousand resamples are one matrix product instead of ten thousand passes. Using the same W for two classifiers
-makes the bootstrap paired (see `paired.py`).
+and ten thousand resamples are one matrix product instead of ten thousand passes. Using the same W
+for two classifiers makes the bootstrap paired (see `paired.py`).
 
 Intervals, and why not one kind for all:
-  * accuracy, per-class precision and recall are proportions of a known number of rows: Wilson's score interval, which
-    stays inside [0, 1] and is not empty at 0 or 1 (Wilson, JASA 1927, eq. 7).
-  * F1, macro averages, NLL and Brier are not proportions: percentile bootstrap (Efron & Tibshirani 1993, ch. 13).
-  * calibration error is a sum of absolute values, so resampling adds to it what sampling already added; the basic
-    ("reflected") bootstrap, [2v - q97.5, 2v - q2.5], takes that bias off instead of counting it twice (Davison &
-    Hinkley 1997, eq. 5.6).
+  * accuracy, per-class precision and recall are proportions of a known number of rows: Wilson's
+    score interval, which stays inside [0, 1] and is not empty at 0 or 1 (Wilson, JASA 1927, eq. 7).
+  * F1, macro averages, NLL and Brier are not proportions: percentile bootstrap (Efron & Tibshirani
+    1993, ch. 13).
+  * calibration error is a sum of absolute values, so resampling adds to it what sampling already
+    added; the basic ("reflected") bootstrap, [2v - q97.5, 2v - q2.5], takes that bias off instead
+    of counting it twice (Davison & Hinkley 1997, eq. 5.6).
 
-Calibration error (Guo et al., arXiv 1706.04599, eq. 3) is of the top label, in 15 bins: `ece` has bins of equal width
-(0, 1/15], (1/15, 2/15], …; `ece_adaptive` has bins of equal count (Nixon et al., arXiv 1904.01685). Bins are fixed on
-the sample and kept while resampling.
+Calibration error (Guo et al., arXiv 1706.04599, eq. 3) is of the top label, in 15 bins: `ece` has
+bins of equal width (0, 1/15], (1/15, 2/15], …; `ece_adaptive` has bins of equal count (Nixon et
+al., arXiv 1904.01685). Bins are fixed on the sample and kept while resampling.
 """
 
 from __future__ import annotations
@@ -40,25 +42,35 @@ _CHUNK_RESAMPLES = 500  # W is [500, 7600] float32 at a time: 15 MB, where all o
 
 
 def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predictions") -> None:
-    """Refuse what no score is defined for: shapes that disagree, no rows, NaN or infinite logits, unknown labels.
+    """Refuse what no score is defined for: shapes that disagree, no rows, NaN or infinite logits,
+    unknown labels.
 
-    labels [n] integers in [0, C); logits [n, C] floats, C >= 2. Raises UserError naming `name` and the fault.
+    labels [n] integers in [0, C); logits [n, C] floats, C >= 2. Raises UserError naming `name` and
+    the fault.
     """
     labels, logits = np.asarray(labels), np.asarray(logits)
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
-        raise UserError(f"{name}: expected n labels and n x C logits, got {labels.shape} and {logits.shape}.")
+        raise UserError(
+            f"{name}: expected n labels and n x C logits, got {labels.shape} and {logits.shape}."
+        )
     if len(labels) == 0:
         raise UserError(f"{name}: there are no rows to score.")
     bad_rows = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(bad_rows):
-        raise UserError(f"{name}: {len(bad_rows)} rows have NaN or infinite logits, the first is row {bad_rows[0]}.")
+        raise UserError(
+            f"{name}: {len(bad_rows)} rows have NaN or infinite logits, the first is row {bad_rows[0]}."
+        )
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise UserError(f"{name}: labels run from {labels.min()} to {labels.max()} but the logits have {logits.shape[1]} columns.")
+        raise UserError(
+            f"{name}: labels run from {labels.min()} to {labels.max()} but the logits have {logits.shape[1]} columns."
+        )
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """Each test row's additive terms, [n, k] float32, and where each kind of term lies among the k columns."""
+    """Each test row's additive terms, [n, k] float32, and where each kind of term lies among the k
+    columns.
+    """
 
     matrix: np.ndarray
     n_classes: int
@@ -72,8 +84,9 @@ class Contributions:
 def contributions(labels: np.ndarray, logits: np.ndarray) -> Contributions:
     """Lay out the terms of every score, one test row a row.
 
-    Columns: 1 (the row itself) | label is c, C columns | prediction is c, C | both are c, C | negative
-    log-likelihood in nats | Brier score | confidence - correct in each equal-width bin | in each equal-count bin.
+    Columns: 1 (the row itself) | label is c, C columns | prediction is c, C | both are c, C |
+    negative log-likelihood in nats | Brier score | confidence - correct in each equal-width bin |
+    in each equal-count bin.
     """
     check_predictions(labels, logits)
     labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
@@ -97,16 +110,22 @@ def contributions(labels: np.ndarray, logits: np.ndarray) -> Contributions:
         gap * np.eye(CALIBRATION_BINS)[equal_width_bins(confidence)],
         gap * np.eye(CALIBRATION_BINS)[equal_count_bins(confidence)],
     ]
-    return Contributions(np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind"), n_classes)
+    return Contributions(
+        np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind"), n_classes
+    )
 
 
 def equal_width_bins(confidence: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
-    """Bin number of each confidence; bin b holds (b/bins, (b+1)/bins], closed on the right as in Guo et al."""
+    """Bin number of each confidence; bin b holds (b/bins, (b+1)/bins], closed on the right as in
+    Guo et al.
+    """
     return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
 
 
 def equal_count_bins(confidence: np.ndarray, bins: int = CALIBRATION_BINS) -> np.ndarray:
-    """Bin number of each confidence when rows sorted by confidence are cut into `bins` runs of (almost) equal count."""
+    """Bin number of each confidence when rows sorted by confidence are cut into `bins` runs of
+    (almost) equal count.
+    """
     numbers = np.empty(len(confidence), dtype=int)
     for number, rows in enumerate(np.array_split(np.argsort(confidence, kind="stable"), bins)):
         numbers[rows] = number
@@ -114,10 +133,12 @@ def equal_count_bins(confidence: np.ndarray, bins: int = CALIBRATION_BINS) -> np
 
 
 def scores_from_sums(sums: np.ndarray, n_classes: int) -> dict[str, np.ndarray]:
-    """Scores from sums [..., k] (columns as in `contributions`); each value has the leading shape of `sums`.
+    """Scores from sums [..., k] (columns as in `contributions`); each value has the leading shape
+    of `sums`.
 
-    A class never predicted has precision 0, one with no rows recall 0 (scikit-learn's zero_division=0); macro
-    averages run over all C classes. Brier is the sum over classes of squared errors, so 0 to 2 (Brier 1950).
+    A class never predicted has precision 0, one with no rows recall 0 (scikit-learn's
+    zero_division=0); macro averages run over all C classes. Brier is the sum over classes of
+    squared errors, so 0 to 2 (Brier 1950).
     """
     widths = [1, n_classes, n_classes, n_classes, 1, 1, CALIBRATION_BINS, CALIBRATION_BINS]
     parts = np.split(np.asarray(sums, dtype=np.float64), np.cumsum(widths)[:-1], axis=-1)
@@ -144,10 +165,12 @@ def scores_from_sums(sums: np.ndarray, n_classes: int) -> dict[str, np.ndarray]:
 
 
 def bootstrap_sums(matrix: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Column sums of `matrix` [n, k] over resamples of its rows, drawn with replacement: [resamples, k] float64.
+    """Column sums of `matrix` [n, k] over resamples of its rows, drawn with replacement:
+    [resamples, k] float64.
 
-    The draws depend on (n, resamples, seed) alone, so matrices of the same rows get the same indices: paired.
-    float32 products are exact for counts (below 2**24) and good to 1e-6 relative for the rest.
+    The draws depend on (n, resamples, seed) alone, so matrices of the same rows get the same
+    indices: paired. float32 products are exact for counts (below 2**24) and good to 1e-6 relative
+    for the rest.
     """
     n = len(matrix)
     matrix = np.ascontiguousarray(matrix, dtype=np.float32)
@@ -163,7 +186,9 @@ def bootstrap_sums(matrix: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95% score interval of a proportion (Wilson 1927); (0, 1) when there are no rows to know it from."""
+    """95% score interval of a proportion (Wilson 1927); (0, 1) when there are no rows to know it
+    from.
+    """
     if n == 0:
         return 0.0, 1.0
     interval = binomtest(int(successes), int(n)).proportion_ci(0.95, method="wilson")
@@ -173,10 +198,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def classification_scores(
     labels: np.ndarray, logits: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """All scores of one classifier: name -> {value, low, high, n}, n being the rows the score is a statement about.
+    """All scores of one classifier: name -> {value, low, high, n}, n being the rows the score is a
+    statement about.
 
-    labels [n] in [0, C); logits [n, C], any float dtype. Per-class scores are named by class number (`f1_2`).
-    Raises UserError for predictions that cannot be scored (`check_predictions`).
+    labels [n] in [0, C); logits [n, C], any float dtype. Per-class scores are named by class number
+    (`f1_2`). Raises UserError for predictions that cannot be scored (`check_predictions`).
     """
     terms = contributions(labels, logits)
     values = scores_from_sums(terms.sums, terms.n_classes)
@@ -191,7 +217,10 @@ def classification_scores(
     hits = predicted == np.asarray(labels)
     lows_highs["accuracy"] = wilson(hits.sum(), len(hits))
     for number in range(terms.n_classes):
-        for name, members in (("precision", predicted == number), ("recall", np.asarray(labels) == number)):
+        for name, members in (
+            ("precision", predicted == number),
+            ("recall", np.asarray(labels) == number),
+        ):
             rows[f"{name}_{number}"] = int(members.sum())
             lows_highs[f"{name}_{number}"] = wilson(hits[members].sum(), members.sum())
     return {
@@ -205,8 +234,12 @@ def classification_scores(
     }
 
 
-def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> dict[str, np.ndarray]:
-    """What a reliability diagram draws: per equal-width bin, rows, mean confidence and accuracy (NaN when empty)."""
+def reliability(
+    labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0
+) -> dict[str, np.ndarray]:
+    """What a reliability diagram draws: per equal-width bin, rows, mean confidence and accuracy
+    (NaN when empty).
+    """
     check_predictions(labels, logits)
     probability = softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
     confidence = probability.max(axis=1)
@@ -222,10 +255,11 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The T that minimises the NLL of softmax(logits / T): temperature scaling, Guo et al. 2017, section 4.2.
+    """The T that minimises the NLL of softmax(logits / T): temperature scaling, Guo et al. 2017,
+    section 4.2.
 
-    Fit it on validation logits only. NLL is convex in 1/T, so the one minimum over T in [0.05, 20] is the answer.
-    T > 1 means that the classifier was overconfident. No prediction changes.
+    Fit it on validation logits only. NLL is convex in 1/T, so the one minimum over T in [0.05, 20]
+    is the answer. T > 1 means that the classifier was overconfident. No prediction changes.
     """
     check_predictions(labels, logits)
     labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)

@@ -1,10 +1,12 @@
 """One process's measurements: the same batches for every variant, one id that every figure carries.
 
-*eager* calls a model as transformers would be called (`use_cache=False`: a classifier has no next token). A function here is
-anything (input_ids, attention_mask) -> logits [B, 4], so that best mode's functions are measured by the same code.
+*eager* calls a model as transformers would be called (`use_cache=False`: a classifier has no next
+token). A function here is anything (input_ids, attention_mask) -> logits [B, 4], so that best
+mode's functions are measured by the same code.
 
-*Throughput* is the test set at its real lengths, in batches of like length, from padded batches in host memory to logits in
-host memory; tokenizing is not in it. The same passes give the energy of a thousand texts.
+*Throughput* is the test set at its real lengths, in batches of like length, from padded batches in
+host memory to logits in host memory; tokenizing is not in it. The same passes give the energy of a
+thousand texts.
 """
 
 import time
@@ -27,7 +29,9 @@ class Protocol:
 
     shapes: tuple[tuple[int, int], ...]
     best_shapes: tuple[tuple[int, int], ...]  # in the order in which they are prepared
-    best_seconds: float  # for compiling and capturing, all variants together; what comes too late is left out
+    best_seconds: (
+        float  # for compiling and capturing, all variants together; what comes too late is left out
+    )
     best_seconds_each: float  # and of that, the most that one variant may take
     warmup: int
     min_rounds: int  # below 6 there is no 95% interval of the median
@@ -45,17 +49,30 @@ def eager(model) -> Callable:
 
 
 def float_name(model) -> str:
-    """The dtype that activations have between the layers, as the last norm has it: "float16" or "float32"."""
+    """The dtype that activations have between the layers, as the last norm has it: "float16" or
+    "float32".
+    """
     return str(model.transformer.ln_f.weight.dtype).removeprefix("torch.")
 
 
 class Session:
-    """Everything that one process measures: models by key, the batches they share, one id that every figure carries."""
+    """Everything that one process measures: models by key, the batches they share, one id that
+    every figure carries.
+    """
 
     def __init__(self, models: dict, tokens: Tokens, pad_id: int, device: str, plan: Protocol):
-        self.models, self.tokens, self.pad_id, self.device, self.plan = models, tokens, pad_id, device, plan
+        self.models, self.tokens, self.pad_id, self.device, self.plan = (
+            models,
+            tokens,
+            pad_id,
+            device,
+            plan,
+        )
         self.id = uuid.uuid4().hex[:12]
-        self.found = {key: {"latency": [], "throughput": {}, "energy": {}, "notes": [], "best_memory": {}} for key in models}
+        self.found = {
+            key: {"latency": [], "throughput": {}, "energy": {}, "notes": [], "best_memory": {}}
+            for key in models
+        }
         self.joules, self.no_energy = footprint.energy_counter(device)
         for key in models if self.joules is None else ():
             self.note(key, self.no_energy)
@@ -84,9 +101,19 @@ class Session:
                     function(ids, mask)
                     calls[key] = partial(function, ids, mask)
                 except torch.OutOfMemoryError:
-                    self.note(key, f"latency: {mode} at {shape[0]} x {shape[1]} does not fit in the device's memory")
+                    self.note(
+                        key,
+                        f"latency: {mode} at {shape[0]} x {shape[1]} does not fit in the device's memory",
+                    )
             plan = self.plan
-            times = time_interleaved(calls, self.device, plan.warmup, plan.min_rounds, plan.max_rounds, plan.seconds_a_shape)
+            times = time_interleaved(
+                calls,
+                self.device,
+                plan.warmup,
+                plan.min_rounds,
+                plan.max_rounds,
+                plan.seconds_a_shape,
+            )
             for key, values in times.items():
                 median, low, high = median_interval(values)
                 self.found[key]["latency"].append(
@@ -113,8 +140,12 @@ class Session:
         groups = sorted_batches(self.tokens.lengths[rows], self.plan.texts_a_batch)
         return [pad_batch(self.tokens, rows[group], self.pad_id) for group in groups]
 
-    def run_throughput(self, functions: dict[str, Callable], mode: str, batches: list[dict]) -> None:
-        """Texts a second and joules a thousand texts of each function, in interleaved passes over `batches`."""
+    def run_throughput(
+        self, functions: dict[str, Callable], mode: str, batches: list[dict]
+    ) -> None:
+        """Texts a second and joules a thousand texts of each function, in interleaved passes over
+        `batches`.
+        """
         n_texts = sum(len(batch["labels"]) for batch in batches)
         n_tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
         runs = {key: [] for key in functions}  # (texts, seconds, joules) a pass
@@ -145,12 +176,19 @@ class Session:
                     "session": self.id,
                 }
 
-    def _one_pass(self, function: Callable, batches: list[dict], n_texts: int) -> tuple[int, float, float]:
-        """Texts, seconds and joules of going through `batches`, again and again until `seconds_a_pass` are over."""
+    def _one_pass(
+        self, function: Callable, batches: list[dict], n_texts: int
+    ) -> tuple[int, float, float]:
+        """Texts, seconds and joules of going through `batches`, again and again until
+        `seconds_a_pass` are over.
+        """
         synchronize(self.device)
         texts, joules, start = 0, self.joules() if self.joules else 0.0, time.perf_counter()
         while True:
-            logits = [function(b["input_ids"].to(self.device), b["attention_mask"].to(self.device)) for b in batches]
+            logits = [
+                function(b["input_ids"].to(self.device), b["attention_mask"].to(self.device))
+                for b in batches
+            ]
             for answer in logits:
                 answer.cpu()
             texts += n_texts
@@ -160,9 +198,11 @@ class Session:
 
 
 def measure_memory(model, batch: tuple, device: str, allocated_before: int) -> dict:
-    """Bytes that a freshly loaded model holds, and the most that it held with its forward pass of `batch` running.
+    """Bytes that a freshly loaded model holds, and the most that it held with its forward pass of
+    `batch` running.
 
-    To be called before the model's first forward. `allocated_before` is the allocator's count before it was loaded.
+    To be called before the model's first forward. `allocated_before` is the allocator's count
+    before it was loaded.
     """
     import torch
 

@@ -2,14 +2,17 @@
 
 A latency is a property of model, shape, machine and moment. So that two rows compare,
 
-- every variant gets the same batch: real test texts, cut or padded to the length on the right, already on the device;
-- every variant is warmed up at a shape first (kernels are chosen, compiled, captured), then timed in *rounds*, each
-  variant once a round in an order shuffled anew: drift of clock and temperature hits all alike, and nobody always runs
-  behind the same neighbour;
-- each call stands between two `torch.cuda.synchronize()`, without which only the launch would be timed;
-- every value is kept. The median is shown with a 95% interval of order statistics, which assumes no distribution: the
-  number of values below the true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it with
-  probability 1 - 2 P(B < k) (Conover, Practical Nonparametric Statistics, section 3.2).
+- every variant gets the same batch: real test texts, cut or padded to the length on the right,
+  already on the device;
+- every variant is warmed up at a shape first (kernels are chosen, compiled, captured), then timed
+  in *rounds*, each variant once a round in an order shuffled anew: drift of clock and temperature
+  hits all alike, and nobody always runs behind the same neighbour;
+- each call stands between two `torch.cuda.synchronize()`, without which only the launch would be
+  timed;
+- every value is kept. The median is shown with a 95% interval of order statistics, which assumes no
+  distribution: the number of values below the true median is binomial(n, 1/2), so the k-th smallest
+  and k-th largest enclose it with probability 1 - 2 P(B < k) (Conover, Practical Nonparametric
+  Statistics, section 3.2).
 """
 
 import gc
@@ -22,17 +25,26 @@ from ..data.tokens import Tokens
 
 
 def median_interval(values_ms, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Median, low, high of `values_ms`; low and high are NaN where n is too small for that confidence (at 95%: below 6)."""
+    """Median, low, high of `values_ms`; low and high are NaN where n is too small for that
+    confidence (at 95%: below 6).
+    """
     from scipy.stats import binom
 
     ordered = np.sort(np.asarray(values_ms, dtype=float))
-    k = int(binom.ppf((1 - confidence) / 2, len(ordered), 0.5))  # the largest k whose P(B < k) is within the tail
+    k = int(
+        binom.ppf((1 - confidence) / 2, len(ordered), 0.5)
+    )  # the largest k whose P(B < k) is within the tail
     median = float(np.median(ordered))
-    return (median, float(ordered[k - 1]), float(ordered[-k])) if k else (median, float("nan"), float("nan"))
+    return (
+        (median, float(ordered[k - 1]), float(ordered[-k]))
+        if k
+        else (median, float("nan"), float("nan"))
+    )
 
 
 def shape_batch(tokens: Tokens, batch_size: int, seq_len: int, pad_id: int, device: str):
-    """input_ids and attention_mask, int64 [batch_size, seq_len]: evenly spaced texts, cut or padded to that length.
+    """input_ids and attention_mask, int64 [batch_size, seq_len]: evenly spaced texts, cut or padded
+    to that length.
 
     A test set smaller than the batch gives some of its texts more than once.
     """
@@ -64,12 +76,18 @@ def time_once(call: Callable[[], object], device: str) -> float:
 
 
 def time_interleaved(
-    calls: Mapping[str, Callable[[], object]], device: str, warmup: int, min_rounds: int, max_rounds: int, seconds: float
+    calls: Mapping[str, Callable[[], object]],
+    device: str,
+    warmup: int,
+    min_rounds: int,
+    max_rounds: int,
+    seconds: float,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round, name -> values; every name gets the same number of values.
+    """Milliseconds of each call in each round, name -> values; every name gets the same number of
+    values.
 
-    After `min_rounds`, rounds go on while the next one is expected to end within `seconds`, up to `max_rounds`. The
-    garbage collector runs before the rounds and not during them.
+    After `min_rounds`, rounds go on while the next one is expected to end within `seconds`, up to
+    `max_rounds`. The garbage collector runs before the rounds and not during them.
     """
     for call in calls.values():
         for _ in range(warmup):

@@ -1,4 +1,5 @@
-"""Semantic Coherence Score (SCS): is each sentence in its place, given what came before? From the text alone, in [0, 1].
+"""Semantic Coherence Score (SCS): is each sentence in its place, given what came before? From the
+text alone, in [0, 1].
 
 For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C · N · U, each factor in [0, 1]:
 
@@ -9,18 +10,20 @@ For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C · N · U, eac
     unity       U = 1 - exp( -(u / 0.08)² ),                           is it all about one thing?
                     u = min over 3 <= k <= n - 3 of the mean of x_i · x_j over i <= k < j;  U = 1 for n < 6
 
-Why these. Cosines alone cannot do it: the mean over all pairs does not change when sentences are shuffled, and the mean over
-neighbours is highest when one sentence is said again and again. So the p_i come from a small learned judge (`order_model.py`)
-that was shown news texts and imitation summaries with known faults: sentences lifted from different places, openings from the
-middle, broken, foreign, repeated and shuffled sentences. Two faults of whole texts barely change a mean over places and are
-charged as discounts: repetition (N; a quadratic mean, so that one verbatim repetition weighs more than a little overlap
-everywhere) and a change of subject, which reads smoothly at every joint but one (U: a text that falls into two halves of at
-least three sentences that have nothing to do with each other). In a sound text both are close to 1.
+Why these. Cosines alone cannot do it: the mean over all pairs does not change when sentences are
+shuffled, and the mean over neighbours is highest when one sentence is said again and again. So the
+p_i come from a small learned judge (`order_model.py`) that was shown news texts and imitation
+summaries with known faults: sentences lifted from different places, openings from the middle,
+broken, foreign, repeated and shuffled sentences. Two faults of whole texts barely change a mean
+over places and are charged as discounts: repetition (N; a quadratic mean, so that one verbatim
+repetition weighs more than a little overlap everywhere) and a change of subject, which reads
+smoothly at every joint but one (U: a text that falls into two halves of at least three sentences
+that have nothing to do with each other). In a sound text both are close to 1.
 
-The form and the constants (0.8, 0.2, 0.08, 3) were chosen on imitation summaries of 429 held-out news documents and on damaged
-versions of those documents. Agreement with SummEval's ratings was looked at four times on the way; `benchmarks/README.md` lists
-the looks and what did not help. A text of one sentence has no joints: its score is undefined (NaN), and so is that of a blank
-text.
+The form and the constants (0.8, 0.2, 0.08, 3) were chosen on imitation summaries of 429 held-out
+news documents and on damaged versions of those documents. Agreement with SummEval's ratings was
+looked at four times on the way; `benchmarks/README.md` lists the looks and what did not help. A
+text of one sentence has no joints: its score is undefined (NaN), and so is that of a blank text.
 """
 
 from collections.abc import Sequence
@@ -45,13 +48,16 @@ FLOOR = 1e-3  # of a part, so that one part at 0 leaves the order of the others 
 
 
 def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PARTS) -> Scored:
-    """SCS of each text in [0, 1], NaN for fewer than two sentences; `parts` selects what enters (for ablations).
+    """SCS of each text in [0, 1], NaN for fewer than two sentences; `parts` selects what enters
+    (for ablations).
 
     The result's `parts` has every part's values and the number of sentences.
     """
     version = f"SCS|v2|order model {order_model_hash()}|{encoder.signature}"
     keys = [content_key(version, text) for text in texts]
-    rows = encoder.cache.rows("coherence_parts", keys, lambda missing: _all_parts([texts[i] for i in missing], encoder))
+    rows = encoder.cache.rows(
+        "coherence_parts", keys, lambda missing: _all_parts([texts[i] for i in missing], encoder)
+    )
     table = rows.reshape(-1, len(PARTS) + 1)
     chosen = [PARTS.index(part) for part in parts]
     values = np.maximum(table[:, chosen], FLOOR).prod(axis=1)
@@ -60,7 +66,9 @@ def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PAR
 
 
 def _all_parts(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
-    """Every part and the number of sentences of each text, float64 [len(texts), 4]; parts are NaN below two sentences."""
+    """Every part and the number of sentences of each text, float64 [len(texts), 4]; parts are NaN
+    below two sentences.
+    """
     sentences = [split_sentences(text) for text in texts]
     table = np.full((len(texts), len(PARTS) + 1), np.nan)
     for row, vectors in enumerate(_vectors(sentences, encoder)):
@@ -72,7 +80,9 @@ def _all_parts(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
 
 
 def coherence_parts(in_place: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Continuity, novelty, unity, float64 [3], of n >= 2 sentences: the judge's p_i [n] and the unit vectors [n, 384]."""
+    """Continuity, novelty, unity, float64 [3], of n >= 2 sentences: the judge's p_i [n] and the
+    unit vectors [n, 384].
+    """
     similarity = (vectors @ vectors.T).astype(np.float64)
     n = len(similarity)
     nearest = np.array([similarity[i, :i].max() for i in range(1, n)])
@@ -83,13 +93,19 @@ def coherence_parts(in_place: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def adjacent_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
-    """Mean cosine of neighbouring sentences, the usual coherence score: rewards repetition. NaN for fewer than two sentences."""
+    """Mean cosine of neighbouring sentences, the usual coherence score: rewards repetition. NaN for
+    fewer than two sentences.
+    """
     return _cosines("adjacent cosine", texts, encoder, lambda gram: np.diag(gram, 1).mean())
 
 
 def all_pairs_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
-    """Mean cosine over all pairs of sentences: blind to their order. NaN for fewer than two sentences."""
-    return _cosines("all-pairs cosine", texts, encoder, lambda gram: gram[np.triu_indices(len(gram), 1)].mean())
+    """Mean cosine over all pairs of sentences: blind to their order. NaN for fewer than two
+    sentences.
+    """
+    return _cosines(
+        "all-pairs cosine", texts, encoder, lambda gram: gram[np.triu_indices(len(gram), 1)].mean()
+    )
 
 
 def _cosines(name: str, texts: Sequence[str], encoder: Encoder, statistic) -> Scored:
@@ -106,4 +122,9 @@ def _vectors(sentences: list[list[str]], encoder: Encoder) -> list[np.ndarray]:
     distinct = list(dict.fromkeys(sentence for group in sentences for sentence in group))
     place = {sentence: i for i, sentence in enumerate(distinct)}
     vectors = encoder.sentence_vectors(distinct)
-    return [vectors[[place[sentence] for sentence in group]] if group else np.empty((0, 384), np.float32) for group in sentences]
+    return [
+        vectors[[place[sentence] for sentence in group]]
+        if group
+        else np.empty((0, 384), np.float32)
+        for group in sentences
+    ]

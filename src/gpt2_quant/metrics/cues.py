@@ -1,8 +1,10 @@
-"""What the wording of a sentence says about its place in a text: cues of English news that a sentence vector does not hold.
+"""What the wording of a sentence says about its place in a text: cues of English news that a
+sentence vector does not hold.
 
-A story names a person in full and then by the surname, says "a ferry" and then "the ferry", does not open with "He", "But" or a
-quotation, and ends its sentences. None of these needs a parser. They are evidence, not rules: their weights are learned (see
-`order_model.py`) on texts whose only label is the order that their authors gave them.
+A story names a person in full and then by the surname, says "a ferry" and then "the ferry", does
+not open with "He", "But" or a quotation, and ends its sentences. None of these needs a parser. They
+are evidence, not rules: their weights are learned (see `order_model.py`) on texts whose only label
+is the order that their authors gave them.
 """
 
 import re
@@ -16,7 +18,9 @@ def _words(text: str) -> frozenset[str]:
 
 
 _PRONOUNS = _words("he she it they him her them his hers its their theirs this that these those")
-_OPENERS = _words("but and however meanwhile also so then yet still although while instead later another both such")
+_OPENERS = _words(
+    "but and however meanwhile also so then yet still although while instead later another both such"
+)
 _SPEECH = _words("said says told added say adds asked insisted")
 _DATES = _words("""monday tuesday wednesday thursday friday saturday sunday yesterday today
     january february march april june july august september october november december""")
@@ -43,19 +47,33 @@ class Cues:
         capital = [word[0].isupper() and (i > 0) for i, word in enumerate(words)]
         stripped = sentence.strip()
         upper = [word[0].isupper() for word in words]
-        follows = [i > 0 and upper[i - 1] and lowered[i - 1] not in _STOP for i in range(len(words))]
-        self.full = {word for word, is_name, follow in zip(lowered, capital, follows, strict=True) if is_name and follow}
-        self.bare = {word for word, is_name in zip(lowered, capital, strict=True) if is_name} - self.full
+        follows = [
+            i > 0 and upper[i - 1] and lowered[i - 1] not in _STOP for i in range(len(words))
+        ]
+        self.full = {
+            word
+            for word, is_name, follow in zip(lowered, capital, follows, strict=True)
+            if is_name and follow
+        }
+        self.bare = {
+            word for word, is_name in zip(lowered, capital, strict=True) if is_name
+        } - self.full
         if words and words[0][0].isupper() and lowered[0] not in _STOP:
             self.bare.add(lowered[0])
         self.names = self.full | self.bare
         self.content = {word for word in lowered if word not in _STOP and len(word) > 2}
-        self.definite = {word for article, word in zip(lowered, lowered[1:], strict=False) if article == "the"} & self.content
+        self.definite = {
+            word for article, word in zip(lowered, lowered[1:], strict=False) if article == "the"
+        } & self.content
         self.persons = sum(word in _PERSONS for word in lowered)
         past = sum(word in _PAST or (word.endswith("ed") and len(word) > 4) for word in lowered)
         present = sum(word in _PRESENT for word in lowered)
         self.tense = (past - present) / (1 + past + present)
-        count, first, last = max(1, len(words)), lowered[0] if lowered else "", lowered[-1] if lowered else ""
+        count, first, last = (
+            max(1, len(words)),
+            lowered[0] if lowered else "",
+            lowered[-1] if lowered else "",
+        )
         self.vector = np.array(
             [
                 first in _PRONOUNS,
@@ -87,11 +105,13 @@ class Cues:
 
 
 def context_cues(cues: Sequence[Cues]) -> np.ndarray:
-    """What each sentence takes up from those before it and what it leaves hanging, float32 [n, N_CONTEXT_CUES].
+    """What each sentence takes up from those before it and what it leaves hanging, float32 [n,
+    N_CONTEXT_CUES].
 
-    In turn: whether it opens the text; the share of its content words that occurred before, and in the previous sentence;
-    definite nouns known and unknown; bare names unknown and known, full names known, names that were full before and are bare
-    now less the reverse; the shift of tense; a personal pronoun with somebody in the previous sentence to refer to.
+    In turn: whether it opens the text; the share of its content words that occurred before, and in
+    the previous sentence; definite nouns known and unknown; bare names unknown and known, full
+    names known, names that were full before and are bare now less the reverse; the shift of tense;
+    a personal pronoun with somebody in the previous sentence to refer to.
     """
     content, names, full, bare = set(), set(), set(), set()
     rows = []

@@ -1,12 +1,15 @@
 """Where sentences end: rules only, so no download and the same answer everywhere.
 
-A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close behind it) when white space follows and the
-next character can begin a sentence: anything but a lower-case letter. Chinese and Japanese stops end one without white space; a
-line break always does. Three surprises are handled: abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end a
-sentence; tokenized text, which puts a blank before the stop ("in Turin . townsend hit back"), always does at such a stop, lower
-case or not; and a closing quote that was split off (`. ' Merson said`) belongs to the sentence before it.
+A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close behind it) when
+white space follows and the next character can begin a sentence: anything but a lower-case letter.
+Chinese and Japanese stops end one without white space; a line break always does. Three surprises
+are handled: abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end a sentence;
+tokenized text, which puts a blank before the stop ("in Turin . townsend hit back"), always does at
+such a stop, lower case or not; and a closing quote that was split off (`. ' Merson said`) belongs
+to the sentence before it.
 
-The trained splitters (NLTK's punkt, spaCy) are better on exotic text, but need data that a machine without a hub cannot get.
+The trained splitters (NLTK's punkt, spaCy) are better on exotic text, but need data that a machine
+without a hub cannot get.
 """
 
 import re
@@ -26,7 +29,9 @@ _LAST_WORD = re.compile(r"[\w.&-]+$")
 
 
 def split_sentences(text: str) -> list[str]:
-    """`text` as its sentences in order, stripped; blank text gives an empty list. Joining them with a blank keeps every word."""
+    """`text` as its sentences in order, stripped; blank text gives an empty list. Joining them with
+    a blank keeps every word.
+    """
     sentences, start = [], 0
     for match in _STOP.finditer(text):
         if match["stop"] and not _ends_here(text, match):
@@ -54,6 +59,8 @@ def _ends_here(text: str, match: re.Match) -> bool:
         return False
     if match["stop"] == ".":
         word = _LAST_WORD.search(text, 0, match.start())
-        if word and (word[0].lower() in _ABBREVIATIONS or (len(word[0]) == 1 and word[0].isupper())):
+        if word and (
+            word[0].lower() in _ABBREVIATIONS or (len(word[0]) == 1 and word[0].isupper())
+        ):
             return False
     return True

@@ -1,4 +1,6 @@
-"""A quantized checkpoint as a folder: weights, configuration, tokenizer and a card that says how to load it."""
+"""A quantized checkpoint as a folder: weights, configuration, tokenizer and a card that says how to
+load it.
+"""
 
 import copy
 from pathlib import Path
@@ -18,7 +20,9 @@ DESCRIPTIONS = {
 }
 
 
-def save_quantized(model: GPT2PreTrainedModel, scheme: str, tokenizer, folder: Path, source: str) -> None:
+def save_quantized(
+    model: GPT2PreTrainedModel, scheme: str, tokenizer, folder: Path, source: str
+) -> None:
     """Quantize a copy of the float `model` and write it to `folder`, whole or not at all.
 
     `source` names the float checkpoint in the card. Raises UserError as `quantize_model` does.
@@ -46,7 +50,9 @@ GPT-2, quantized by hand (`{scheme}`) from `{source}`. {DESCRIPTIONS[scheme]}
 
 
 def describe(model: GPT2PreTrainedModel) -> dict:
-    """What a record keeps of a quantized model: scheme, layout version, checksum, and what became which layer."""
+    """What a record keeps of a quantized model: scheme, layout version, checksum, and what became
+    which layer.
+    """
     config = model.config.quantization_config
     kinds: dict[str, int] = {}
     for module in model.modules():

@@ -10,12 +10,16 @@ from ..records import write_text
 
 
 def model_card(record: dict) -> str:
-    """The card of script 1's model, from its record: what it is, what it was trained on, how well it does."""
+    """The card of script 1's model, from its record: what it is, what it was trained on, how well
+    it does.
+    """
     training, data, metrics = record["training"], record["data"], record["metrics"]
     base, made = record["checkpoint"]["base_model"], record["provenance"]
     train = record["splits"]["train"]
     accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
-    base_tag = "" if looks_like_path(base) else f"base_model: {base}\n"  # a folder's name means nothing on the hub
+    base_tag = (
+        "" if looks_like_path(base) else f"base_model: {base}\n"
+    )  # a folder's name means nothing on the hub
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -56,7 +60,9 @@ def write_card(folder: Path, record: dict) -> Path:
 
 
 def check_login(repository: str) -> None:
-    """Find out before the training whether pushing can work. Raises UserError where nobody is logged in."""
+    """Find out before the training whether pushing can work. Raises UserError where nobody is
+    logged in.
+    """
     from huggingface_hub import HfApi
 
     with push_faults(repository):
@@ -64,7 +70,8 @@ def check_login(repository: str) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Publish the model folder, card included, as `repository` (owner/name); returns the address of the commit.
+    """Publish the model folder, card included, as `repository` (owner/name); returns the address of
+    the commit.
 
     Raises UserError where the hub refuses, or is out of reach.
     """
@@ -72,13 +79,21 @@ def push(folder: Path, repository: str) -> str:
 
     with push_faults(repository):
         api = HfApi()
-        full = api.create_repo(repository, exist_ok=True).repo_id  # with the user's own name where none was given
-        return str(api.upload_folder(repo_id=full, folder_path=folder, commit_message="GPT-2 fine-tuned on AG News"))
+        full = api.create_repo(
+            repository, exist_ok=True
+        ).repo_id  # with the user's own name where none was given
+        return str(
+            api.upload_folder(
+                repo_id=full, folder_path=folder, commit_message="GPT-2 fine-tuned on AG News"
+            )
+        )
 
 
 @contextmanager
 def push_faults(repository: str) -> Iterator[None]:
-    """Turn what goes wrong while publishing into a UserError. (Fetching fails for other reasons: hub.hub_faults.)"""
+    """Turn what goes wrong while publishing into a UserError. (Fetching fails for other reasons:
+    hub.hub_faults.)
+    """
     import httpx
     from huggingface_hub import errors
 
@@ -88,15 +103,29 @@ def push_faults(repository: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError:
         raise UserError("--push-to-hub needs a login: run hf auth login, or set HF_TOKEN") from None
     except errors.HFValidationError as fault:
-        raise UserError(f"{flag} names no repository: give owner/name, of letters, digits, '-', '_' and '.'") from fault
+        raise UserError(
+            f"{flag} names no repository: give owner/name, of letters, digits, '-', '_' and '.'"
+        ) from fault
     except errors.HfHubHTTPError as fault:
         status = fault.response.status_code
-        said = f"the hub answers {status}" + (f" ({fault.server_message})" if fault.server_message else "")
+        said = f"the hub answers {status}" + (
+            f" ({fault.server_message})" if fault.server_message else ""
+        )
         if status in (401, 403, 404):
-            raise UserError(f"{flag}: {said}: run hf auth login with a token that may write there") from fault
-        raise UserError(f"{flag}: {said}: try the same command later, what is trained stays") from fault
+            raise UserError(
+                f"{flag}: {said}: run hf auth login with a token that may write there"
+            ) from fault
+        raise UserError(
+            f"{flag}: {said}: try the same command later, what is trained stays"
+        ) from fault
     except (httpx.HTTPError, ConnectionError, errors.OfflineModeIsEnabled) as fault:
-        raise UserError(f"{flag}: the hub is out of reach: check the network and give the same command again") from fault
-    except RuntimeError as fault:  # what becomes of a connection that breaks while a large file is under way
+        raise UserError(
+            f"{flag}: the hub is out of reach: check the network and give the same command again"
+        ) from fault
+    except (
+        RuntimeError
+    ) as fault:  # what becomes of a connection that breaks while a large file is under way
         said = (str(fault) or type(fault).__name__).splitlines()[0]
-        raise UserError(f"{flag}: the upload broke off ({said}): give the same command again, what is trained stays") from fault
+        raise UserError(
+            f"{flag}: the upload broke off ({said}): give the same command again, what is trained stays"
+        ) from fault

@@ -1,13 +1,14 @@
 """The size of a checkpoint as it lies on the disk, tensor by tensor, without loading it.
 
-A safetensors file is 8 bytes (the header's length, little-endian), a JSON header with each tensor's dtype, shape and
-place, and then the tensors' bytes with no gaps. So
+A safetensors file is 8 bytes (the header's length, little-endian), a JSON header with each tensor's
+dtype, shape and place, and then the tensors' bytes with no gaps. So
 
     file bytes = 8 + header bytes + sum over tensors
 
-holds exactly, and a size in a table can be reconciled with `ls -l`. What is *stored* is one measure for all variants;
-what is *resident* is another (`checkpoints.size_in_parts`): the published INT8 is dequantized at load and then takes four
-times its file, and on the CPU the float16 rest of a bitsandbytes file is widened to float32.
+holds exactly, and a size in a table can be reconciled with `ls -l`. What is *stored* is one measure
+for all variants; what is *resident* is another (`checkpoints.size_in_parts`): the published INT8 is
+dequantized at load and then takes four times its file, and on the CPU the float16 rest of a
+bitsandbytes file is widened to float32.
 """
 
 import json
@@ -19,9 +20,11 @@ from .loading import weights_file
 
 
 def stored_size(folder: Path) -> dict:
-    """{parts, tensor_bytes, header_bytes} of `folder`'s safetensors file, in bytes; the parts sum to tensor_bytes.
+    """{parts, tensor_bytes, header_bytes} of `folder`'s safetensors file, in bytes; the parts sum
+    to tensor_bytes.
 
-    Parts are those of `checkpoints.size_in_parts`. Raises UserError where the tensors do not fill the file.
+    Parts are those of `checkpoints.size_in_parts`. Raises UserError where the tensors do not fill
+    the file.
     """
     path = weights_file(folder)
     with open(path, "rb") as file:
@@ -39,7 +42,9 @@ def stored_size(folder: Path) -> dict:
 
 
 def _part(name: str) -> str:
-    """The part a stored tensor belongs to; all that is no weight or bias is state (`weight_scale`, `weight.absmax`, `SCB`)."""
+    """The part a stored tensor belongs to; all that is no weight or bias is state (`weight_scale`,
+    `weight.absmax`, `SCB`).
+    """
     module, _, leaf = name.rpartition(".")
     owner = module.rpartition(".")[2]
     if leaf not in ("weight", "bias"):

@@ -1,1 +1,3 @@
-"""Quantization by hand: the arithmetic, the layers, the kernels and the transformers plug-in. Needs torch alone."""
+"""Quantization by hand: the arithmetic, the layers, the kernels and the transformers plug-in. Needs
+torch alone.
+"""

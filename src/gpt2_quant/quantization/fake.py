@@ -1,7 +1,9 @@
-"""Weight schemes side by side: quantize a matrix, read it back, and let the float model compute with what came out.
+"""Weight schemes side by side: quantize a matrix, read it back, and let the float model compute
+with what came out.
 
-Such *fake* quantization changes no speed and no size; it isolates what rounding the weights does. Bits a weight count the
-scales (float32, or one byte in NF4's double quantization) and, where affine, one byte a zero-point.
+Such *fake* quantization changes no speed and no size; it isolates what rounding the weights does.
+Bits a weight count the scales (float32, or one byte in NF4's double quantization) and, where
+affine, one byte a zero-point.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,9 @@ from . import affine, nf4
 
 @dataclass(frozen=True)
 class ReadBack:
-    """A matrix after quantization: its values, bits a weight, and the share of codes at either end of their range."""
+    """A matrix after quantization: its values, bits a weight, and the share of codes at either end
+    of their range.
+    """
 
     values: Tensor
     bits_per_weight: float
@@ -29,7 +33,9 @@ def _integer(x: Tensor, layout: str, name: str, **choices) -> ReadBack:
     quantized = affine.quantize_tensor(x, layout=layout, name=name, **choices)
     lowest = affine.AFFINE_MIN if choices.get("symmetric") is False else -affine.SYMMETRIC_MAX
     at_ends = (quantized.codes == lowest) | (quantized.codes == affine.AFFINE_MAX)
-    return ReadBack(quantized.dequantize(), 8 * quantized.n_bytes / x.numel(), at_ends.float().mean().item())
+    return ReadBack(
+        quantized.dequantize(), 8 * quantized.n_bytes / x.numel(), at_ends.float().mean().item()
+    )
 
 
 def _normal_float(x: Tensor, layout: str, name: str, fit: str) -> ReadBack:
@@ -38,8 +44,13 @@ def _normal_float(x: Tensor, layout: str, name: str, fit: str) -> ReadBack:
     values = quantized.dequantize()
     codes = torch.stack([quantized.packed >> 4, quantized.packed & 15])
     at_ends = ((codes == 0) | (codes == 15)).float().mean().item()
-    n_bytes = sum(t.numel() * t.element_size() for t in (quantized.packed, quantized.scale_codes, quantized.scale_absmax))
-    return ReadBack(values.t() if layout == "conv1d" else values, 8 * (n_bytes + 4) / x.numel(), at_ends)
+    n_bytes = sum(
+        t.numel() * t.element_size()
+        for t in (quantized.packed, quantized.scale_codes, quantized.scale_absmax)
+    )
+    return ReadBack(
+        values.t() if layout == "conv1d" else values, 8 * (n_bytes + 4) / x.numel(), at_ends
+    )
 
 
 WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str, str], ReadBack]] = {
@@ -54,7 +65,9 @@ WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str, str], ReadBack]] = {
 
 
 def matrices(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
-    """Path of module -> (weight, layout) of every linear layer and embedding; a head is not among them."""
+    """Path of module -> (weight, layout) of every linear layer and embedding; a head is not among
+    them.
+    """
     found = {}
     for path, module in model.named_modules():
         if isinstance(module, Conv1D):
@@ -65,13 +78,19 @@ def matrices(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
 
 
 @torch.no_grad()
-def fake_quantize_weights(model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True) -> nn.Module:
-    """Round the weights of a float GPT-2 to `scheme` (a key of WEIGHT_SCHEMES) in place, and return the model.
+def fake_quantize_weights(
+    model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True
+) -> nn.Module:
+    """Round the weights of a float GPT-2 to `scheme` (a key of WEIGHT_SCHEMES) in place, and return
+    the model.
 
-    A tied language-model head follows its embedding. `wanted(path)` picks matrices. Raises UserError for another scheme.
+    A tied language-model head follows its embedding. `wanted(path)` picks matrices. Raises
+    UserError for another scheme.
     """
     if scheme not in WEIGHT_SCHEMES:
-        raise UserError(f"unknown weight scheme {scheme!r}: the schemes are {', '.join(WEIGHT_SCHEMES)}")
+        raise UserError(
+            f"unknown weight scheme {scheme!r}: the schemes are {', '.join(WEIGHT_SCHEMES)}"
+        )
     for path, (weight, layout) in matrices(model).items():
         if wanted(path):
             weight.copy_(WEIGHT_SCHEMES[scheme](weight, layout, f"{path}.weight").values)

@@ -1,8 +1,9 @@
 """Is a quantized folder what its config.json says it is?
 
-A flipped code is a plausible code: nothing downstream would notice it. So quantizing stores a sha256 over all codes and
-scales, by name, and loading compares. Float parts (biases, LayerNorm, head) are left out: they may be saved again in
-another dtype, while codes and scales are the same bits for ever.
+A flipped code is a plausible code: nothing downstream would notice it. So quantizing stores a
+sha256 over all codes and scales, by name, and loading compares. Float parts (biases, LayerNorm,
+head) are left out: they may be saved again in another dtype, while codes and scales are the same
+bits for ever.
 """
 
 import hashlib
@@ -21,16 +22,20 @@ REMAKE = "copy the folder again, or run python src/2_quantization_scratch.py --o
 def checksum(state: dict[str, Tensor]) -> str:
     """sha256 (hexadecimal) over the names, shapes and bytes of all codes and scales in `state`."""
     digest = hashlib.sha256()
-    for name, tensor in sorted((_bare(name), tensor) for name, tensor in state.items() if _is_quantized(name, tensor)):
+    for name, tensor in sorted(
+        (_bare(name), tensor) for name, tensor in state.items() if _is_quantized(name, tensor)
+    ):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> None:
-    """Compare the quantized tensors of safetensors files with the skeleton `model` that they are about to fill.
+    """Compare the quantized tensors of safetensors files with the skeleton `model` that they are
+    about to fill.
 
-    Raises UserError for a tensor that is missing or of another shape or dtype, a damaged file, or another checksum.
+    Raises UserError for a tensor that is missing or of another shape or dtype, a damaged file, or
+    another checksum.
     """
     found: dict[str, Tensor] = {}
     for file in files:
@@ -50,7 +55,9 @@ def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> N
                 f"{name} is {tensor.dtype} {list(tensor.shape)} where {expected.dtype} {list(expected.shape)} is needed: {REMAKE}"
             )
     if sha256 is not None and checksum(found) != sha256:
-        raise UserError(f"the codes or scales in the folder are not those that were quantized (sha256 differs): {REMAKE}")
+        raise UserError(
+            f"the codes or scales in the folder are not those that were quantized (sha256 differs): {REMAKE}"
+        )
 
 
 def _is_quantized(name: str, tensor: Tensor) -> bool:

@@ -1,21 +1,26 @@
 """Layers that keep their weights as integers and compute from them.
 
-W8A8 (`Int8Linear`). The weight is int8 `[out, in]` with one scale an output channel; each token's activations get a
-scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o, i] * r[o], so that
+W8A8 (`Int8Linear`). The weight is int8 `[out, in]` with one scale an output channel; each token's
+activations get a scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o, i]
+* r[o], so that
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-where the sum is pure integer arithmetic: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both scales stand outside
-the sum, which is why these two granularities and no others cost nothing. (LLM.int8(), arXiv 2208.07339, section 3.1,
-calls it vector-wise quantization.) On CUDA the product runs in `kernels.py`, on the CPU in `torch._int_mm` (VNNI).
+where the sum is pure integer arithmetic: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both
+scales stand outside the sum, which is why these two granularities and no others cost nothing.
+(LLM.int8(), arXiv 2208.07339, section 3.1, calls it vector-wise quantization.) On CUDA the product
+runs in `kernels.py`, on the CPU in `torch._int_mm` (VNNI).
 
-Embeddings (`Int8Embedding`) keep one scale a row and read back only the rows that are looked up. A tied language-model
-head multiplies by the very same codes: a row of the table is an output channel of the head (`TiedHead`).
+Embeddings (`Int8Embedding`) keep one scale a row and read back only the rows that are looked up. A
+tied language-model head multiplies by the very same codes: a row of the table is an output channel
+of the head (`TiedHead`).
 
-NF4 (`NF4Linear`, `NF4Embedding`). 4.127 bits a weight, multiplied as floats: on CUDA each tile is read back inside the
-kernel, elsewhere one layer at a time, so no float copy of the model ever exists.
+NF4 (`NF4Linear`, `NF4Embedding`). 4.127 bits a weight, multiplied as floats: on CUDA each tile is
+read back inside the kernel, elsewhere one layer at a time, so no float copy of the model ever
+exists.
 
-Scales stay float32 whatever `.to(dtype)` asks for; `compute_dtype` is the dtype of a layer's output.
+Scales stay float32 whatever `.to(dtype)` asks for; `compute_dtype` is the dtype of a layer's
+output.
 """
 
 import warnings
@@ -64,11 +69,17 @@ class Int8Linear(QuantizedLayer):
 
     SCALES = ("weight_scale",)
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device=None):
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device=None
+    ):
         super().__init__(dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.int8, device=device))
-        self.register_buffer("weight_scale", torch.empty(out_features, dtype=torch.float32, device=device))
+        self.register_buffer(
+            "weight", torch.empty(out_features, in_features, dtype=torch.int8, device=device)
+        )
+        self.register_buffer(
+            "weight_scale", torch.empty(out_features, dtype=torch.float32, device=device)
+        )
         self.bias = _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
 
     @torch.no_grad()
@@ -97,8 +108,12 @@ class Int8Embedding(QuantizedLayer):
     def __init__(self, num_embeddings: int, embedding_dim: int, dtype: torch.dtype, device=None):
         super().__init__(dtype)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.register_buffer("weight", torch.empty(num_embeddings, embedding_dim, dtype=torch.int8, device=device))
-        self.register_buffer("weight_scale", torch.empty(num_embeddings, dtype=torch.float32, device=device))
+        self.register_buffer(
+            "weight", torch.empty(num_embeddings, embedding_dim, dtype=torch.int8, device=device)
+        )
+        self.register_buffer(
+            "weight_scale", torch.empty(num_embeddings, dtype=torch.float32, device=device)
+        )
 
     @torch.no_grad()
     def quantize_(self, weight: Tensor, name: str) -> "Int8Embedding":
@@ -113,7 +128,9 @@ class Int8Embedding(QuantizedLayer):
         kernels = kernels_for(ids.device)
         if kernels is not None:
             return kernels.int8_embedding(ids, self.weight, self.weight_scale, self.compute_dtype)
-        return affine.dequantize(self.weight[ids], self.weight_scale[ids].unsqueeze(-1)).to(self.compute_dtype)
+        return affine.dequantize(self.weight[ids], self.weight_scale[ids].unsqueeze(-1)).to(
+            self.compute_dtype
+        )
 
     def head(self, x: Tensor) -> Tensor:
         """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer."""
@@ -124,7 +141,8 @@ class Int8Embedding(QuantizedLayer):
 
 
 class NF4Layer(QuantizedLayer):
-    """A matrix `[rows, columns]` in NF4, its codes flattened row by row; the buffers are the fields of `nf4.NF4`.
+    """A matrix `[rows, columns]` in NF4, its codes flattened row by row; the buffers are the fields
+    of `nf4.NF4`.
 
     weight             uint8 `[rows * columns / 2]`, two codes a byte, the first in the high nibble
     scale_codes        uint8 `[blocks]`, blocks = ceil(rows * columns / 64)
@@ -137,13 +155,19 @@ class NF4Layer(QuantizedLayer):
     def __init__(self, rows: int, columns: int, dtype: torch.dtype, device=None):
         super().__init__(dtype)
         if columns % 2:
-            raise ValueError(f"a row of {columns} codes ends within a byte: NF4 needs an even width")
+            raise ValueError(
+                f"a row of {columns} codes ends within a byte: NF4 needs an even width"
+            )
         self.rows, self.columns = rows, columns
         blocks = -(-rows * columns // nf4.BLOCK)
         groups = -(-blocks // nf4.SCALES_PER_BLOCK)
-        self.register_buffer("weight", torch.empty(rows * columns // 2, dtype=torch.uint8, device=device))
+        self.register_buffer(
+            "weight", torch.empty(rows * columns // 2, dtype=torch.uint8, device=device)
+        )
         self.register_buffer("scale_codes", torch.empty(blocks, dtype=torch.uint8, device=device))
-        self.register_buffer("scale_absmax", torch.empty(groups, dtype=torch.float32, device=device))
+        self.register_buffer(
+            "scale_absmax", torch.empty(groups, dtype=torch.float32, device=device)
+        )
         self.register_buffer("scale_offset", torch.empty((), dtype=torch.float32, device=device))
 
     @torch.no_grad()
@@ -170,7 +194,9 @@ class NF4Layer(QuantizedLayer):
         element = rows.unsqueeze(-1) * self.columns + torch.arange(self.columns, device=rows.device)
         block = element // nf4.BLOCK
         absmax = self.scale_absmax[block // nf4.SCALES_PER_BLOCK]
-        scales = nf4.dynamic_map(rows.device)[self.scale_codes[block].int()] * absmax + self.scale_offset
+        scales = (
+            nf4.dynamic_map(rows.device)[self.scale_codes[block].int()] * absmax + self.scale_offset
+        )
         values = nf4.byte_table(rows.device)[packed.int()].flatten(-2)
         return (values * scales).to(self.compute_dtype)
 
@@ -181,13 +207,17 @@ class NF4Layer(QuantizedLayer):
 class NF4Linear(NF4Layer):
     """`y = x @ W.T + bias` with W `[out, in]` in NF4 and x in the compute dtype."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device=None):
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device=None
+    ):
         super().__init__(out_features, in_features, dtype, device)
         self.in_features, self.out_features = in_features, out_features
         self.bias = _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
 
     @torch.no_grad()
-    def quantize_(self, weight: Tensor, bias: Tensor | None, name: str, fit: str = "mse") -> "NF4Linear":
+    def quantize_(
+        self, weight: Tensor, bias: Tensor | None, name: str, fit: str = "mse"
+    ) -> "NF4Linear":
         """Fill from a float weight `[out, in]`. Raises UserError, with `name`, for NaN or infinity."""
         self.fill_(weight, fit, name)
         if self.bias is not None:
@@ -217,17 +247,25 @@ class NF4Embedding(NF4Layer):
         return self.read_rows(ids) if kernels is None else kernels.nf4_embedding(ids, self)
 
     def head(self, x: Tensor) -> Tensor:
-        """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer, read back tile by tile."""
+        """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer, read back tile by
+        tile.
+        """
         tiles = torch.arange(self.rows, device=x.device).split(HEAD_TILE_ROWS)
-        return torch.cat([nn.functional.linear(x, self.read_rows(rows).to(x.dtype)) for rows in tiles], dim=-1)
+        return torch.cat(
+            [nn.functional.linear(x, self.read_rows(rows).to(x.dtype)) for rows in tiles], dim=-1
+        )
 
 
 class TiedHead(nn.Module):
-    """A language-model head that multiplies by the token embedding's own codes and stores nothing itself."""
+    """A language-model head that multiplies by the token embedding's own codes and stores nothing
+    itself.
+    """
 
     def __init__(self, embedding: Int8Embedding | NF4Embedding):
         super().__init__()
-        self._embedding = (embedding,)  # in a tuple, so that it is not registered (and saved) a second time
+        self._embedding = (
+            embedding,
+        )  # in a tuple, so that it is not registered (and saved) a second time
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states `[..., d]` -> logits `[..., n]`."""
@@ -235,7 +273,9 @@ class TiedHead(nn.Module):
 
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Quantize the rows of `x`, multiply as integers, scale back, add the bias; shapes as in `Int8Linear`."""
+    """Quantize the rows of `x`, multiply as integers, scale back, add the bias; shapes as in
+    `Int8Linear`.
+    """
     kernels = kernels_for(x.device)
     if kernels is not None:
         return kernels.int8_linear(x.contiguous(), weight, weight_scale, bias)
@@ -257,10 +297,11 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def kernels_for(device: torch.device):
-    """The Triton kernels where `device` is a GPU that can run them, else None: torch then computes the same integers.
+    """The Triton kernels where `device` is a GPU that can run them, else None: torch then computes
+    the same integers.
 
-    Falls back, with a warning, without Triton and on GPUs before Ampere. Raises UserError for GPUs before Turing (7.5),
-    which have no int8 matrix product at all.
+    Falls back, with a warning, without Triton and on GPUs before Ampere. Raises UserError for GPUs
+    before Turing (7.5), which have no int8 matrix product at all.
     """
     return _kernels_on(device) if device.type == "cuda" else None
 
@@ -280,7 +321,10 @@ def _kernels_on(device: torch.device):
             return kernels
         except ImportError:
             reason = "Triton is not installed (pip install triton)"
-    warnings.warn(f"{reason}: quantized layers run through torch, with the same results but slower", stacklevel=2)
+    warnings.warn(
+        f"{reason}: quantized layers run through torch, with the same results but slower",
+        stacklevel=2,
+    )
     return None
 
 

@@ -1,20 +1,23 @@
-"""NormalFloat, four bits: 16 levels placed where normally distributed weights are (QLoRA, arXiv 2305.14314, section 3).
+"""NormalFloat, four bits: 16 levels placed where normally distributed weights are (QLoRA, arXiv
+2305.14314, section 3).
 
-Levels. A code should be used as often as any other, so the levels are quantiles of N(0, 1) at evenly spaced
-probabilities, divided by the largest so that they span [-1, 1]. To have an exact 0 the two sides are built apart: 8
-levels above zero, 7 below.
+Levels. A code should be used as often as any other, so the levels are quantiles of N(0, 1) at
+evenly spaced probabilities, divided by the largest so that they span [-1, 1]. To have an exact 0
+the two sides are built apart: 8 levels above zero, 7 below.
 
-Blocks. 64 neighbours in memory order share a scale, their absmax: an outlier spoils 63 others, not the whole tensor.
-Two codes share a byte, the first in the high nibble.
+Blocks. 64 neighbours in memory order share a scale, their absmax: an outlier spoils 63 others, not
+the whole tensor. Two codes share a byte, the first in the high nibble.
 
-Double quantization. One float32 scale a block would cost 0.5 bit a weight. So the scales are quantized in turn: their
-mean is taken off, 256 neighbours share one float32 absmax, and each becomes one byte, an index into the 8-bit *dynamic*
-map (Dettmers, arXiv 1511.04561: a sign, an exponent in unary, what is left is a linear fraction). That makes
-4 + 8/64 + 32/(64 * 256) = 4.127 bits a weight.
+Double quantization. One float32 scale a block would cost 0.5 bit a weight. So the scales are
+quantized in turn: their mean is taken off, 256 neighbours share one float32 absmax, and each
+becomes one byte, an index into the 8-bit *dynamic* map (Dettmers, arXiv 1511.04561: a sign, an
+exponent in unary, what is left is a linear fraction). That makes 4 + 8/64 + 32/(64 * 256) = 4.127
+bits a weight.
 
-Layout, codes and read-back values are those of bitsandbytes for equal scales. Two refinements, both free at run time:
-codes are chosen against the scale *as stored*, after its own quantization, and the scale may be the one of least squared
-error instead of the absmax (`fit="mse"`): for a normal block clipping the largest weight a little serves the other 63.
+Layout, codes and read-back values are those of bitsandbytes for equal scales. Two refinements, both
+free at run time: codes are chosen against the scale *as stored*, after its own quantization, and
+the scale may be the one of least squared error instead of the absmax (`fit="mse"`): for a normal
+block clipping the largest weight a little serves the other 63.
 """
 
 from dataclasses import dataclass
@@ -28,7 +31,8 @@ from .affine import require_finite
 BLOCK = 64
 ZERO_CODE = 7
 SCALES_PER_BLOCK = 256
-# Probability of the outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, half a step inside 1 for 16 and 15 levels.
+# Probability of the outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, half a step inside 1 for
+# 16 and 15 levels.
 OUTERMOST = (1 - 1 / 32 + 1 - 1 / 30) / 2
 ALTERNATIONS = 4
 
@@ -68,7 +72,8 @@ def levels(device: torch.device | str = "cpu") -> Tensor:
 def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
     """The 256 values of the signed 8-bit dynamic data type, float32, ascending, with 0 and 1.
 
-    Seven decades from 1e-6 to 1; decade `e` is cut into 2^e equal parts, whose centres are the values.
+    Seven decades from 1e-6 to 1; decade `e` is cut into 2^e equal parts, whose centres are the
+    values.
     """
     values = [torch.zeros(1), torch.ones(1)]
     for exponent in range(7):
@@ -86,7 +91,9 @@ def _midpoints(device: torch.device | str = "cpu") -> Tensor:
 
 @cache
 def byte_table(device: torch.device | str = "cpu") -> Tensor:
-    """float32 `[256, 2]`: the two levels that each possible byte stands for, so that unpacking is one lookup."""
+    """float32 `[256, 2]`: the two levels that each possible byte stands for, so that unpacking is
+    one lookup.
+    """
     byte = torch.arange(256)
     return levels()[torch.stack([byte >> 4, byte & 15], dim=1)].to(device)
 
@@ -117,7 +124,9 @@ def to_blocks(x: Tensor) -> Tensor:
 def encode(blocks: Tensor, scales: Tensor) -> Tensor:
     """The index (uint8) of the level nearest to each `x / scale`; blocks `[n, 64]`, scales `[n]`."""
     safe = torch.where(scales == 0, torch.ones_like(scales), scales)
-    return torch.bucketize(blocks / safe.unsqueeze(-1), _midpoints(blocks.device), out_int32=True).to(torch.uint8)
+    return torch.bucketize(
+        blocks / safe.unsqueeze(-1), _midpoints(blocks.device), out_int32=True
+    ).to(torch.uint8)
 
 
 def decode(codes: Tensor, scales: Tensor) -> Tensor:
@@ -126,7 +135,9 @@ def decode(codes: Tensor, scales: Tensor) -> Tensor:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Two 4-bit codes a byte, the first in the high nibble; an odd last one is followed by 0's code. `[n]` -> `[ceil(n/2)]`."""
+    """Two 4-bit codes a byte, the first in the high nibble; an odd last one is followed by 0's
+    code. `[n]` -> `[ceil(n/2)]`.
+    """
     pairs = torch.nn.functional.pad(codes, (0, codes.numel() % 2), value=ZERO_CODE).view(-1, 2)
     return (pairs[:, 0] << 4) | pairs[:, 1]
 
@@ -134,16 +145,22 @@ def pack(codes: Tensor) -> Tensor:
 def dequantize(packed: Tensor, scales: Tensor, n: int) -> Tensor:
     """The first `n` values, float32 `[n]`, that the packed codes stand for under the block scales."""
     values = byte_table(packed.device)[packed.int()].flatten()
-    values = torch.nn.functional.pad(values, (0, scales.numel() * BLOCK - values.numel())).view(-1, BLOCK)
+    values = torch.nn.functional.pad(values, (0, scales.numel() * BLOCK - values.numel())).view(
+        -1, BLOCK
+    )
     return (values * scales.unsqueeze(-1)).flatten()[:n]
 
 
 def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Block scales float32 `[blocks]` to one byte each: (codes, absmax per 256, offset), as in `NF4`."""
+    """Block scales float32 `[blocks]` to one byte each: (codes, absmax per 256, offset), as in
+    `NF4`.
+    """
     if scales.numel() == 0:
         return scales.to(torch.uint8), scales, scales.new_zeros(())
     offset = scales.mean()
-    centred = torch.nn.functional.pad(scales - offset, (0, -scales.numel() % SCALES_PER_BLOCK)).view(-1, SCALES_PER_BLOCK)
+    centred = torch.nn.functional.pad(
+        scales - offset, (0, -scales.numel() % SCALES_PER_BLOCK)
+    ).view(-1, SCALES_PER_BLOCK)
     absmax = centred.abs().amax(-1)
     safe = torch.where(absmax == 0, torch.ones_like(absmax), absmax)
     table = dynamic_map(scales.device)
@@ -160,12 +177,15 @@ def read_scales(codes: Tensor, absmax: Tensor, offset: Tensor) -> Tensor:
 def _least_squares(blocks: Tensor, absmax: Tensor) -> Tensor:
     """For each block the scale of least squared error found by alternating.
 
-    Given codes, the best scale is <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
-    Each half-step lowers the error, so the result is never worse than the absmax it starts from.
+    Given codes, the best scale is <x, level> / <level, level>; given a scale, the best codes are
+    the nearest levels. Each half-step lowers the error, so the result is never worse than the
+    absmax it starts from.
     """
     scales = absmax
     for _ in range(ALTERNATIONS):
         chosen = levels(blocks.device)[encode(blocks, scales).long()]
         energy = chosen.square().sum(-1)
-        scales = torch.where(energy > 0, (blocks * chosen).sum(-1) / energy.clamp_min(1e-30), absmax)
+        scales = torch.where(
+            energy > 0, (blocks * chosen).sum(-1) / energy.clamp_min(1e-30), absmax
+        )
     return scales

@@ -5,16 +5,18 @@ After `import gpt2_quant.quantization.quantizer`,
     AutoModelForSequenceClassification.from_pretrained("models/int8_scratch_w8a8")
 
 returns a running quantized model, and an unquantized GPT-2 is quantized while it loads with
-`quantization_config=ScratchConfig("nf4_scratch")`. It works for any GPT-2 head. transformers asks a quantizer for two
-things: a *skeleton* (the model's modules replaced, still without memory) before the file's tensors are put in by name,
-and a last touch after it. A folder that was quantized before needs the first, a float one the second.
+`quantization_config=ScratchConfig("nf4_scratch")`. It works for any GPT-2 head. transformers asks a
+quantizer for two things: a *skeleton* (the model's modules replaced, still without memory) before
+the file's tensors are put in by name, and a last touch after it. A folder that was quantized before
+needs the first, a float one the second.
 
     int8_scratch       one scale and zero-point for each parameter; the file holds the codes, loading dequantizes them
     int8_scratch_w8a8  Int8Linear and Int8Embedding; biases, LayerNorm and the classification head stay float
     nf4_scratch        NF4Linear and NF4Embedding, positions in int8; the same parts stay float
 
-`config.json` keeps the scheme, the version of this layout and a sha256 over all codes and scales. transformers loads
-tensors of the wrong shape into quantized models without a word, so shapes, dtypes and checksum are checked here.
+`config.json` keeps the scheme, the version of this layout and a sha256 over all codes and scales.
+transformers loads tensors of the wrong shape into quantized models without a word, so shapes,
+dtypes and checksum are checked here.
 """
 
 import warnings
@@ -40,9 +42,13 @@ LINEAR = {"int8_scratch_w8a8": Int8Linear, "nf4_scratch": NF4Linear}
 
 @register_quantization_config(METHOD)
 class ScratchConfig(QuantizationConfigMixin):
-    """What `config.json` says about a folder: scheme, layout version, sha256 over codes and scales (None: not yet)."""
+    """What `config.json` says about a folder: scheme, layout version, sha256 over codes and scales
+    (None: not yet).
+    """
 
-    def __init__(self, scheme: str, format_version: int = FORMAT_VERSION, sha256: str | None = None, **_):
+    def __init__(
+        self, scheme: str, format_version: int = FORMAT_VERSION, sha256: str | None = None, **_
+    ):
         self.quant_method = METHOD
         self.scheme = scheme
         self.format_version = format_version
@@ -57,14 +63,18 @@ class ScratchQuantizer(HfQuantizer):
         """Raise UserError for a scheme or layout version that this code does not know."""
         config = self.quantization_config
         if config.scheme not in SCHEMES:
-            raise UserError(f"unknown quantization scheme {config.scheme!r}: the schemes are {', '.join(SCHEMES)}")
+            raise UserError(
+                f"unknown quantization scheme {config.scheme!r}: the schemes are {', '.join(SCHEMES)}"
+            )
         if config.format_version != FORMAT_VERSION:
             raise UserError(
                 f"the folder was quantized in layout version {config.format_version}, this code reads version "
                 f"{FORMAT_VERSION}: quantize again with python src/2_quantization_scratch.py --overwrite"
             )
 
-    def _process_model_before_weight_loading(self, model, dtype=None, checkpoint_files=None, **kwargs):
+    def _process_model_before_weight_loading(
+        self, model, dtype=None, checkpoint_files=None, **kwargs
+    ):
         if not self.pre_quantized:
             return
         scheme = self.quantization_config.scheme
@@ -103,14 +113,20 @@ class ScratchQuantizer(HfQuantizer):
 def quantize_model(model: GPT2PreTrainedModel, scheme: str) -> GPT2PreTrainedModel:
     """Quantize a float GPT-2 in place and return it, ready to run and to `save_pretrained`.
 
-    Float parts keep the model's dtype. Raises UserError for a model that is no GPT-2, is quantized already or holds NaN
-    or infinity, and for an unknown scheme.
+    Float parts keep the model's dtype. Raises UserError for a model that is no GPT-2, is quantized
+    already or holds NaN or infinity, and for an unknown scheme.
     """
     if scheme not in SCHEMES:
-        raise UserError(f"unknown quantization scheme {scheme!r}: the schemes are {', '.join(SCHEMES)}")
+        raise UserError(
+            f"unknown quantization scheme {scheme!r}: the schemes are {', '.join(SCHEMES)}"
+        )
     if not isinstance(model, GPT2PreTrainedModel):
-        raise UserError(f"{type(model).__name__} is not a GPT-2: these schemes know its layers only")
-    if any(isinstance(module, QuantizedLayer) for module in model.modules()) or hasattr(model, "int8_scratch_names"):
+        raise UserError(
+            f"{type(model).__name__} is not a GPT-2: these schemes know its layers only"
+        )
+    if any(isinstance(module, QuantizedLayer) for module in model.modules()) or hasattr(
+        model, "int8_scratch_names"
+    ):
         raise UserError("the model is quantized already: load the float checkpoint instead")
     config = ScratchConfig(scheme)
     if scheme == "int8_scratch":
@@ -127,7 +143,9 @@ def quantize_model(model: GPT2PreTrainedModel, scheme: str) -> GPT2PreTrainedMod
 
 
 def warn_if_slow(scheme: str, device: str) -> None:
-    """Say once that a CPU lacks the int8 dot product: torch then computes the same integers, slower."""
+    """Say once that a CPU lacks the int8 dot product: torch then computes the same integers,
+    slower.
+    """
     if scheme == "int8_scratch_w8a8" and device == "cpu" and not cpu_has_int8_dot():
         warnings.warn(
             "this CPU has no int8 dot product (AVX512-VNNI): int8 layers give the same results, but slower than FP32",
@@ -141,9 +159,14 @@ def cpu_has_int8_dot() -> bool:
 
 
 def replace_modules(
-    model: GPT2PreTrainedModel, scheme: str, dtype: torch.dtype, fill: bool, wanted: Callable[[str], bool] = lambda path: True
+    model: GPT2PreTrainedModel,
+    scheme: str,
+    dtype: torch.dtype,
+    fill: bool,
+    wanted: Callable[[str], bool] = lambda path: True,
 ) -> None:
-    """Put quantized layers in the place of Conv1D, embeddings and language-model head; `fill` them from the weights.
+    """Put quantized layers in the place of Conv1D, embeddings and language-model head; `fill` them
+    from the weights.
 
     `wanted(path)` picks among them, to study one kind of matrix at a time.
     """
@@ -152,7 +175,11 @@ def replace_modules(
         if not wanted(path):
             continue
         if path == "lm_head":
-            new = TiedHead(model.transformer.wte) if tied else _linear_like(module, scheme, dtype, path, fill)
+            new = (
+                TiedHead(model.transformer.wte)
+                if tied
+                else _linear_like(module, scheme, dtype, path, fill)
+            )
         elif isinstance(module, Conv1D):
             new = _linear_like(module, scheme, dtype, path, fill)
         elif isinstance(module, nn.Embedding):
@@ -166,17 +193,27 @@ def replace_modules(
         model.all_tied_weights_keys = {}
 
 
-def _linear_like(module: Conv1D | nn.Linear, scheme: str, dtype: torch.dtype, path: str, fill: bool) -> QuantizedLayer:
+def _linear_like(
+    module: Conv1D | nn.Linear, scheme: str, dtype: torch.dtype, path: str, fill: bool
+) -> QuantizedLayer:
     """A quantized layer of the same size as a float one; Conv1D keeps its weight as [in, out]."""
     weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
-    layer = LINEAR[scheme](weight.shape[1], weight.shape[0], module.bias is not None, dtype, weight.device)
+    layer = LINEAR[scheme](
+        weight.shape[1], weight.shape[0], module.bias is not None, dtype, weight.device
+    )
     return layer.quantize_(weight, module.bias, f"{path}.weight") if fill else layer
 
 
-def _embedding_like(module: nn.Embedding, scheme: str, dtype: torch.dtype, path: str, fill: bool) -> QuantizedLayer:
-    """A quantized table. Positions are 0.6% of GPT-2 and enter every token, so NF4 leaves them at 8 bits."""
+def _embedding_like(
+    module: nn.Embedding, scheme: str, dtype: torch.dtype, path: str, fill: bool
+) -> QuantizedLayer:
+    """A quantized table. Positions are 0.6% of GPT-2 and enter every token, so NF4 leaves them at 8
+    bits.
+    """
     in_nf4 = scheme == "nf4_scratch" and not path.endswith("wpe")
-    layer = (NF4Embedding if in_nf4 else Int8Embedding)(*module.weight.shape, dtype, module.weight.device)
+    layer = (NF4Embedding if in_nf4 else Int8Embedding)(
+        *module.weight.shape, dtype, module.weight.device
+    )
     return layer.quantize_(module.weight, f"{path}.weight") if fill else layer
 
 

@@ -1,9 +1,11 @@
-"""The published scheme, `int8_scratch`: each parameter an int8 tensor with one scale and one zero-point.
+"""The published scheme, `int8_scratch`: each parameter an int8 tensor with one scale and one
+zero-point.
 
-It shrinks the file by four and nothing else: loading turns the codes back into floats, and every forward pass runs in
-floating point on as many bytes as before. The model keeps the scales and zero-points (as buffers beside the parameters)
-so that saving finds the very same codes: round(w / scale) + zero_point recovers them exactly, because w is a whole
-multiple of scale up to float rounding.
+It shrinks the file by four and nothing else: loading turns the codes back into floats, and every
+forward pass runs in floating point on as many bytes as before. The model keeps the scales and
+zero-points (as buffers beside the parameters) so that saving finds the very same codes: round(w /
+scale) + zero_point recovers them exactly, because w is a whole multiple of scale up to float
+rounding.
 
 On disk a parameter `p` is `p` (int8), `p_scale` (float32) and `p_zero_point` (int8).
 """
@@ -16,7 +18,9 @@ from . import affine, integrity
 
 
 def quantize_parameters(model: nn.Module) -> None:
-    """Replace each parameter by its dequantized self and register its scale and zero-point. In place."""
+    """Replace each parameter by its dequantized self and register its scale and zero-point. In
+    place.
+    """
     names = [name for name, _ in model.named_parameters()]  # a shared tensor appears once
     for name in names:
         module, leaf = _locate(model, name)
@@ -29,7 +33,8 @@ def quantize_parameters(model: nn.Module) -> None:
 
 
 def replace_parameters(model: nn.Module) -> None:
-    """Turn a model without memory into the skeleton of the file: codes in the place of parameters. In place.
+    """Turn a model without memory into the skeleton of the file: codes in the place of parameters.
+    In place.
 
     A tied language-model head is set aside until the embedding is there.
     """
@@ -41,9 +46,15 @@ def replace_parameters(model: nn.Module) -> None:
     for name in names:
         module, leaf = _locate(model, name)
         parameter = module._parameters.pop(leaf)
-        module.register_buffer(leaf, torch.empty(parameter.shape, dtype=torch.int8, device=parameter.device))
-        module.register_buffer(f"{leaf}_scale", torch.empty((), dtype=torch.float32, device=parameter.device))
-        module.register_buffer(f"{leaf}_zero_point", torch.empty((), dtype=torch.int8, device=parameter.device))
+        module.register_buffer(
+            leaf, torch.empty(parameter.shape, dtype=torch.int8, device=parameter.device)
+        )
+        module.register_buffer(
+            f"{leaf}_scale", torch.empty((), dtype=torch.float32, device=parameter.device)
+        )
+        module.register_buffer(
+            f"{leaf}_zero_point", torch.empty((), dtype=torch.int8, device=parameter.device)
+        )
     model.int8_scratch_names = names
     model.int8_scratch_dtype = torch.get_default_dtype()
 
@@ -55,7 +66,9 @@ def restore_parameters(model: nn.Module) -> None:
         module, leaf = _locate(model, name)
         codes = module._buffers.pop(leaf)
         scale, zero_point = module._buffers[f"{leaf}_scale"], module._buffers[f"{leaf}_zero_point"]
-        module.register_parameter(leaf, nn.Parameter(affine.dequantize(codes, scale, zero_point).to(dtype)))
+        module.register_parameter(
+            leaf, nn.Parameter(affine.dequantize(codes, scale, zero_point).to(dtype))
+        )
     set_aside = model.__dict__.pop("set_aside")
     if set_aside:
         model.lm_head, model.all_tied_weights_keys = set_aside["lm_head"], set_aside["tied"]
@@ -65,14 +78,16 @@ def restore_parameters(model: nn.Module) -> None:
 def encode_state(model: nn.Module, expected_sha256: str | None) -> dict[str, Tensor]:
     """The tensors to save: codes, scales and zero-points.
 
-    Raises UserError when they differ from what was quantized (`expected_sha256`): the weights were changed since, or
-    were loaded in bfloat16, whose 8 bits cannot tell 255 steps apart.
+    Raises UserError when they differ from what was quantized (`expected_sha256`): the weights were
+    changed since, or were loaded in bfloat16, whose 8 bits cannot tell 255 steps apart.
     """
     state = {}
     for name in model.int8_scratch_names:
         module, leaf = _locate(model, name)
         scale, zero_point = (module._buffers[f"{leaf}_{part}"] for part in ("scale", "zero_point"))
-        codes = affine.quantize(getattr(module, leaf).data, scale, zero_point, affine.AFFINE_MIN, affine.AFFINE_MAX)
+        codes = affine.quantize(
+            getattr(module, leaf).data, scale, zero_point, affine.AFFINE_MIN, affine.AFFINE_MAX
+        )
         state |= {name: codes, f"{name}_scale": scale, f"{name}_zero_point": zero_point}
     if expected_sha256 and integrity.checksum(state) != expected_sha256:
         raise UserError(

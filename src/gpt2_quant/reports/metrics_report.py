@@ -1,7 +1,9 @@
-"""What `report_1.typ` shows: the record of script 4 as plain values, and the sentences that depend on them.
+"""What `report_1.typ` shows: the record of script 4 as plain values, and the sentences that depend
+on them.
 
-The template holds the words that are true of any run. Whatever depends on this run's numbers is decided here, from the same rows as
-the tables, so that no sentence of the report can outlive the result it was written about.
+The template holds the words that are true of any run. Whatever depends on this run's numbers is
+decided here, from the same rows as the tables, so that no sentence of the report can outlive the
+result it was written about.
 """
 
 from difflib import SequenceMatcher
@@ -14,41 +16,70 @@ from ..metrics.studies.human_judgements import QUALITIES
 from ..records import load_record
 from . import compile_report
 
-IMAGES = ("metric_edits", "metric_human_agreement", "metric_coherence", "language_model_quantization")
+IMAGES = (
+    "metric_edits",
+    "metric_human_agreement",
+    "metric_coherence",
+    "language_model_quantization",
+)
 STRENGTH_NAMES = {1: "one place", 2: "half", 3: "all"}
 SHUFFLE_TARGET, AGREEMENT_TARGET, CONTROL_TARGET = 0.85, 0.30, 0.95
 
 
 def write_report(results_dir: Path) -> Path:
-    """Typeset `results_dir/report_1.pdf` from records/text_metrics.json and the figures beside it; returns its path.
+    """Typeset `results_dir/report_1.pdf` from records/text_metrics.json and the figures beside it;
+    returns its path.
 
-    Raises UserError when the record is missing or damaged. A part that was not run is a sentence in the report.
+    Raises UserError when the record is missing or damaged. A part that was not run is a sentence in
+    the report.
     """
     data = report_data(load_record(results_dir / "records" / "text_metrics.json"))
     output = results_dir / "report_1.pdf"
-    compile_report("report_1.typ", data, {name: results_dir / f"{name}.pdf" for name in IMAGES}, output)
+    compile_report(
+        "report_1.typ", data, {name: results_dir / f"{name}.pdf" for name in IMAGES}, output
+    )
     return output
 
 
 def report_data(record: dict) -> dict:
     """All values of the report as JSON-able data; a part that the record lacks is None."""
-    builders = {"scores": _scores, "edits": _edits, "humans": _humans, "coherence": _coherence, "quantization": _quantization}
-    parts = {name: build(record[name]) if name in record else None for name, build in builders.items()}
+    builders = {
+        "scores": _scores,
+        "edits": _edits,
+        "humans": _humans,
+        "coherence": _coherence,
+        "quantization": _quantization,
+    }
+    parts = {
+        name: build(record[name]) if name in record else None for name, build in builders.items()
+    }
     findings = [sentence for part in parts.values() if part for sentence in part.pop("findings")]
-    return {"facts": _facts(record), "findings": findings, "preset": record["settings"]["preset"], **parts}
+    return {
+        "facts": _facts(record),
+        "findings": findings,
+        "preset": record["settings"]["preset"],
+        **parts,
+    }
 
 
 def _facts(record: dict) -> list[tuple[str, str]]:
     made = record["provenance"]
-    commit = (made["git_commit"] or "unknown")[:10] + (" with local changes" if made["git_dirty"] else "")
+    commit = (made["git_commit"] or "unknown")[:10] + (
+        " with local changes" if made["git_dirty"] else ""
+    )
     packages = made["packages"]
     versions = ", ".join(
-        f"{name} {packages[name]}" for name in ("rouge-score", "sacrebleu", "nltk", "torch", "transformers") if packages.get(name)
+        f"{name} {packages[name]}"
+        for name in ("rouge-score", "sacrebleu", "nltk", "torch", "transformers")
+        if packages.get(name)
     )
     return [
         ("Language model", record["models"]["language_model"]),
         ("Embeddings", record["models"]["encoder"].split("|")[0]),
-        ("News texts", f"{record['data']['name']}, {record['data']['split']}, {record['data']['n']:,} texts"),
+        (
+            "News texts",
+            f"{record['data']['name']}, {record['data']['split']}, {record['data']['n']:,} texts",
+        ),
         ("Device", made["device"]),
         ("Code", f"commit {commit}, {made['time_utc']}"),
         ("Packages", versions),
@@ -67,8 +98,13 @@ def _scores(section: dict) -> dict:
     ]
     return {
         "head": names,
-        "rows": [{"kind": kind, "values": [_number(value) for value in row]} for kind, row in by_kind.iterrows()],
-        "signatures": [{"metric": row["metric"], "signature": row["signature"]} for row in section["corpus"]],
+        "rows": [
+            {"kind": kind, "values": [_number(value) for value in row]}
+            for kind, row in by_kind.iterrows()
+        ],
+        "signatures": [
+            {"metric": row["metric"], "signature": row["signature"]} for row in section["corpus"]
+        ],
         "baseline": section["bertscore_baseline"]["f1"],
         "findings": findings,
     }
@@ -76,7 +112,10 @@ def _scores(section: dict) -> dict:
 
 def _edits(section: dict) -> dict:
     table, ranking = pd.DataFrame(section["table"]), pd.DataFrame(section["ranking"])
-    worst, best = ranking.loc[ranking["kept_above_broken"].idxmin()], ranking.loc[ranking["kept_above_broken"].idxmax()]
+    worst, best = (
+        ranking.loc[ranking["kept_above_broken"].idxmin()],
+        ranking.loc[ranking["kept_above_broken"].idxmax()],
+    )
     findings = [
         f"Edits that keep the meaning should score above edits that break it (chance: 50% of pairs). The best, {best['metric']}, "
         f"manages {_percent(best['kept_above_broken'])}, {worst['metric']} {_percent(worst['kept_above_broken'])}."
@@ -88,7 +127,9 @@ def _edits(section: dict) -> dict:
             "Denying statements with “not”, at the greatest strength tried, lowers no metric by more than "
             f"{max(row['mean_fall'], 0):.2f} of its standard deviations ({row['metric']})."
         )
-    dose = table[table["metric"] == "BERTScore"].pivot_table(index="edit", columns="strength", values="mean_fall", sort=False)
+    dose = table[table["metric"] == "BERTScore"].pivot_table(
+        index="edit", columns="strength", values="mean_fall", sort=False
+    )
     return {
         "source": section["source"],
         "n_low": int(table["n"].min()),
@@ -96,9 +137,15 @@ def _edits(section: dict) -> dict:
         "n_edits": int(table["edit"].nunique()),
         "ranking": ranking.sort_values("kept_above_broken", ascending=False).to_dict("records"),
         "strengths": [STRENGTH_NAMES[level] for level in sorted(dose)],
-        "dose": [{"edit": edit, "falls": [_number(fall) for fall in row[sorted(dose)]]} for edit, row in dose.iterrows()],
+        "dose": [
+            {"edit": edit, "falls": [_number(fall) for fall in row[sorted(dose)]]}
+            for edit, row in dose.iterrows()
+        ],
         "story": EDIT_STORY,
-        "edited": [{"edit": edit, "effect": effect, "runs": _runs(EDIT_STORY, text)} for edit, effect, text in EDITED],
+        "edited": [
+            {"edit": edit, "effect": effect, "runs": _runs(EDIT_STORY, text)}
+            for edit, effect, text in EDITED
+        ],
         "findings": findings,
     }
 
@@ -118,11 +165,20 @@ def _humans(section: dict) -> dict:
     rows = []
     for name, group in shown.groupby("metric", sort=False):
         cells = group.set_index("quality").loc[list(QUALITIES)]
-        rows.append({"metric": name, "values": cells[["value", "low", "high"]].map(_number).to_dict("records")})
+        rows.append(
+            {
+                "metric": name,
+                "values": cells[["value", "low", "high"]].map(_number).to_dict("records"),
+            }
+        )
     scs = spearman[(spearman["metric"] == "SCS") & (spearman["quality"] == "coherence")].iloc[0]
     cosine = stsb[stsb["metric"] == "MiniLM cosine"].iloc[0]
     reached = "reaches" if scs["value"] >= AGREEMENT_TARGET else "misses"
-    ahead = [row for row in section["coherence_differences"] if row["statistic"] == "spearman" and (row["low"] or 0) > 0]
+    ahead = [
+        row
+        for row in section["coherence_differences"]
+        if row["statistic"] == "spearman" and (row["low"] or 0) > 0
+    ]
     findings = [
         f"SCS agrees with people on coherence by a summary-level Spearman of {scs['value']:.3f} "
         f"[{scs['low']:.3f}, {scs['high']:.3f}] with neither reference nor source; "
@@ -135,23 +191,37 @@ def _humans(section: dict) -> dict:
         + _not_ahead(section["coherence_differences"]),
         f"MiniLM's cosine reaches Spearman {cosine['spearman']:.4f} on the STS Benchmark test (published: 0.8203).",
     ]
-    published = spearman[spearman["published"].notna() & spearman["metric"].str.endswith("eleven references")]
+    published = spearman[
+        spearman["published"].notna() & spearman["metric"].str.endswith("eleven references")
+    ]
     single = spearman.set_index(["metric", "quality"])["value"]
     compared = [
         {
             "metric": row["metric"].split(",")[0],
             "quality": row["quality"],
             "eleven": row["value"],
-            "one": single.get((row["metric"].replace("eleven references", "one reference"), row["quality"])),
+            "one": single.get(
+                (row["metric"].replace("eleven references", "one reference"), row["quality"])
+            ),
             "published": row["published"],
         }
         for row in published.to_dict("records")
     ]
-    system = table[(table["level"] == "system") & (table["statistic"] == "kendall") & ~table["metric"].str.startswith("SCS ")]
+    system = table[
+        (table["level"] == "system")
+        & (table["statistic"] == "kendall")
+        & ~table["metric"].str.startswith("SCS ")
+    ]
     return {
         "rows": rows,
         "system": [
-            {"metric": name, "values": [_number(value) for value in group.set_index("quality").loc[list(QUALITIES), "value"]]}
+            {
+                "metric": name,
+                "values": [
+                    _number(value)
+                    for value in group.set_index("quality").loc[list(QUALITIES), "value"]
+                ],
+            }
             for name, group in system.groupby("metric", sort=False)
         ],
         "differences": differences.to_dict("records"),
@@ -165,16 +235,27 @@ def _humans(section: dict) -> dict:
 
 
 def _not_ahead(rows: list[dict]) -> str:
-    behind = [row["rival"] for row in rows if row["statistic"] == "spearman" and not (row["low"] or 0) > 0]
-    return f" The interval of the difference does not exclude 0 for {', '.join(behind)}." if behind else ""
+    behind = [
+        row["rival"] for row in rows if row["statistic"] == "spearman" and not (row["low"] or 0) > 0
+    ]
+    return (
+        f" The interval of the difference does not exclude 0 for {', '.join(behind)}."
+        if behind
+        else ""
+    )
 
 
 def _coherence_agreement(table: pd.DataFrame) -> dict[str, dict]:
-    """Metric -> Spearman with SummEval's coherence, with and without the number of sentences held constant."""
+    """Metric -> Spearman with SummEval's coherence, with and without the number of sentences held
+    constant.
+    """
     rows = table[(table["quality"] == "coherence") & (table["level"] == "summary")]
     values = rows.pivot(index="metric", columns="statistic", values="value")
     return {
-        name: {"spearman": _number(row["spearman"]), "partial": _number(row["spearman without length"])}
+        name: {
+            "spearman": _number(row["spearman"]),
+            "partial": _number(row["spearman without length"]),
+        }
         for name, row in values.iterrows()
     }
 
@@ -186,7 +267,13 @@ def _coherence(section: dict) -> dict:
     shuffle, few = shuffles.loc["SCS"], shuffles.loc["perplexity"]
     reached = "reaches" if shuffle["prefers_original"] >= SHUFFLE_TARGET else "misses"
     worst = min(
-        shares["SCS", control] for control in ("topic switch", "one sentence twice", "each sentence twice", "whole text twice")
+        shares["SCS", control]
+        for control in (
+            "topic switch",
+            "one sentence twice",
+            "each sentence twice",
+            "whole text twice",
+        )
     )
     findings = [
         f"Shuffle test ({section['source']}, {shuffle['versions']} permutations each): SCS prefers the original to "
@@ -201,7 +288,10 @@ def _coherence(section: dict) -> dict:
         "source": section["source"],
         "texts": int(table["texts"].max()),
         "shuffle": [
-            {key: row[key] for key in ("metric", "prefers_original", "low", "high", "texts", "versions")}
+            {
+                key: row[key]
+                for key in ("metric", "prefers_original", "low", "high", "texts", "versions")
+            }
             for row in shuffles.reset_index().to_dict("records")
         ],
         "findings": findings,

@@ -1,7 +1,8 @@
 """What `report_2.typ` shows: the comparison as plain values, and the sentences that depend on them.
 
-The template holds the words that are true of any run. Whatever depends on this run's numbers is decided here and in
-`findings.py`, from the same rows as the tables, so that no sentence can outlive the result it was written about.
+The template holds the words that are true of any run. Whatever depends on this run's numbers is
+decided here and in `findings.py`, from the same rows as the tables, so that no sentence can outlive
+the result it was written about.
 """
 
 from pathlib import Path
@@ -18,8 +19,8 @@ from .findings import choices, findings
 def report_data(comparison: Comparison, changed: list[dict], results_dir: Path) -> dict:
     """All values of the report as JSON-able data.
 
-    `changed` are rows of `changed_texts.most_changed`; the error analysis is read from the tables that script 2 left in
-    `results_dir`.
+    `changed` are rows of `changed_texts.most_changed`; the error analysis is read from the tables
+    that script 2 left in `results_dir`.
     """
     rows = comparison.present
     printed = [printed_cells(row, comparison.baseline) for row in comparison.rows]
@@ -38,7 +39,12 @@ def report_data(comparison: Comparison, changed: list[dict], results_dir: Path) 
         "scores": [{"label": row.label, **row.metrics} for row in rows],
         "paired": [{"label": row.label, **row.against} for row in rows if row.against],
         "calibration": [
-            {"label": row.label, "temperature": row.temperature, "ece_after": row.ece_after_temperature, **row.metrics}
+            {
+                "label": row.label,
+                "temperature": row.temperature,
+                "ece_after": row.ece_after_temperature,
+                **row.metrics,
+            }
             for row in rows
         ],
         "sizes": [{"label": row.label, **row.size} for row in rows if row.size],
@@ -56,7 +62,12 @@ def report_data(comparison: Comparison, changed: list[dict], results_dir: Path) 
 def _facts(comparison: Comparison) -> list[list[str]]:
     """The box under the title."""
     record = comparison.record
-    facts = [["Rows compared", f"{len(comparison.present)}, on the same {len(comparison.labels):,} test texts"]]
+    facts = [
+        [
+            "Rows compared",
+            f"{len(comparison.present)}, on the same {len(comparison.labels):,} test texts",
+        ]
+    ]
     if record:
         data, made = record["data"], record["provenance"]
         revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
@@ -86,7 +97,9 @@ def _experiment(comparison: Comparison) -> dict | None:
             "driver": made.get("driver"),
             "cuda": made.get("cuda"),
             "python": made.get("python"),
-            "packages": {name: version for name, version in (made.get("packages") or {}).items() if version},
+            "packages": {
+                name: version for name, version in (made.get("packages") or {}).items() if version
+            },
         },
     }
 
@@ -96,27 +109,46 @@ def _latency(row: Row) -> dict:
 
 
 def _sweep(comparison: Comparison) -> dict | None:
-    """Median ms of every row at every shape, eager and best: {shapes, rows: [{label, mode, values}]}."""
+    """Median ms of every row at every shape, eager and best: {shapes, rows: [{label, mode,
+    values}]}.
+    """
     rows = [row for row in comparison.present if row.latency and row.latency["same_session"]]
-    shapes = sorted({(e["seq_len"], e["batch_size"]) for row in rows for e in row.source.record["latency"]})
+    shapes = sorted(
+        {(e["seq_len"], e["batch_size"]) for row in rows for e in row.source.record["latency"]}
+    )
     if len(shapes) < 2:
         return None
     lines = []
     for row in rows:
         for mode in ("eager", "best"):
-            found = {(e["seq_len"], e["batch_size"]): e["median_ms"] for e in row.source.record["latency"] if e["mode"] == mode}
+            found = {
+                (e["seq_len"], e["batch_size"]): e["median_ms"]
+                for e in row.source.record["latency"]
+                if e["mode"] == mode
+            }
             if found:
-                lines.append({"label": row.label, "mode": mode, "values": [found.get(shape) for shape in shapes]})
+                lines.append(
+                    {
+                        "label": row.label,
+                        "mode": mode,
+                        "values": [found.get(shape) for shape in shapes],
+                    }
+                )
     return {"shapes": [list(shape) for shape in shapes], "rows": lines}
 
 
 def _errors(results_dir: Path) -> dict | None:
     """Script 2's error analysis, condensed: None when it has not run.
 
-    weights: mean SQNR over layers, scheme by matrix; outliers: the five worst activation channels; effects: KL by scheme
-    and part; choices: as the file has them.
+    weights: mean SQNR over layers, scheme by matrix; outliers: the five worst activation channels;
+    effects: KL by scheme and part; choices: as the file has them.
     """
-    names = ("quantization_error", "activation_outliers", "quantization_effect", "quantization_choices")
+    names = (
+        "quantization_error",
+        "activation_outliers",
+        "quantization_effect",
+        "quantization_choices",
+    )
     paths = [results_dir / f"{name}.csv" for name in names]
     if not all(path.is_file() for path in paths):
         return None
@@ -130,11 +162,15 @@ def _errors(results_dir: Path) -> dict | None:
     return {
         "weights": {
             "matrices": list(sqnr.columns),
-            "rows": [[scheme, bits[scheme], *values] for scheme, values in zip(sqnr.index, sqnr.to_numpy(), strict=True)],
+            "rows": [
+                [scheme, bits[scheme], *values]
+                for scheme, values in zip(sqnr.index, sqnr.to_numpy(), strict=True)
+            ],
         },
         "spread": f"{spread['matrix']}{layer}: its largest weight is {spread['absmax_over_sigma']:.0f} standard deviations out",
         "outliers": [
-            [int(row["layer"]), row["matrix"], int(row["top_channel"]), row["outlier_ratio"]] for _, row in worst.iterrows()
+            [int(row["layer"]), row["matrix"], int(row["top_channel"]), row["outlier_ratio"]]
+            for _, row in worst.iterrows()
         ],
         "effects": {
             "schemes": list(kl.columns),
@@ -150,7 +186,9 @@ def _provenance(row: Row) -> dict:
     return {
         "label": row.label,
         "key": row.key,
-        "commit": made["git_commit"][:12] + (" (changed)" if made.get("git_dirty") else "") if made.get("git_commit") else None,
+        "commit": made["git_commit"][:12] + (" (changed)" if made.get("git_dirty") else "")
+        if made.get("git_commit")
+        else None,
         "source": (made.get("source_sha256") or "")[:12],
         "time": made.get("time_utc"),
         "command": made.get("command"),

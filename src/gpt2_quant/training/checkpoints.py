@@ -1,17 +1,19 @@
 """Checkpoints of an unfinished training: any stop, at any moment, costs minutes at most.
 
-A checkpoint is one safetensors file, `update-00000500.safetensors`: weights, AdamW's two moments, the losses so far and
-the best epoch's weights as tensors; position, curve and identity as JSON in the header. Nothing in it is pickled. It is
-written under another name, flushed and renamed, so a kill while writing leaves the one before; two are kept. The training
-goes on while a thread writes.
+A checkpoint is one safetensors file, `update-00000500.safetensors`: weights, AdamW's two moments,
+the losses so far and the best epoch's weights as tensors; position, curve and identity as JSON in
+the header. Nothing in it is pickled. It is written under another name, flushed and renamed, so a
+kill while writing leaves the one before; two are kept. The training goes on while a thread writes.
 
-There are no random states to keep. Whatever is random in an update (the order of its rows, its dropout masks) is drawn
-from generators seeded by (seed, epoch) or (seed, update), so the state of every generator on every device follows from
-the position. On the CPU a resumed run therefore ends in the same bits as one that was never stopped.
+There are no random states to keep. Whatever is random in an update (the order of its rows, its
+dropout masks) is drawn from generators seeded by (seed, epoch) or (seed, update), so the state of
+every generator on every device follows from the position. On the CPU a resumed run therefore ends
+in the same bits as one that was never stopped.
 
-*Identity* says what was being trained: flags, data, base weights, code, versions. A checkpoint of anything else is
-refused by name: continuing it would produce a model that no command describes. *Damage* shows in a sum over each
-tensor's bytes, kept in the header; a damaged checkpoint is passed over for the one before.
+*Identity* says what was being trained: flags, data, base weights, code, versions. A checkpoint of
+anything else is refused by name: continuing it would produce a model that no command describes.
+*Damage* shows in a sum over each tensor's bytes, kept in the header; a damaged checkpoint is passed
+over for the one before.
 """
 
 import fcntl
@@ -37,11 +39,13 @@ KEPT = 2
 
 @contextmanager
 def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
-    """Hold `folder` for this process (not with `hold=False`: the main process does it for all of a run's).
+    """Hold `folder` for this process (not with `hold=False`: the main process does it for all of a
+    run's).
 
     Raises UserError where another run holds it.
 
-    The kernel keeps the lock and drops it with the process, so that a kill leaves nothing to clean up.
+    The kernel keeps the lock and drops it with the process, so that a kill leaves nothing to clean
+    up.
     """
     if not hold:
         yield
@@ -64,7 +68,9 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints of one training in `folder`; `identity` is a flat dict of what must be equal to go on."""
+    """The checkpoints of one training in `folder`; `identity` is a flat dict of what must be equal
+    to go on.
+    """
 
     def __init__(self, folder: Path, identity: dict[str, str], minutes: float):
         self.folder = folder
@@ -75,7 +81,9 @@ class Checkpoints:
         self.writing: Future | None = None
 
     def due(self) -> bool:
-        """Whether the last checkpoint is older than the interval. Raises OSError where its writing failed."""
+        """Whether the last checkpoint is older than the interval. Raises OSError where its writing
+        failed.
+        """
         if self.writing and self.writing.done():
             self.wait()
         return time.monotonic() - self.saved_at >= self.interval_s
@@ -83,10 +91,14 @@ class Checkpoints:
     def save(self, update: int, tensors: dict[str, torch.Tensor], progress: dict) -> None:
         """Copy the state after `update` updates now, and write it while the training goes on.
 
-        A writing still under way is waited for first. Raises OSError where that one failed (a full disk).
+        A writing still under way is waited for first. Raises OSError where that one failed (a full
+        disk).
         """
         self.wait()
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        copies = {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()
+        }
         self.writing = self.writer.submit(self._write, copies, {"update": update, **progress})
         self.saved_at = time.monotonic()
 
@@ -99,16 +111,22 @@ class Checkpoints:
     def _write(self, tensors: dict[str, torch.Tensor], progress: dict) -> None:
         """Write a checkpoint, then drop all but the last two."""
         sums = {name: byte_sum(tensor) for name, tensor in tensors.items()}
-        header = {"identity": json.dumps(self.identity), "progress": json.dumps(progress), "sums": json.dumps(sums)}
+        header = {
+            "identity": json.dumps(self.identity),
+            "progress": json.dumps(progress),
+            "sums": json.dumps(sums),
+        }
         with atomic_path(self._path(progress["update"])) as temporary:
             write_safetensors(temporary, tensors, header)
         for path in self._paths()[:-KEPT]:
             path.unlink()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
-        """Tensors (on the CPU) and progress of the newest whole checkpoint; None where there is none.
+        """Tensors (on the CPU) and progress of the newest whole checkpoint; None where there is
+        none.
 
-        A damaged one is passed over with a sentence. Raises UserError for a checkpoint with another identity.
+        A damaged one is passed over with a sentence. Raises UserError for a checkpoint with another
+        identity.
         """
         for leftover in self.folder.glob(".update-*"):  # of a process killed while it wrote
             leftover.unlink()
@@ -119,8 +137,18 @@ class Checkpoints:
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 if {name: byte_sum(tensor) for name, tensor in tensors.items()} != header["sums"]:
                     raise ValueError("its contents are not what was written")
-            except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as fault:
-                print(f"{path} is damaged ({fault}): going back to the checkpoint before it", file=sys.stderr)
+            except (
+                SafetensorError,
+                OSError,
+                ValueError,
+                KeyError,
+                AttributeError,
+                TypeError,
+            ) as fault:
+                print(
+                    f"{path} is damaged ({fault}): going back to the checkpoint before it",
+                    file=sys.stderr,
+                )
                 continue
             self._refuse_other(path, header["identity"])
             return tensors, header["progress"]
@@ -148,21 +176,31 @@ class Checkpoints:
 
 
 def byte_sum(tensor: torch.Tensor) -> int:
-    """The sum of a CPU tensor's 64-bit words (bytes, where they do not fill words), modulo 2**64: one flipped bit shows."""
+    """The sum of a CPU tensor's 64-bit words (bytes, where they do not fill words), modulo 2**64:
+    one flipped bit shows.
+    """
     flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return int((flat.view(np.uint64) if flat.size % 8 == 0 else flat).sum(dtype=np.uint64))
 
 
-def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write CPU tensors in the safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes.
+def write_safetensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> None:
+    """Write CPU tensors in the safetensors format: 8 bytes of header length, a JSON header, the
+    tensors' bytes.
 
-    The library's own writer holds Python's lock until 1.5 GB are out, and the training with it; a file's `write` does not.
+    The library's own writer holds Python's lock until 1.5 GB are out, and the training with it; a
+    file's `write` does not.
     """
     kinds = {torch.float32: "F32", torch.uint8: "U8"}
     header, end = {"__metadata__": metadata}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": kinds[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # so that the tensors begin at a multiple of 8
     with open(path, "wb") as file:

@@ -1,17 +1,21 @@
-"""The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best epoch kept.
+"""The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best epoch
+kept.
 
-The loop is the same on every machine. What one update is (forward, backward, clipping, AdamW) is the business of a *step*
-object with five methods, of which there are two: `PlainStep` runs transformers' own model through Accelerate, on a CPU,
-on any GPU, on several; `FusedStep` replays one captured CUDA graph a batch shape. Both take the same rows in the same
-order at the same learning rates, and read and write the same checkpoints.
+The loop is the same on every machine. What one update is (forward, backward, clipping, AdamW) is
+the business of a *step* object with five methods, of which there are two: `PlainStep` runs
+transformers' own model through Accelerate, on a CPU, on any GPU, on several; `FusedStep` replays
+one captured CUDA graph a batch shape. Both take the same rows in the same order at the same
+learning rates, and read and write the same checkpoints.
 
-Settings, where libraries differ: AdamW with betas 0.9 and 0.999, eps 1e-8 and no weight decay (transformers' Trainer has
-0 too, torch's AdamW would have 0.01); gradients clipped to norm 1; the rate rises linearly over the first 6% of the
-updates and falls linearly to zero (Devlin et al., arXiv 1810.04805, A.2: without the rise, GPT-2 with a fresh head can
-collapse to a constant answer). GPT-2's dropout of 0.1 (embeddings, attention, residuals) stays on in training. Weights and
-moments are FP32; under bf16 only the operands of matrix products and what they return are rounded.
+Settings, where libraries differ: AdamW with betas 0.9 and 0.999, eps 1e-8 and no weight decay
+(transformers' Trainer has 0 too, torch's AdamW would have 0.01); gradients clipped to norm 1; the
+rate rises linearly over the first 6% of the updates and falls linearly to zero (Devlin et al.,
+arXiv 1810.04805, A.2: without the rise, GPT-2 with a fresh head can collapse to a constant answer).
+GPT-2's dropout of 0.1 (embeddings, attention, residuals) stays on in training. Weights and moments
+are FP32; under bf16 only the operands of matrix products and what they return are rounded.
 
-The host never waits for the device inside an epoch, except where the progress bar wants a loss to show.
+The host never waits for the device inside an epoch, except where the progress bar wants a loss to
+show.
 """
 
 import math
@@ -41,7 +45,9 @@ REPORT_EVERY = {"cpu": 1, "cuda": 50}  # updates; on a GPU each report waits for
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is to do. `max_steps` ends it early, and the learning rate then falls to zero there."""
+    """What a training is to do. `max_steps` ends it early, and the learning rate then falls to zero
+    there.
+    """
 
     epochs: int
     learning_rate: float
@@ -51,12 +57,16 @@ class Plan:
     max_steps: int | None = None
 
     def updates(self, rows: int) -> int:
-        """Updates in all, for a train split of so many rows; an incomplete last batch of an epoch is one too."""
+        """Updates in all, for a train split of so many rows; an incomplete last batch of an epoch
+        is one too.
+        """
         full = self.epochs * math.ceil(rows / self.batch_size)
         return min(full, self.max_steps or full)
 
     def learning_rates(self, rows: int) -> np.ndarray:
-        """The rate of each update, float32 [updates]: linear warm-up, then linear decay; never zero."""
+        """The rate of each update, float32 [updates]: linear warm-up, then linear decay; never
+        zero.
+        """
         total = self.updates(rows)
         warmup = max(1, math.ceil(WARMUP_SHARE * total))
         update = np.arange(total)
@@ -65,7 +75,9 @@ class Plan:
 
 
 class TrainingStep(Protocol):
-    """One update of the weights. `losses` is float32 [updates] on the device, NaN where an update is still to come."""
+    """One update of the weights. `losses` is float32 [updates] on the device, NaN where an update
+    is still to come.
+    """
 
     losses: torch.Tensor
 
@@ -76,9 +88,11 @@ class TrainingStep(Protocol):
         """Update the weights for the `number`-th time (from 0) on this epoch's `batch`-th batch."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, all FP32, as they are now.
+        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, all FP32, as
+        they are now.
 
-        The model itself is complete only after this: a step may put off what no update has needed yet.
+        The model itself is complete only after this: a step may put off what no update has needed
+        yet.
         """
 
     def load(self, tensors: dict[str, torch.Tensor], update: int) -> None:
@@ -90,7 +104,9 @@ class TrainingStep(Protocol):
 
 @dataclass
 class Progress:
-    """Where a training stands: the next update, its epoch, its batch in the epoch; and validations so far."""
+    """Where a training stands: the next update, its epoch, its batch in the epoch; and validations
+    so far.
+    """
 
     update: int = 0
     epoch: int = 0
@@ -118,9 +134,10 @@ def train(
 ) -> tuple[dict[str, torch.Tensor], Progress]:
     """Train to the end of the plan, from the newest checkpoint where there is one.
 
-    `validate()` returns {"accuracy", "loss"} of the weights as they are. Returns the best epoch's weights by parameter
-    name (CPU, FP32) and the progress. Raises UserError when a loss is not finite, KeyboardInterrupt after an interrupt
-    (the update in progress is finished and a checkpoint written first), OSError when a checkpoint cannot be written.
+    `validate()` returns {"accuracy", "loss"} of the weights as they are. Returns the best epoch's
+    weights by parameter name (CPU, FP32) and the progress. Raises UserError when a loss is not
+    finite, KeyboardInterrupt after an interrupt (the update in progress is finished and a
+    checkpoint written first), OSError when a checkpoint cannot be written.
     """
     rates = plan.learning_rates(len(tokens))
     total, lengths = len(rates), tokens.lengths
@@ -133,19 +150,34 @@ def train(
         step.losses.copy_(tensors.pop("losses"))
         step.load(tensors, progress.update)
         if main_process:
-            print(f"going on after update {progress.update} of {total}, from the checkpoint in {checkpoints.folder}")
+            print(
+                f"going on after update {progress.update} of {total}, from the checkpoint in {checkpoints.folder}"
+            )
 
     def save() -> None:
         tensors = step.tensors() | {"losses": step.losses}
-        if progress.best and progress.best["update"] < progress.update:  # else the best weights are the ones at hand
+        if (
+            progress.best and progress.best["update"] < progress.update
+        ):  # else the best weights are the ones at hand
             tensors |= {f"best.{name}": tensor for name, tensor in best_weights.items()}
         if main_process:
-            checkpoints.save(progress.update, tensors, {k: v for k, v in vars(progress).items() if k != "update"})
+            checkpoints.save(
+                progress.update, tensors, {k: v for k, v in vars(progress).items() if k != "update"}
+            )
 
-    bar = tqdm(total=total, initial=progress.update, unit="update", desc="fine-tuning", mininterval=1, disable=not main_process)
+    bar = tqdm(
+        total=total,
+        initial=progress.update,
+        unit="update",
+        desc="fine-tuning",
+        mininterval=1,
+        disable=not main_process,
+    )
     checked = progress.update
     with bar, interrupt_after_update() as interrupted:
-        while progress.update < total or progress.batch:  # a checkpoint may lie between the last update and its validation
+        while (
+            progress.update < total or progress.batch
+        ):  # a checkpoint may lie between the last update and its validation
             batches = length_grouped_batches(lengths, plan.batch_size, plan.seed, progress.epoch)
             batches = batches[: total - progress.update + progress.batch]
             step.begin_epoch(batches)
@@ -156,7 +188,11 @@ def train(
                 progress.batch += 1
                 stop = interrupted()
                 due = stop or checkpoints.due()
-                if due or progress.update % REPORT_EVERY[device] == 0 or progress.batch == len(batches):
+                if (
+                    due
+                    or progress.update % REPORT_EVERY[device] == 0
+                    or progress.batch == len(batches)
+                ):
                     loss = _finite_loss(step.losses, checked, progress, batches, rates)
                     rate = float(rates[progress.update - 1])
                     bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", refresh=False)
@@ -164,7 +200,8 @@ def train(
                     log({"train/loss": loss, "train/learning_rate": rate}, progress.update)
                     checked = progress.update
                 if due:
-                    # Into the checkpoint goes the time of all updates that are in it, so that a resumed run's speed is its own.
+                    # Into the checkpoint goes the time of all updates that are in it, so that a
+                    # resumed run's speed is its own.
                     now = time.perf_counter()
                     progress.training_s, started = progress.training_s + now - started, now
                     save()
@@ -173,13 +210,19 @@ def train(
                     raise KeyboardInterrupt
             progress.training_s += time.perf_counter() - started
             epoch_of_last, progress.epoch, progress.batch = progress.epoch, progress.epoch + 1, 0
-            tensors = step.tensors()  # before validating: this brings weights that lag behind up to date
+            tensors = (
+                step.tensors()
+            )  # before validating: this brings weights that lag behind up to date
             scores = validate()
-            progress.validations.append({"epoch": epoch_of_last + 1, "update": progress.update, **scores})
+            progress.validations.append(
+                {"epoch": epoch_of_last + 1, "update": progress.update, **scores}
+            )
             log({f"validation/{name}": value for name, value in scores.items()}, progress.update)
             if progress.best is progress.validations[-1]:
                 # A copy: the next update writes into the tensors that hold these weights.
-                best_weights = {name: t.detach().clone().cpu() for name, t in _take(tensors, "model.").items()}
+                best_weights = {
+                    name: t.detach().clone().cpu() for name, t in _take(tensors, "model.").items()
+                }
             stop = interrupted()
             if stop or progress.update < total:
                 save()
@@ -192,11 +235,23 @@ def train(
 
 def _take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
-def _finite_loss(losses: torch.Tensor, checked: int, progress: Progress, batches: list[np.ndarray], rates: np.ndarray) -> float:
-    """The mean loss of the updates since `checked`. Raises UserError at the first that is not finite."""
+def _finite_loss(
+    losses: torch.Tensor,
+    checked: int,
+    progress: Progress,
+    batches: list[np.ndarray],
+    rates: np.ndarray,
+) -> float:
+    """The mean loss of the updates since `checked`. Raises UserError at the first that is not
+    finite.
+    """
     recent = losses[checked : progress.update].cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(recent))
     if len(bad):
@@ -211,7 +266,8 @@ def _finite_loss(losses: torch.Tensor, checked: int, progress: Progress, batches
 
 @contextmanager
 def interrupt_after_update() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C and SIGTERM wait until the update in progress is whole; a second one interrupts at once.
+    """Let Ctrl-C and SIGTERM wait until the update in progress is whole; a second one interrupts at
+    once.
 
     Yields a function that tells whether one has come.
     """
@@ -222,7 +278,9 @@ def interrupt_after_update() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield lambda: bool(received)
     finally:
@@ -231,13 +289,19 @@ def interrupt_after_update() -> Iterator[Callable[[], bool]]:
 
 
 def curve(losses: torch.Tensor, plan: Plan, rows: int, validations: list[dict]) -> pd.DataFrame:
-    """The training curve, a row a window of updates: step, train_loss (mean over the window), learning_rate, and at the end
-    of each epoch validation_loss and validation_accuracy. At most 500 windows, so that the file stays small."""
+    """The training curve, a row a window of updates: step, train_loss (mean over the window),
+    learning_rate, and at the end of each epoch validation_loss and validation_accuracy. At most 500
+    windows, so that the file stays small.
+    """
     rates, values = plan.learning_rates(rows), losses.cpu().numpy().astype(np.float64)
     window = math.ceil(len(values) / CURVE_POINTS)
-    ends = sorted({*range(window, len(values) + 1, window), len(values), *(v["update"] for v in validations)})
+    ends = sorted(
+        {*range(window, len(values) + 1, window), len(values), *(v["update"] for v in validations)}
+    )
     frame = pd.DataFrame({"step": ends})
-    frame["train_loss"] = [values[start:end].mean() for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    frame["train_loss"] = [
+        values[start:end].mean() for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
     frame["learning_rate"] = [rates[end - 1] for end in ends]
     for name in ("loss", "accuracy"):
         frame[f"validation_{name}"] = frame["step"].map({v["update"]: v[name] for v in validations})

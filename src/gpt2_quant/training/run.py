@@ -1,9 +1,10 @@
-"""From settings to a saved classifier: what one run of script 1 puts together, and what it leaves on the disk.
+"""From settings to a saved classifier: what one run of script 1 puts together, and what it leaves
+on the disk.
 
-A run trains one model a seed. The first seed's is the baseline that the other scripts quantize; further seeds are trained
-to learn how far scores move by chance alone, and only their scores are kept. Whatever is finished is noted as
-`outcome.json` in the seed's training folder, so a run that is stopped between two seeds, or before its evaluation, does not
-train again.
+A run trains one model a seed. The first seed's is the baseline that the other scripts quantize;
+further seeds are trained to learn how far scores move by chance alone, and only their scores are
+kept. Whatever is finished is noted as `outcome.json` in the seed's training folder, so a run that
+is stopped between two seeds, or before its evaluation, does not train again.
 """
 
 import hashlib
@@ -51,11 +52,16 @@ class Run:
 
     def __post_init__(self):
         max_length = self.settings.max_length
-        with self.accelerator.main_process_first():  # the first to ask for it makes or downloads what is not there yet
+        with (
+            self.accelerator.main_process_first()
+        ):  # the first to ask for it makes or downloads what is not there yet
             self.splits: dict[str, Split] = load_splits(self.settings)
             self.base = fetch_model_folder(self.settings.base_model, self.settings.base_revision)
             self.tokenizer = load_tokenizer(self.base)
-            self.tokens = {name: tokenize(self.tokenizer, split, max_length) for name, split in self.splits.items()}
+            self.tokens = {
+                name: tokenize(self.tokenizer, split, max_length)
+                for name, split in self.splits.items()
+            }
         self.predict = gathered_predict(self.accelerator)
         if self.settings.device == "cuda":
             self.predict = in_large_batches(self.predict)
@@ -93,7 +99,9 @@ class Run:
         }
 
     def train_all(self, seeds: list[int]) -> list[dict]:
-        """Train once a seed; the first one's model goes to `folder`. Returns the outcomes, with test scores if several."""
+        """Train once a seed; the first one's model goes to `folder`. Returns the outcomes, with
+        test scores if several.
+        """
         outcomes = []
         for seed in seeds:
             folder = self.folder if seed == seeds[0] else self.training_folder(seed) / "model"
@@ -104,11 +112,14 @@ class Run:
         return outcomes
 
     def train_seed(self, plan: Plan, folder: Path) -> dict:
-        """Train with `plan.seed`, save the best epoch's model to `folder`; returns what the record says of it.
+        """Train with `plan.seed`, save the best epoch's model to `folder`; returns what the record
+        says of it.
 
         Returns at once, with what was noted then, where this very training is complete.
         """
-        checkpoints = Checkpoints(self.training_folder(plan.seed), self.identity(plan), self.checkpoint_minutes)
+        checkpoints = Checkpoints(
+            self.training_folder(plan.seed), self.identity(plan), self.checkpoint_minutes
+        )
         noted = checkpoints.folder / "outcome.json"
         if noted.is_file() and (folder / "config.json").is_file():
             outcome = json.loads(noted.read_text(encoding="utf-8"))
@@ -118,9 +129,12 @@ class Run:
         seed_everything(plan.seed)
         if self.settings.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        # Every process loads the same weights; the head that is missing from them is drawn from the seed.
+        # Every process loads the same weights; the head that is missing from them is drawn from the
+        # seed.
         model = load_classifier(self.base, str(self.accelerator.device), new_head=True)
-        step = choose_step(model, self.tokens["train"], plan, self.accelerator, self.settings.max_length)
+        step = choose_step(
+            model, self.tokens["train"], plan, self.accelerator, self.settings.max_length
+        )
 
         best, progress = train(
             step,
@@ -133,7 +147,9 @@ class Run:
             log=lambda values, update: self.accelerator.log(values, step=update),
         )
         rows = len(self.tokens["train"])
-        tokens_seen = int(self.tokens["train"].lengths.sum()) / rows * plan.batch_size * progress.update
+        tokens_seen = (
+            int(self.tokens["train"].lengths.sum()) / rows * plan.batch_size * progress.update
+        )
         outcome = {
             "identity": checkpoints.identity,
             "updates": progress.update,
@@ -145,7 +161,9 @@ class Run:
             "ms_per_update": 1000 * progress.training_s / progress.update,
             "texts_per_s": plan.batch_size * progress.update / progress.training_s,
             "tokens_per_s": tokens_seen / progress.training_s,
-            "peak_memory_bytes": torch.cuda.max_memory_allocated() if self.settings.device == "cuda" else None,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated()
+            if self.settings.device == "cuda"
+            else None,
             **step.facts(),
         }
         if self.accelerator.is_main_process:
@@ -162,25 +180,48 @@ class Run:
     def validate(self, model: torch.nn.Module) -> dict:
         """Accuracy and mean cross-entropy (nats) of `model` on the validation split, dropout off."""
         tokens, training = self.tokens["validation"], model.training
-        logits = self.predict(model.eval(), tokens, EVALUATION_BATCH, self.tokenizer.pad_token_id, "validation")
+        logits = self.predict(
+            model.eval(), tokens, EVALUATION_BATCH, self.tokenizer.pad_token_id, "validation"
+        )
         model.train(training)
-        loss = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(tokens)), tokens.labels].mean()
-        return {"accuracy": float((logits.argmax(axis=1) == tokens.labels).mean()), "loss": float(loss)}
+        loss = -log_softmax(logits.astype(np.float64), axis=1)[
+            np.arange(len(tokens)), tokens.labels
+        ].mean()
+        return {
+            "accuracy": float((logits.argmax(axis=1) == tokens.labels).mean()),
+            "loss": float(loss),
+        }
 
     def test_scores(self, folder: Path) -> dict[str, float]:
         """Accuracy and macro F1 of the model in `folder` on the test split."""
         model = load_classifier(folder, str(self.accelerator.device))
-        logits = self.predict(model, self.tokens["test"], EVALUATION_BATCH, self.tokenizer.pad_token_id, f"test, {folder.name}")
+        logits = self.predict(
+            model,
+            self.tokens["test"],
+            EVALUATION_BATCH,
+            self.tokenizer.pad_token_id,
+            f"test, {folder.name}",
+        )
         found = scores.classification_scores(self.tokens["test"].labels, logits)
         return {name: found[name]["value"] for name in ("accuracy", "f1_macro")}
 
     def join_evaluation(self, model: torch.nn.Module) -> None:
-        """What the other processes do while the main one evaluates the model: predict their share, in the same order."""
+        """What the other processes do while the main one evaluates the model: predict their share,
+        in the same order.
+        """
         for name in ("validation", "test"):
-            self.predict(model, self.tokens[name], self.settings.batch_size, self.tokenizer.pad_token_id, name)
+            self.predict(
+                model,
+                self.tokens[name],
+                self.settings.batch_size,
+                self.tokenizer.pad_token_id,
+                name,
+            )
 
     def describe(self, outcomes: list[dict]) -> dict:
-        """The record's section on the training: the plan, the first seed's outcome, and the spread where there are several."""
+        """The record's section on the training: the plan, the first seed's outcome, and the spread
+        where there are several.
+        """
         section = asdict(self.plan) | {"max_length": self.settings.max_length} | outcomes[0]
         section["truncated_texts"] = self.tokens["train"].truncated
         return section | ({"spread": spread(outcomes)} if len(outcomes) > 1 else {})
@@ -199,14 +240,21 @@ class Run:
 
 
 def make_accelerator(settings: Settings, precision: str, report_to: str) -> tuple[Accelerator, str]:
-    """Accelerate's handle on devices and processes, and the precision that `auto` comes to: "bf16" or "fp32".
+    """Accelerate's handle on devices and processes, and the precision that `auto` comes to: "bf16"
+    or "fp32".
 
     Raises UserError for bf16 on a device without it.
     """
     on_gpu = settings.device == "cuda"
     if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        precision = (
+            "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        )
+    if (
+        precision == "bf16"
+        and on_gpu
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise UserError("--precision bf16, but this GPU computes none: use --precision fp32")
     accelerator = Accelerator(
         cpu=not on_gpu,
@@ -215,12 +263,16 @@ def make_accelerator(settings: Settings, precision: str, report_to: str) -> tupl
         project_dir=settings.results_dir / "logs",
     )
     if report_to != "none":
-        accelerator.init_trackers("fine-tuning", config={name: str(value) for name, value in settings.as_dict().items()})
+        accelerator.init_trackers(
+            "fine-tuning", config={name: str(value) for name, value in settings.as_dict().items()}
+        )
     return accelerator, precision
 
 
 def in_large_batches(predict):
-    """`predict` with at least EVALUATION_BATCH texts at once: a GPU is idle with less, and FP32 logits differ by 1e-6."""
+    """`predict` with at least EVALUATION_BATCH texts at once: a GPU is idle with less, and FP32
+    logits differ by 1e-6.
+    """
 
     def larger(model, tokens, batch_size, pad_id, description):
         return predict(model, tokens, max(batch_size, EVALUATION_BATCH), pad_id, description)
@@ -228,8 +280,12 @@ def in_large_batches(predict):
     return larger
 
 
-def choose_step(model, tokens: Tokens, plan: Plan, accelerator: Accelerator, max_length: int) -> TrainingStep:
-    """The fastest step that serves this machine and model: fused on one CUDA GPU with Triton, plain elsewhere."""
+def choose_step(
+    model, tokens: Tokens, plan: Plan, accelerator: Accelerator, max_length: int
+) -> TrainingStep:
+    """The fastest step that serves this machine and model: fused on one CUDA GPU with Triton, plain
+    elsewhere.
+    """
     one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
     if one_gpu and importlib.util.find_spec("triton"):
         from .fused import step as fused_step
@@ -238,20 +294,25 @@ def choose_step(model, tokens: Tokens, plan: Plan, accelerator: Accelerator, max
             try:
                 return fused_step.FusedStep(model, tokens, plan)
             except torch.OutOfMemoryError:
-                # Nothing is trained yet, and the model is whole. The plain step can take a batch in parts.
+                # Nothing is trained yet, and the model is whole. The plain step can take a batch in
+                # parts.
                 print("too little GPU memory for the fused step: training with the plain one")
     return PlainStep(model, tokens, plan, accelerator)
 
 
 def save_model(model: torch.nn.Module, tokenizer, folder: Path) -> None:
-    """Write a plain transformers folder: FP32 weights as safetensors, config with label names, tokenizer; atomically."""
+    """Write a plain transformers folder: FP32 weights as safetensors, config with label names,
+    tokenizer; atomically.
+    """
     with records.atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
 
 def spread(outcomes: list[dict]) -> dict:
-    """Mean and sample standard deviation of the test scores over seeds: what chance alone does to them."""
+    """Mean and sample standard deviation of the test scores over seeds: what chance alone does to
+    them.
+    """
     result = {"n": len(outcomes), "seeds": [outcome["identity"]["--seed"] for outcome in outcomes]}
     for name in ("accuracy", "f1_macro"):
         values = [outcome["test"][name] for outcome in outcomes]
@@ -272,5 +333,7 @@ def summary(record: dict) -> str:
     if "spread" in training:
         found = training["spread"]
         for name in ("accuracy", "f1_macro"):
-            lines.append(f"{name} over seeds: {found[name]['mean']:.4f} ± {found[name]['sd']:.4f} (sd), n = {found['n']}")
+            lines.append(
+                f"{name} over seeds: {found[name]['mean']:.4f} ± {found[name]['sd']:.4f} (sd), n = {found['n']}"
+            )
     return "\n".join(lines)

@@ -1,12 +1,14 @@
-"""Edits with a known effect: what a metric should notice, done to real text by a program, at three strengths.
+"""Edits with a known effect: what a metric should notice, done to real text by a program, at three
+strengths.
 
-An edit *keeps* the meaning (a synonym, lost punctuation, lower case, typos), *breaks* it (a negation, another number, swapped
-names), *loses* content, *repeats* it, or disturbs its *order*. Every edit is made reliably or not at all: one that finds
-nothing to do in a text returns None rather than the text as it was, so "no fall" always means that the metric did not see a
-change that is there.
+An edit *keeps* the meaning (a synonym, lost punctuation, lower case, typos), *breaks* it (a
+negation, another number, swapped names), *loses* content, *repeats* it, or disturbs its *order*.
+Every edit is made reliably or not at all: one that finds nothing to do in a text returns None
+rather than the text as it was, so "no fall" always means that the metric did not see a change that
+is there.
 
-Strength 1 touches one place, 2 about half of the places that the edit could touch, 3 all of them. What is chosen depends on the
-text, the edit and the strength alone.
+Strength 1 touches one place, 2 about half of the places that the edit could touch, 3 all of them.
+What is chosen depends on the text, the edit and the strength alone.
 """
 
 import hashlib
@@ -24,10 +26,14 @@ _NUMBER_WORDS = re.findall(
     """two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand million billion""",
 )
 _WEEKDAYS = re.findall(r"\w+", "Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-_MONTHS = re.findall(r"\w+", "January February March April June July August September October November December")
+_MONTHS = re.findall(
+    r"\w+", "January February March April June July August September October November December"
+)
 _NUMBER = re.compile(rf"\d+(?:[.,]\d+)*|\b(?:{'|'.join(_NUMBER_WORDS)})\b")
 _DATE = re.compile(rf"\b(?:{'|'.join(_WEEKDAYS + _MONTHS)})\b|\b(?:19|20)\d\d\b")
-_AUXILIARY = re.compile(r"\b(?:is|are|was|were|has|have|had|will|would|can|could|should|must|may|might)\b(?! (?:not|n't|never)\b)")
+_AUXILIARY = re.compile(
+    r"\b(?:is|are|was|were|has|have|had|will|would|can|could|should|must|may|might)\b(?! (?:not|n't|never)\b)"
+)
 _NAME = re.compile(r"\b[A-Z][\w’'-]+(?: [A-Z][\w’'-]+)*")
 _WORD = re.compile(r"[A-Za-z]{4,}")
 # Each pair means the same wherever the left word stands in running news text.
@@ -51,7 +57,9 @@ _SYNONYM = re.compile(rf"\b(?:{'|'.join(sorted(_SYNONYMS, key=len, reverse=True)
 
 @dataclass(frozen=True)
 class Edit:
-    """One kind of edit: `apply(text, other, strength, rng)` gives the edited text or None; `other` is a text on another matter."""
+    """One kind of edit: `apply(text, other, strength, rng)` gives the edited text or None; `other`
+    is a text on another matter.
+    """
 
     name: str
     effect: str
@@ -59,9 +67,15 @@ class Edit:
 
 
 def edited(edit: Edit, text: str, other: str, strength: int) -> str | None:
-    """`text` after `edit`, deterministic in all arguments; None where it does not apply or would change nothing but spaces."""
-    digest = hashlib.sha256(f"{edit.name}|{strength}|{text}".encode("utf-8", "surrogatepass")).digest()
-    result = edit.apply(text, other, strength, np.random.default_rng(int.from_bytes(digest[:8], "little")))
+    """`text` after `edit`, deterministic in all arguments; None where it does not apply or would
+    change nothing but spaces.
+    """
+    digest = hashlib.sha256(
+        f"{edit.name}|{strength}|{text}".encode("utf-8", "surrogatepass")
+    ).digest()
+    result = edit.apply(
+        text, other, strength, np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    )
     return None if result is None or result.split() == text.split() else result
 
 
@@ -77,7 +91,11 @@ def _substitute(pattern: re.Pattern, replacement: Callable[[str], str]):
     def apply(text: str, other: str, strength: int, rng: np.random.Generator) -> str | None:
         matches = list(pattern.finditer(text))
         for i in reversed(_some(matches, strength, rng)) if matches else ():
-            text = text[: matches[i].start()] + replacement(matches[i][0], rng) + text[matches[i].end() :]
+            text = (
+                text[: matches[i].start()]
+                + replacement(matches[i][0], rng)
+                + text[matches[i].end() :]
+            )
         return text if matches else None
 
     return apply
@@ -86,7 +104,8 @@ def _substitute(pattern: re.Pattern, replacement: Callable[[str], str]):
 def _other_number(found: str, rng: np.random.Generator) -> str:
     if not found[0].isdigit():
         return str(rng.choice([word for word in _NUMBER_WORDS if word != found]))
-    # Another first digit, the rest as it was: as plausible as the true number, and never equal to it.
+    # Another first digit, the rest as it was: as plausible as the true number, and never equal to
+    # it.
     return f"{(int(found[0]) - 1 + rng.integers(1, 9)) % 9 + 1}{found[1:]}"
 
 
@@ -98,7 +117,9 @@ def _other_date(found: str, rng: np.random.Generator) -> str:
 
 
 def _typo(found: str, rng: np.random.Generator) -> str:
-    """Two neighbouring letters inside the word change places; the first and last stay, as readers hardly notice."""
+    """Two neighbouring letters inside the word change places; the first and last stay, as readers
+    hardly notice.
+    """
     places = [i for i in range(1, len(found) - 2) if found[i] != found[i + 1]]
     if not places:
         return found[:1] + found[2:]
@@ -120,7 +141,10 @@ def _names(text: str) -> list[str]:
     """Names of `text`: capitalized words that do not merely begin a sentence, longest first."""
     starts = {sentence.split()[0] for sentence in split_sentences(text) if sentence.split()}
     found = {match[0] for match in _NAME.finditer(text)}
-    return sorted((name for name in found if " " in name or name not in starts), key=lambda name: (-len(name), name))
+    return sorted(
+        (name for name in found if " " in name or name not in starts),
+        key=lambda name: (-len(name), name),
+    )
 
 
 def _replace_names(text: str, mapping: dict[str, str]) -> str:
@@ -132,21 +156,28 @@ def _entity_swap(text: str, other: str, strength: int, rng: np.random.Generator)
     mine, theirs = _names(text), [name for name in _names(other) if name not in text]
     if not mine or not theirs:
         return None
-    return _replace_names(text, {mine[i]: theirs[k % len(theirs)] for k, i in enumerate(_some(mine, strength, rng))})
+    return _replace_names(
+        text, {mine[i]: theirs[k % len(theirs)] for k, i in enumerate(_some(mine, strength, rng))}
+    )
 
 
 def _role_swap(text: str, other: str, strength: int, rng: np.random.Generator) -> str | None:
     names = [name for name in _names(text) if not _DATE.search(name)]
     if len(names) < 2:
         return None
-    drawn = rng.permutation(len(names))[: 2 * (1, 1 + len(names) // 4, len(names) // 2)[strength - 1]]
+    drawn = rng.permutation(len(names))[
+        : 2 * (1, 1 + len(names) // 4, len(names) // 2)[strength - 1]
+    ]
     mapping = {}
     for i, j in zip(drawn[::2], drawn[1::2], strict=False):
         mapping |= {names[i]: names[j], names[j]: names[i]}
     return _replace_names(text, mapping)
 
 
-def _on_sentences(change: Callable[[list[str], list[str], int, np.random.Generator], list[str] | None], at_least: int = 2):
+def _on_sentences(
+    change: Callable[[list[str], list[str], int, np.random.Generator], list[str] | None],
+    at_least: int = 2,
+):
     """An edit of the list of sentences; texts of fewer than `at_least` are left out."""
 
     def apply(text: str, other: str, strength: int, rng: np.random.Generator) -> str | None:
@@ -191,7 +222,11 @@ def _dropped(sentences, others, strength, rng):
 
 def _repeated(sentences, others, strength, rng):
     again = set(_some(sentences, strength, rng))
-    return [copy for i, sentence in enumerate(sentences) for copy in [sentence] * (2 if i in again else 1)]
+    return [
+        copy
+        for i, sentence in enumerate(sentences)
+        for copy in [sentence] * (2 if i in again else 1)
+    ]
 
 
 def _inserted(sentences, others, strength, rng):

@@ -1,10 +1,12 @@
-"""A small set to see every metric at work: two news stories, each told again in nine ways that a reader would tell apart at
-once.
+"""A small set to see every metric at work: two news stories, each told again in nine ways that a
+reader would tell apart at once.
 
-Written for this project. `EXAMPLES` are (kind, candidate, reference); the kinds that keep the meaning (`copy`, `paraphrase`,
-`compressed`) should outrank those that break it (`negated`, `wrong number`, `roles swapped`, `another story`), and no metric of
-overlap manages that. The last three are there because metrics crash on them. `EDITED` is what each controlled edit makes of a
-third story, for readers: the texts that the edit study scores belong to their owners and stay out of the results.
+Written for this project. `EXAMPLES` are (kind, candidate, reference); the kinds that keep the
+meaning (`copy`, `paraphrase`, `compressed`) should outrank those that break it (`negated`, `wrong
+number`, `roles swapped`, `another story`), and no metric of overlap manages that. The last three
+are there because metrics crash on them. `EDITED` is what each controlled edit makes of a third
+story, for readers: the texts that the edit study scores belong to their owners and stay out of the
+results.
 """
 
 from .edits import EDITS, edited
@@ -37,9 +39,13 @@ _STORIES = {
         "compressed": _text("""
             A ferry with 212 people ran aground off Hven in fog on Tuesday. Lifeboats brought all passengers to Landskrona.
         """),
-        "negated": _FERRY.replace("ran aground", "did not run aground").replace("would pay", "would not pay"),
+        "negated": _FERRY.replace("ran aground", "did not run aground").replace(
+            "would pay", "would not pay"
+        ),
         "wrong number": _FERRY.replace("212", "712").replace("nine", "ninety"),
-        "roles swapped": _FERRY.replace("captain told the coast guard", "coast guard told the captain"),
+        "roles swapped": _FERRY.replace(
+            "captain told the coast guard", "coast guard told the captain"
+        ),
     },
     _BANK: {
         "copy": _BANK,
@@ -51,10 +57,13 @@ _STORIES = {
         "compressed": _text("""
             Northfield Bank will buy Castle Mutual for 1.4 billion dollars in cash. It expects to close forty branches.
         """),
-        "negated": _BANK.replace("will buy", "will not buy").replace("promised to keep", "refused to keep"),
+        "negated": _BANK.replace("will buy", "will not buy").replace(
+            "promised to keep", "refused to keep"
+        ),
         "wrong number": _BANK.replace("1.4 billion", "14 billion").replace("forty", "four"),
         "roles swapped": _BANK.replace(
-            "Northfield Bank will buy its smaller rival Castle Mutual", "Castle Mutual will buy Northfield Bank"
+            "Northfield Bank will buy its smaller rival Castle Mutual",
+            "Castle Mutual will buy Northfield Bank",
         ),
     },
 }
@@ -71,10 +80,18 @@ def _retold(story: str) -> dict[str, str]:
 
 
 EXAMPLES: list[tuple[str, str, str]] = [
-    *((kind, text, story) for story, versions in _STORIES.items() for kind, text in {**versions, **_retold(story)}.items()),
+    *(
+        (kind, text, story)
+        for story, versions in _STORIES.items()
+        for kind, text in {**versions, **_retold(story)}.items()
+    ),
     ("another story", _BANK, _FERRY),
     ("another story", _FERRY, _BANK),
-    ("non-Latin copy", "Паром сел на мель. Пассажиров спасли.", "Паром сел на мель. Пассажиров спасли."),
+    (
+        "non-Latin copy",
+        "Паром сел на мель. Пассажиров спасли.",
+        "Паром сел на мель. Пассажиров спасли.",
+    ),
     ("one word", "Ferry", "Ferry"),
     ("blank", " ", _FERRY),
 ]
@@ -84,5 +101,7 @@ EDIT_STORY = _text("""
     About 40 buses have crossed it every day since 1962.
     They will now take the road along the river.
 """)
-EDITED: list[tuple[str, str, str]] = [(edit.name, edit.effect, edited(edit, EDIT_STORY, _BANK, 1)) for edit in EDITS]
+EDITED: list[tuple[str, str, str]] = [
+    (edit.name, edit.effect, edited(edit, EDIT_STORY, _BANK, 1)) for edit in EDITS
+]
 """(edit, effect, `EDIT_STORY` after the edit in one place); where the edit needs a text on another matter it is the bank's."""

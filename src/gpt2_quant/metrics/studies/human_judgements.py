@@ -1,11 +1,14 @@
-"""What people said: SummEval's ratings of summaries and the STS Benchmark's of sentence pairs, from the hub or a folder.
+"""What people said: SummEval's ratings of summaries and the STS Benchmark's of sentence pairs, from
+the hub or a folder.
 
-SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, for each 16 systems' summaries, rated 1 to 5 by experts for
-coherence, consistency, fluency and relevance (means of three here), and 11 reference summaries. STS Benchmark test (Cer et al.
-2017): 1,379 pairs of sentences, similarity 0 to 5.
+SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, for each 16 systems' summaries, rated 1
+to 5 by experts for coherence, consistency, fluency and relevance (means of three here), and 11
+reference summaries. STS Benchmark test (Cer et al. 2017): 1,379 pairs of sentences, similarity 0 to
+5.
 
-A folder holds `summeval.jsonl` (a line a document: id, source, references, systems: {name: {summary, coherence, …}}) and
-`stsb_test.csv` (tab-separated, no header: genre, file, year, id, score, sentence 1, sentence 2).
+A folder holds `summeval.jsonl` (a line a document: id, source, references, systems: {name:
+{summary, coherence, …}}) and `stsb_test.csv` (tab-separated, no header: genre, file, year, id,
+score, sentence 1, sentence 2).
 """
 
 import csv
@@ -25,7 +28,9 @@ STSB = ("sentence-transformers/stsb", "ab7a5ac0e35aa22088bdcf23e7fd99b220e53308"
 
 @dataclass(frozen=True)
 class SummEval:
-    """n documents x s systems. `summaries` [n][s]; `references` [n][11]; `ratings` quality -> float64 [n, s]."""
+    """n documents x s systems. `summaries` [n][s]; `references` [n][11]; `ratings` quality ->
+    float64 [n, s].
+    """
 
     sources: list[str]
     references: list[list[str]]
@@ -36,7 +41,9 @@ class SummEval:
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """n pairs with the mean human similarity, float64 [n] (the scale, 0 to 5 or 0 to 1, does not matter to a correlation)."""
+    """n pairs with the mean human similarity, float64 [n] (the scale, 0 to 5 or 0 to 1, does not
+    matter to a correlation).
+    """
 
     first: list[str]
     second: list[str]
@@ -46,16 +53,21 @@ class SentencePairs:
 def load_human_judgements(where: str) -> tuple[SummEval, SentencePairs]:
     """Both data sets from "hub" or from the folder `where`.
 
-    Raises UserError when the hub is out of reach, or when the folder lacks a file or holds something else.
+    Raises UserError when the hub is out of reach, or when the folder lacks a file or holds
+    something else.
     """
     if where == "hub":
         return _summeval_from_hub(), _stsb_from_hub()
     folder = Path(where)
     for name in ("summeval.jsonl", "stsb_test.csv"):
         if not (folder / name).is_file():
-            raise UserError(f"--human-judgements {where} has no {name}: give the folder that holds it, or hub")
+            raise UserError(
+                f"--human-judgements {where} has no {name}: give the folder that holds it, or hub"
+            )
     try:
-        return _summeval_from_folder(folder / "summeval.jsonl"), _stsb_from_folder(folder / "stsb_test.csv")
+        return _summeval_from_folder(folder / "summeval.jsonl"), _stsb_from_folder(
+            folder / "stsb_test.csv"
+        )
     except (ValueError, KeyError, TypeError, IndexError) as fault:
         raise UserError(
             f"--human-judgements {where} is not in the stated form ({fault!r}): see metrics/studies/human_judgements.py"
@@ -70,7 +82,15 @@ def _summeval_from_folder(path: Path) -> SummEval:
         [document["references"] for document in documents],
         systems,
         [[document["systems"][name]["summary"] for name in systems] for document in documents],
-        {q: np.array([[float(document["systems"][name][q]) for name in systems] for document in documents]) for q in QUALITIES},
+        {
+            q: np.array(
+                [
+                    [float(document["systems"][name][q]) for name in systems]
+                    for document in documents
+                ]
+            )
+            for q in QUALITIES
+        },
     )
 
 
@@ -78,7 +98,11 @@ def _stsb_from_folder(path: Path) -> SentencePairs:
     with open(path, encoding="utf-8", newline="") as file:
         # Quotes are part of the sentences in this file.
         rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
-    return SentencePairs([row[5] for row in rows], [row[6] for row in rows], np.array([float(row[4]) for row in rows]))
+    return SentencePairs(
+        [row[5] for row in rows],
+        [row[6] for row in rows],
+        np.array([float(row[4]) for row in rows]),
+    )
 
 
 def _dataset(name: str, revision: str):
@@ -102,4 +126,6 @@ def _summeval_from_hub() -> SummEval:
 
 def _stsb_from_hub() -> SentencePairs:
     rows = _dataset(*STSB)
-    return SentencePairs(list(rows["sentence1"]), list(rows["sentence2"]), np.array(rows["score"], dtype=np.float64))
+    return SentencePairs(
+        list(rows["sentence1"]), list(rows["sentence2"]), np.array(rows["score"], dtype=np.float64)
+    )

@@ -1,19 +1,21 @@
 """How well a metric agrees with people, with the uncertainty of the documents at hand.
 
-*Summary level*: for each document the rank correlation over its systems between metric and rating, then the mean over documents;
-this asks whether the metric can tell good summaries of one text from bad ones. *System level*: one correlation over systems of the
-means over documents. A document on which people, or the metric, make no difference has no correlation and is left out.
+*Summary level*: for each document the rank correlation over its systems between metric and rating,
+then the mean over documents; this asks whether the metric can tell good summaries of one text from
+bad ones. *System level*: one correlation over systems of the means over documents. A document on
+which people, or the metric, make no difference has no correlation and is left out.
 
-Intervals are percentile bootstrap intervals over documents (2,000 resamples; Efron 1979), since documents are what was sampled.
-Two metrics are compared on the same resamples: the interval of the difference, not two intervals side by side, says which is
-better. For the one sample of STS pairs there is Williams' test of two dependent correlations that share a variable (Steiger
-1980):
+Intervals are percentile bootstrap intervals over documents (2,000 resamples; Efron 1979), since
+documents are what was sampled. Two metrics are compared on the same resamples: the interval of the
+difference, not two intervals side by side, says which is better. For the one sample of STS pairs
+there is Williams' test of two dependent correlations that share a variable (Steiger 1980):
 
     t = (r12 - r13) * sqrt( (n-1)(1 + r23) / (2 |R| (n-1)/(n-3) + rm² (1 - r23)³) ),   rm = (r12 + r13) / 2,
     |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23,   df = n - 3
 
-Holm's correction (`paired.holm`) holds over each family. A third variable z (the number of sentences) is taken out of ranks by
-the partial correlation (r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²)).
+Holm's correction (`paired.holm`) holds over each family. A third variable z (the number of
+sentences) is taken out of ranks by the partial correlation (r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1
+- r_yz²)).
 """
 
 import numpy as np
@@ -24,7 +26,9 @@ RESAMPLES = 2000
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of the pairs where both are defined; NaN when fewer than three, or one side is constant."""
+    """Spearman's rank correlation of the pairs where both are defined; NaN when fewer than three,
+    or one side is constant.
+    """
     both = np.isfinite(x) & np.isfinite(y)
     return _pearson(rankdata(x[both]), rankdata(y[both])) if both.sum() > 2 else float("nan")
 
@@ -33,7 +37,11 @@ def kendall(x: np.ndarray, y: np.ndarray) -> float:
     """Kendall's tau-b of the pairs where both are defined; NaN as `spearman`."""
     both = np.isfinite(x) & np.isfinite(y)
     # Of the two ways to a p-value, which is not used here, the asymptotic one takes no time.
-    return float(kendalltau(x[both], y[both], method="asymptotic").statistic) if both.sum() > 2 else float("nan")
+    return (
+        float(kendalltau(x[both], y[both], method="asymptotic").statistic)
+        if both.sum() > 2
+        else float("nan")
+    )
 
 
 def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
@@ -59,7 +67,9 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def by_document(statistic, *columns: np.ndarray) -> np.ndarray:
-    """`statistic` of each document's row; columns are float64 [documents, systems], the result float64 [documents]."""
+    """`statistic` of each document's row; columns are float64 [documents, systems], the result
+    float64 [documents].
+    """
     return np.array([statistic(*rows) for rows in zip(*columns, strict=True)])
 
 
@@ -75,12 +85,17 @@ def interval_of_mean(per_document: np.ndarray, drawn: np.ndarray) -> dict[str, f
         return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
     means = _resampled_means(per_document, drawn)
     low, high = np.nanquantile(means, (0.025, 0.975))
-    return {"value": float(per_document[defined].mean()), "low": float(low), "high": float(high), "n": int(defined.sum())}
+    return {
+        "value": float(per_document[defined].mean()),
+        "low": float(low),
+        "high": float(high),
+        "n": int(defined.sum()),
+    }
 
 
 def difference(first: np.ndarray, second: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
-    """Mean of first - second over the documents that both define: {value, low, high, n, p}; p is two-sided, at least
-    1/RESAMPLES.
+    """Mean of first - second over the documents that both define: {value, low, high, n, p}; p is
+    two-sided, at least 1/RESAMPLES.
     """
     gap = first - second
     result = interval_of_mean(gap, drawn)
@@ -94,8 +109,12 @@ def _resampled_means(per_document: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return values[drawn].sum(1) / np.maximum(defined[drawn].sum(1), 1)
 
 
-def system_level(metric: np.ndarray, rating: np.ndarray, drawn: np.ndarray) -> dict[str, dict[str, float]]:
-    """Spearman and Kendall over systems of the means over documents, with bootstrap intervals; arguments [documents, systems]."""
+def system_level(
+    metric: np.ndarray, rating: np.ndarray, drawn: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Spearman and Kendall over systems of the means over documents, with bootstrap intervals;
+    arguments [documents, systems].
+    """
     means = [(np.nanmean(metric, axis=0), rating.mean(axis=0))]
     for rows in drawn[:500]:
         means.append((np.nanmean(metric[rows], axis=0), rating[rows].mean(axis=0)))
@@ -103,12 +122,19 @@ def system_level(metric: np.ndarray, rating: np.ndarray, drawn: np.ndarray) -> d
     for name, statistic in (("spearman", spearman), ("kendall", kendall)):
         values = np.array([statistic(*pair) for pair in means])
         low, high = np.nanquantile(values[1:], (0.025, 0.975))
-        result[name] = {"value": float(values[0]), "low": float(low), "high": float(high), "n": metric.shape[1]}
+        result[name] = {
+            "value": float(values[0]),
+            "low": float(low),
+            "high": float(high),
+            "n": metric.shape[1],
+        }
     return result
 
 
 def williams(r12: float, r13: float, r23: float, n: int) -> float:
-    """Two-sided p that two correlations with variable 1, of n observations, are equal; 2 and 3 correlate by r23."""
+    """Two-sided p that two correlations with variable 1, of n observations, are equal; 2 and 3
+    correlate by r23.
+    """
     determinant = 1 - r12**2 - r13**2 - r23**2 + 2 * r12 * r13 * r23
     mean = (r12 + r13) / 2
     bottom = 2 * determinant * (n - 1) / (n - 3) + mean**2 * (1 - r23) ** 3

@@ -1,14 +1,18 @@
-"""Training of the networks in `order_model.py`, on imitation summaries: the only labels are where authors put their sentences.
+"""Training of the networks in `order_model.py`, on imitation summaries: the only labels are where
+authors put their sentences.
 
-A summary is made of a document's sentences, and each of its places is labelled: 1 if the sentence opened the document (first
-place) or came right after the one that it follows now, else 0. What a summary can look like:
+A summary is made of a document's sentences, and each of its places is labelled: 1 if the sentence
+opened the document (first place) or came right after the one that it follows now, else 0. What a
+summary can look like:
 
-    lead 30%, whole document 6%, a run from anywhere 10%, sentences picked from anywhere in their order 34%, out of order 20%
-    then, of each: a foreign sentence 12%, one sentence again 8%, broken sentences 25%, all of it twice 3%, another text's rest 6%
+    lead 30%, whole document 6%, a run from anywhere 10%, sentences picked from anywhere in their
+    order 34%, out of order 20% then, of each: a foreign sentence 12%, one sentence again 8%, broken
+    sentences 25%, all of it twice 3%, another text's rest 6%
 
-A broken sentence is one cut off, one that lost its middle, or the halves of two joined; its place is 0, and so is everything
-said again or of another text. Summaries have 2 to 8 sentences. Half of them are read in lower case, as some systems write, so
-that capitals are evidence but no crutch. The loss is the cross-entropy of the places.
+A broken sentence is one cut off, one that lost its middle, or the halves of two joined; its place
+is 0, and so is everything said again or of another text. Summaries have 2 to 8 sentences. Half of
+them are read in lower case, as some systems write, so that capitals are evidence but no crutch. The
+loss is the cross-entropy of the places.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,9 +33,11 @@ BROKEN_PER_DOCUMENT, BROKEN_AMONG_FIRST = 2, 8  # broken sentences cost an embed
 
 @dataclass
 class Documents:
-    """Sentences of n documents laid end to end, then the broken ones: unit vectors [s, 384], cues as written and in lower case.
+    """Sentences of n documents laid end to end, then the broken ones: unit vectors [s, 384], cues
+    as written and in lower case.
 
-    Document d has the rows start[d] … start[d] + length[d] - 1; `broken[d]` maps some of them to their broken versions' rows.
+    Document d has the rows start[d] … start[d] + length[d] - 1; `broken[d]` maps some of them to
+    their broken versions' rows.
     """
 
     vectors: np.ndarray
@@ -41,8 +47,12 @@ class Documents:
     broken: list[dict[int, int]]
 
 
-def prepare(documents: Sequence[Sequence[str]], embed: Callable[[list[str]], np.ndarray], seed: int = 3) -> Documents:
-    """Embeds all sentences and some broken versions of them; documents have at least two sentences each."""
+def prepare(
+    documents: Sequence[Sequence[str]], embed: Callable[[list[str]], np.ndarray], seed: int = 3
+) -> Documents:
+    """Embeds all sentences and some broken versions of them; documents have at least two sentences
+    each.
+    """
     draw = np.random.default_rng(seed)
     sentences = [sentence for document in documents for sentence in document]
     length = np.array([len(document) for document in documents])
@@ -62,7 +72,9 @@ def prepare(documents: Sequence[Sequence[str]], embed: Callable[[list[str]], np.
 
 
 def break_sentence(sentence: str, other: str, draw: np.random.Generator) -> str | None:
-    """Cut off (half of the time), its middle dropped, or joined to the end of `other`; None where one has under 8 words."""
+    """Cut off (half of the time), its middle dropped, or joined to the end of `other`; None where
+    one has under 8 words.
+    """
     words, end = sentence.split(), other.split()
     if min(len(words), len(end)) < 8:
         return None
@@ -73,10 +85,14 @@ def break_sentence(sentence: str, other: str, draw: np.random.Generator) -> str 
     if kind < 0.75:
         k = draw.integers(2, len(words) - 5)
         return " ".join(words[:k] + words[draw.integers(k + 2, len(words) - 1) :])
-    return " ".join(words[: draw.integers(3, len(words) - 2)] + end[draw.integers(2, len(end) - 3) :])
+    return " ".join(
+        words[: draw.integers(3, len(words) - 2)] + end[draw.integers(2, len(end) - 3) :]
+    )
 
 
-def imitation(data: Documents, document: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def imitation(
+    data: Documents, document: int, draw: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows, labels) of one imitation summary, as the module's docstring describes."""
     n, start = int(data.length[document]), data.start[document]
     size = min(n, draw.choice(LENGTHS, p=LENGTH_SHARES))
@@ -102,7 +118,9 @@ def imitation(data: Documents, document: int, draw: np.random.Generator) -> tupl
         labels[place + 1 : place + 2] = False
     elif fault < 0.20:
         again = draw.integers(place, len(rows)) + 1
-        labels[again : again + 1] &= again == place + 1  # after a repetition right away, what follows still follows
+        labels[again : again + 1] &= (
+            again == place + 1
+        )  # after a repetition right away, what follows still follows
         rows, labels = np.insert(rows, again, rows[place]), np.insert(labels, again, False)
     elif fault < 0.45:
         is_broken = np.isin(rows, list(data.broken[document]))
@@ -113,13 +131,22 @@ def imitation(data: Documents, document: int, draw: np.random.Generator) -> tupl
     elif fault < 0.54:
         kept = draw.integers(1, len(rows))
         rest = min(len(rows) - kept, data.length[other])
-        rows = np.concatenate([rows[:kept], data.start[other] + draw.integers(data.length[other] - rest + 1) + np.arange(rest)])
+        rows = np.concatenate(
+            [
+                rows[:kept],
+                data.start[other] + draw.integers(data.length[other] - rest + 1) + np.arange(rest),
+            ]
+        )
         labels = np.concatenate([labels[:kept], np.zeros(rest, dtype=bool)])
     return rows, labels
 
 
-def examples(data: Documents, summaries: int = SUMMARIES, seed: int = 0) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """(the network's inputs, labels float32 [places]) of so many imitation summaries of documents drawn evenly."""
+def examples(
+    data: Documents, summaries: int = SUMMARIES, seed: int = 0
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """(the network's inputs, labels float32 [places]) of so many imitation summaries of documents
+    drawn evenly.
+    """
     draw = np.random.default_rng(seed)
     inputs, labels = [], []
     for _ in tqdm(range(summaries), desc="imitations", unit="summary"):
@@ -127,20 +154,32 @@ def examples(data: Documents, summaries: int = SUMMARIES, seed: int = 0) -> tupl
         cues = data.cues[int(draw.integers(2))]
         inputs.append(places(data.vectors[rows], [cues[row] for row in rows]))
         labels.append(own)
-    return tuple(torch.cat(parts) for parts in zip(*inputs, strict=True)), torch.from_numpy(np.concatenate(labels)).float()
+    return tuple(torch.cat(parts) for parts in zip(*inputs, strict=True)), torch.from_numpy(
+        np.concatenate(labels)
+    ).float()
 
 
 def train(
-    inputs: Sequence[torch.Tensor], labels: torch.Tensor, epochs: int = EPOCHS, batch: int = BATCH, seed: int = 0
+    inputs: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    epochs: int = EPOCHS,
+    batch: int = BATCH,
+    seed: int = 0,
 ) -> PairNetwork:
-    """A network, trained by AdamW on the cross-entropy of the places, the learning rate falling linearly to 0."""
+    """A network, trained by AdamW on the cross-entropy of the places, the learning rate falling
+    linearly to 0.
+    """
     torch.manual_seed(seed)
     network = PairNetwork(DROPOUT).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs * -(-len(labels) // batch))
+    schedule = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1.0, 0.0, epochs * -(-len(labels) // batch)
+    )
     for _ in tqdm(range(epochs), desc="training", unit="epoch"):
         for rows in torch.randperm(len(labels)).split(batch):
-            loss = binary_cross_entropy_with_logits(network(*(part[rows] for part in inputs)), labels[rows])
+            loss = binary_cross_entropy_with_logits(
+                network(*(part[rows] for part in inputs)), labels[rows]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,7 +1,8 @@
-"""The five parts of the study, each from models and data to a section of the record and its table on disk.
+"""The five parts of the study, each from models and data to a section of the record and its table
+on disk.
 
-The presets differ in how much they read: the paper preset takes every text that the questions need, the demo enough to see
-every part at work within a minute.
+The presets differ in how much they read: the paper preset takes every text that the questions need,
+the demo enough to see every part at work within a minute.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,14 @@ from ..sentences import split_sentences
 from ..suite import Tools, score_examples
 from . import figures
 from .coherence_study import control_table
-from .edit_study import edit_pairs, edit_table, meaning_ranking, originals_from_news, originals_from_summeval, score_edits
+from .edit_study import (
+    edit_pairs,
+    edit_table,
+    meaning_ranking,
+    originals_from_news,
+    originals_from_summeval,
+    score_edits,
+)
 from .human_judgements import SentencePairs, SummEval
 from .human_study import coherence_differences, stsb_table, summeval_metrics, summeval_table
 from .quantization_cost import cached_cost_table
@@ -41,14 +49,30 @@ class Scale:
 
 
 SCALES = {
-    "paper": Scale(edits=200, strengths=(1, 3), permutations=20, coherence_texts=100, quantization_texts=200, baseline_texts=500),
-    "demo": Scale(edits=8, strengths=(2,), permutations=5, coherence_texts=12, quantization_texts=24, baseline_texts=40),
+    "paper": Scale(
+        edits=200,
+        strengths=(1, 3),
+        permutations=20,
+        coherence_texts=100,
+        quantization_texts=200,
+        baseline_texts=500,
+    ),
+    "demo": Scale(
+        edits=8,
+        strengths=(2,),
+        permutations=5,
+        coherence_texts=12,
+        quantization_texts=24,
+        baseline_texts=40,
+    ),
 }
 
 
 @dataclass
 class Inputs:
-    """What the parts share: news texts of the test split, and people's judgements where there are any."""
+    """What the parts share: news texts of the test split, and people's judgements where there are
+    any.
+    """
 
     settings: Settings
     tools: Tools
@@ -64,7 +88,9 @@ def scores(inputs: Inputs) -> tuple[dict, str]:
     """The built-in examples under every metric."""
     texts, table = score_examples(inputs.tools)
     write_csv(inputs.settings.results_dir / "metric_scores.csv", texts)
-    baseline = random_pair_baseline(inputs.news[: inputs.scale.baseline_texts], inputs.tools.encoder, inputs.tools.cache)
+    baseline = random_pair_baseline(
+        inputs.news[: inputs.scale.baseline_texts], inputs.tools.encoder, inputs.tools.cache
+    )
     section = {
         "corpus": table.to_dict("records"),
         "texts": texts.to_dict("records"),
@@ -76,13 +102,21 @@ def scores(inputs: Inputs) -> tuple[dict, str]:
 def edits(inputs: Inputs) -> tuple[dict, str]:
     """Controlled edits of SummEval's references where they are at hand, else of news items."""
     scale = inputs.scale
-    originals = originals_from_summeval(inputs.humans[0]) if inputs.humans else originals_from_news(inputs.news[: 60 * scale.edits])
+    originals = (
+        originals_from_summeval(inputs.humans[0])
+        if inputs.humans
+        else originals_from_news(inputs.news[: 60 * scale.edits])
+    )
     pairs = edit_pairs(originals, scale.edits, scale.strengths)
     after, before = score_edits(originals, pairs, inputs.tools)
     table, ranking = edit_table(pairs, after, before), meaning_ranking(pairs, after, before)
     write_csv(inputs.settings.results_dir / "metric_edits.csv", table)
     figures.edit_heatmap(table, inputs.settings.results_dir / "metric_edits.png")
-    section = {"source": originals.source, "table": table.to_dict("records"), "ranking": ranking.to_dict("records")}
+    section = {
+        "source": originals.source,
+        "table": table.to_dict("records"),
+        "ranking": ranking.to_dict("records"),
+    }
     return section, _shown(ranking)
 
 
@@ -106,13 +140,17 @@ def humans(inputs: Inputs) -> tuple[dict, str]:
 
 
 def coherence(inputs: Inputs) -> tuple[dict, str]:
-    """Shuffle test and controls on whole articles, or on the longest news items where there are none."""
+    """Shuffle test and controls on whole articles, or on the longest news items where there are
+    none.
+    """
     if inputs.humans:
         texts, source = inputs.humans[0].sources, "SummEval source articles, whole"
     else:
         texts = sorted(inputs.news, key=lambda text: -len(split_sentences(text)))
         source = "the test items with the most sentences"
-    table = control_table(texts[: inputs.scale.coherence_texts], inputs.tools, inputs.scale.permutations)
+    table = control_table(
+        texts[: inputs.scale.coherence_texts], inputs.tools, inputs.scale.permutations
+    )
     write_csv(inputs.settings.results_dir / "metric_coherence.csv", table)
     figures.coherence_controls(table, inputs.settings.results_dir / "metric_coherence.png")
     shown = table.pivot(index="metric", columns="control", values="prefers_original").reset_index()
@@ -148,14 +186,21 @@ OUTPUTS = {
 
 
 def store(inputs: Inputs, sections: dict[str, dict], data: dict) -> Path:
-    """Write the parts that ran into the record text_metrics.json; parts of an earlier run with the same models stay."""
+    """Write the parts that ran into the record text_metrics.json; parts of an earlier run with the
+    same models stay.
+    """
     settings, tools = inputs.settings, inputs.tools
     models = {"language_model": tools.language_model.signature, "encoder": Encoder.signature}
     path = settings.results_dir / "records" / "text_metrics.json"
     before = load_record(path) if path.is_file() else {"models": {}}
     same = all(before["models"].get(name) == signature for name, signature in models.items())
     kept = {part: before[part] for part in PARTS if part in before and same}
-    record = {"settings": settings.as_dict(), "data": data, "models": models, "provenance": provenance(settings)}
+    record = {
+        "settings": settings.as_dict(),
+        "data": data,
+        "models": models,
+        "provenance": provenance(settings),
+    }
     return save_record(settings.results_dir, "text_metrics", {**record, **kept, **sections})
 
 

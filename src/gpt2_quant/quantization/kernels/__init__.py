@@ -6,8 +6,9 @@ attention   causal attention read straight from the joint query-key-value projec
 pooling     which token a classifier reads, and its head
 nf4         matrix product with 4-bit weights, unpacked tile by tile
 
-Each runs on the CPU too, under Triton's interpreter (`TRITON_INTERPRET=1`, set before Triton is imported): slowly, for
-tests. The functions take torch tensors, allocate their results and launch; nothing is kept between calls.
+Each runs on the CPU too, under Triton's interpreter (`TRITON_INTERPRET=1`, set before Triton is
+imported): slowly, for tests. The functions take torch tensors, allocate their results and launch;
+nothing is kept between calls.
 """
 
 from .attention import causal_attention, padding_bias

@@ -1,11 +1,13 @@
-"""Causal attention over short sequences, read straight from the joint projection (FlashAttention, arXiv 2205.14135).
+"""Causal attention over short sequences, read straight from the joint projection (FlashAttention,
+arXiv 2205.14135).
 
-GPT-2 projects a token to query, key and value side by side: one `[tokens, 3 * width]` matrix. Reading heads out of it by
-strides saves the three transposed copies. One program takes a block of queries of one head, walks over the keys that
-they may see and keeps a running maximum and sum, so that the score matrix never leaves the registers.
+GPT-2 projects a token to query, key and value side by side: one `[tokens, 3 * width]` matrix.
+Reading heads out of it by strides saves the three transposed copies. One program takes a block of
+queries of one head, walks over the keys that they may see and keeps a running maximum and sum, so
+that the score matrix never leaves the registers.
 
-A classifier reads one token of each text. In its last layer only that token's query matters: `positions` then says
-where each text's single query stands.
+A classifier reads one token of each text. In its last layer only that token's query matters:
+`positions` then says where each text's single query stands.
 """
 
 import torch
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from .launch import await_predecessor, hopper_options
 
-# Added to the score of a key that must not be seen. Finite: a row without any visible key (left padding) then becomes
-# an unused average instead of NaN, which would spread through 0 * NaN.
+# Added to the score of a key that must not be seen. Finite: a row without any visible key (left
+# padding) then becomes an unused average instead of NaN, which would spread through 0 * NaN.
 _HIDDEN = tl.constexpr(-1.0e30)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -34,7 +36,11 @@ def _attention_kernel(
     channels = head * HEAD_DIM + tl.arange(0, HEAD_DIM)
     query_rows = text * n_queries + queries
     is_query = queries < n_queries
-    query = tl.load(query_ptr + query_rows[:, None] * query_stride + channels[None, :], mask=is_query[:, None], other=0.0)
+    query = tl.load(
+        query_ptr + query_rows[:, None] * query_stride + channels[None, :],
+        mask=is_query[:, None],
+        other=0.0,
+    )
     if SINGLE:
         positions = tl.load(position_ptr + text) + tl.zeros((BLOCK_Q,), dtype=tl.int64)
         end = n_keys
@@ -59,7 +65,9 @@ def _attention_kernel(
         weights = tl.exp2(scores - raised[:, None])
         shrink = tl.exp2(highest - raised)
         value = tl.load(value_ptr + where, mask=is_key[:, None], other=0.0)
-        result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee")
+        result = tl.dot(
+            weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee"
+        )
         total = total * shrink + tl.sum(weights, axis=1)
         highest = raised
     result /= total[:, None]
@@ -68,7 +76,9 @@ def _attention_kernel(
 
 
 def padding_bias(mask: Tensor) -> Tensor:
-    """What hides padded keys: float32 of the mask's shape, 0 where it is 1 and hugely negative where it is 0."""
+    """What hides padded keys: float32 of the mask's shape, 0 where it is 1 and hugely negative
+    where it is 0.
+    """
     return (mask == 0).float() * _HIDDEN.value
 
 
@@ -98,7 +108,8 @@ def causal_attention(
     single = positions is not None
     block_q = 16 if single else min(64, max(16, triton.next_power_of_2(n_queries)))
     grid = (triton.cdiv(n_queries, block_q), texts * heads)
-    # Shorter steps need fewer registers, which pays once there are several programs for each multiprocessor slot.
+    # Shorter steps need fewer registers, which pays once there are several programs for each
+    # multiprocessor slot.
     crowded = grid[0] * grid[1] > 1024
     block_k = min(32 if crowded else 64, max(16, triton.next_power_of_2(n_keys)))
     _attention_kernel[grid](

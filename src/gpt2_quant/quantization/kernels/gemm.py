@@ -1,27 +1,34 @@
-"""int8 x int8 -> int32 on the tensor cores, with everything that follows the product in its epilogue.
+"""int8 x int8 -> int32 on the tensor cores, with everything that follows the product in its
+epilogue.
 
-`y = x W^T + b` under quantization: x is codes `xq` with a scale for each row m, W codes `wq` `[out, in]` with a scale for
-each output channel n. Both scales are constant along the summation, so they leave the sum,
+`y = x W^T + b` under quantization: x is codes `xq` with a scale for each row m, W codes `wq` `[out,
+in]` with a scale for each output channel n. Both scales are constant along the summation, so they
+leave the sum,
 
     y[m, n] = x_scale[m] * w_scale[n] * sum_k xq[m, k] wq[n, k] + b[n],
 
-and the sum is exact in int32: |sum| <= 127^2 * K < 2^31 for K up to 133,000 (GPT-2's largest is 3,072). Both operands have k
-as their fastest axis, which is the only order in which Hopper's integer wgmma reads shared memory; that is why weights
-are stored `[out, in]` and not as GPT-2's Conv1D has them. Tiles travel through tensor descriptors, that is, by Hopper's
-copy engine (TMA): 8% faster here than loads by pointers, and tiles over the edge need no masks.
+and the sum is exact in int32: |sum| <= 127^2 * K < 2^31 for K up to 133,000 (GPT-2's largest is
+3,072). Both operands have k as their fastest axis, which is the only order in which Hopper's
+integer wgmma reads shared memory; that is why weights are stored `[out, in]` and not as GPT-2's
+Conv1D has them. Tiles travel through tensor descriptors, that is, by Hopper's copy engine (TMA): 8%
+faster here than loads by pointers, and tiles over the edge need no masks.
 
-A result leaves the kernel once, as float: bias, GELU and the residual stream are added while the tile is in registers.
+A result leaves the kernel once, as float: bias, GELU and the residual stream are added while the
+tile is in registers.
 
-Tile sizes. GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132 multiprocessors, and with
-K = 768 a tile is six steps long, so filling the pipeline and writing the result cost as much as the sum. What pays is
-having two to four tiles on a multiprocessor at once, one computing while another loads or writes. For many rows a
-*persistent* grid does the same in one program: it takes tile after tile and loads the next while it writes the last.
-A tile may be no power of two wide, as 64 x 192: that takes a second, narrower sum (`REST_N`), and divides 2,048 x 2,304
-outputs into 384 tiles, 2.9 on each multiprocessor, where 128 x 128 leaves most of them waiting for those that have three.
-`tile_sizes` holds the fastest of 98 candidates, each timed on an H200; no search runs when the program starts.
+Tile sizes. GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132
+multiprocessors, and with K = 768 a tile is six steps long, so filling the pipeline and writing the
+result cost as much as the sum. What pays is having two to four tiles on a multiprocessor at once,
+one computing while another loads or writes. For many rows a *persistent* grid does the same in one
+program: it takes tile after tile and loads the next while it writes the last. A tile may be no
+power of two wide, as 64 x 192: that takes a second, narrower sum (`REST_N`), and divides 2,048 x
+2,304 outputs into 384 tiles, 2.9 on each multiprocessor, where 128 x 128 leaves most of them
+waiting for those that have three. `tile_sizes` holds the fastest of 98 candidates, each timed on an
+H200; no search runs when the program starts.
 
-The weight does not depend on the kernel before. So, placed early (`launch.py`), each program first asks for its share of
-the weight to be brought into the cache, while the predecessor is still computing what it must wait for.
+The weight does not depend on the kernel before. So, placed early (`launch.py`), each program first
+asks for its share of the weight to be brought into the cache, while the predecessor is still
+computing what it must wait for.
 """
 
 import torch
@@ -38,8 +45,9 @@ _TMA_BYTES = 16  # rows that the copy engine reads or writes begin at multiples 
 
 @triton.jit
 def _corner(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First row and column of a program's tile. Neighbouring programs take 8 tiles of one column of tiles, then the next
-    column: what they share is still in the L2 cache."""
+    """First row and column of a program's tile. Neighbouring programs take 8 tiles of one column of
+    tiles, then the next column: what they share is still in the L2 cache.
+    """
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     group, within = program // (8 * tiles_n), program % (8 * tiles_n)
     group_m = min(tiles_m - group * 8, 8)
@@ -60,14 +68,18 @@ def _finish(
         weight_scale = tl.load(weight_scale_ptr + first_column + column, mask=is_column, other=0.0)
         result = total.to(tl.float32) * x_scale[:, None] * weight_scale[None, :]
         if HAS_BIAS:
-            result += tl.load(bias_ptr + first_column + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
+            result += tl.load(bias_ptr + first_column + column, mask=is_column, other=0.0).to(
+                tl.float32
+            )[None, :]
         if GELU:
             result = _gelu(result, HOPPER)
         if HAS_RESIDUAL:
             # The corner with 64 bits, what lies inside the tile with 32: fewer registers.
             corner = residual_ptr + first_row.to(tl.int64) * N + first_column
             inside = is_row[:, None] & is_column[None, :]
-            result += tl.load(corner + row[:, None] * N + column[None, :], mask=inside, other=0.0).to(tl.float32)
+            result += tl.load(
+                corner + row[:, None] * N + column[None, :], mask=inside, other=0.0
+            ).to(tl.float32)
         out.store([first_row, first_column], result.to(out.dtype))
     else:
         out.store([first_row, first_column], total)
@@ -75,14 +87,21 @@ def _finish(
 
 @triton.jit
 def _prefetch_weight(weight_ptr, N, K, LINES: tl.constexpr):
-    """Ask for this program's share of the weight, in lines of 128 bytes, to be brought into the L2 cache; wait for nothing."""
+    """Ask for this program's share of the weight, in lines of 128 bytes, to be brought into the L2
+    cache; wait for nothing.
+    """
     lines = tl.cdiv(N * K, 128)
     share = tl.cdiv(lines, tl.num_programs(0))
     for start in range(0, share, LINES):
         line = tl.minimum(tl.program_id(0) * share + start + tl.arange(0, LINES), lines - 1)
         address = (weight_ptr + line.to(tl.int64) * 128).to(tl.int64)
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [address],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
         )
 
 
@@ -103,8 +122,11 @@ def _int8_gemm_kernel(
             row, column = _corner(program, M, N, BLOCK_M, BLOCK_N)
             total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
             for k in range(0, K, BLOCK_K):
-                total = tl.dot(x.load([row, k]), weight.load([column, k]).T, total, out_dtype=tl.int32)
-            # In two halves: half the shared memory for the way out, which leaves room for a second program.
+                total = tl.dot(
+                    x.load([row, k]), weight.load([column, k]).T, total, out_dtype=tl.int32
+                )
+            # In two halves: half the shared memory for the way out, which leaves room for a second
+            # program.
             left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
             _finish(left, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
                     SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N // 2, HOPPER)  # fmt: skip
@@ -118,7 +140,9 @@ def _int8_gemm_kernel(
             codes = x.load([row, k])
             total = tl.dot(codes, weight.load([column, k]).T, total, out_dtype=tl.int32)
             if REST_N:
-                rest = tl.dot(codes, weight_rest.load([column + BLOCK_N, k]).T, rest, out_dtype=tl.int32)
+                rest = tl.dot(
+                    codes, weight_rest.load([column + BLOCK_N, k]).T, rest, out_dtype=tl.int32
+                )
         _finish(total, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
                 SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N, HOPPER)  # fmt: skip
         if REST_N:
@@ -143,7 +167,12 @@ def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
     else:
         sizes = (128, 128, 128, 3) if wide or (deep and m > 12288) else (64, 128, 128, 3)
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages")
-    return {**dict(zip(names, sizes, strict=True)), "REST_N": rest, "num_warps": 4, "PERSISTENT": wide and m > 4096}
+    return {
+        **dict(zip(names, sizes, strict=True)),
+        "REST_N": rest,
+        "num_warps": 4,
+        "PERSISTENT": wide and m > 4096,
+    }
 
 
 def int8_gemm(
@@ -165,8 +194,8 @@ def int8_gemm(
     bias, residual        float `[n]`, float `[m, n]` contiguous
     tiles                 launch sizes, for measurements; `tile_sizes` chooses otherwise
 
-    Returns `dtype` `[m, n]`. With both scales None the exact int32 product, without an epilogue. (Where n is no multiple of
-    16 bytes the result is a slice of a wider buffer.)
+    Returns `dtype` `[m, n]`. With both scales None the exact int32 product, without an epilogue.
+    (Where n is no multiple of 16 bytes the result is a slice of a wider buffer.)
     """
     (m, k), n = x.shape, weight.shape[0]
     if weight.shape[1] != k:
@@ -198,9 +227,13 @@ def int8_gemm(
 
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer on floats `[..., k]`: quantize each row, then `int8_gemm`. Returns `[..., n]` in x's dtype."""
+    """A linear layer on floats `[..., k]`: quantize each row, then `int8_gemm`. Returns `[..., n]`
+    in x's dtype.
+    """
     codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-    return int8_gemm(codes, scale, weight, weight_scale, bias, dtype=x.dtype).view(*x.shape[:-1], weight.shape[0])
+    return int8_gemm(codes, scale, weight, weight_scale, bias, dtype=x.dtype).view(
+        *x.shape[:-1], weight.shape[0]
+    )
 
 
 def _round_up(value: int, multiple: int) -> int:

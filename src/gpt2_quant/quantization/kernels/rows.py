@@ -1,10 +1,12 @@
-"""Kernels that hold whole rows: a token's activations fit in registers, so each is read once and written once.
+"""Kernels that hold whole rows: a token's activations fit in registers, so each is read once and
+written once.
 
-Quantizing a row needs its absmax before the first code can be written. Whoever computes the row anyway (LayerNorm, GELU)
-should therefore also quantize it: float activations of 2 bytes are read, codes of 1 byte are written, and the float
-result never exists in memory. The arithmetic is that of `affine.quantize_rows`: scale = absmax / 127 in float32, codes
-are x * (1 / scale) rounded half to even, so codes and scales are equal to its, bit for bit. (One quotient a row: exact
-division costs a dozen instructions, and one for each element took three times as long as moving the data, measured.)
+Quantizing a row needs its absmax before the first code can be written. Whoever computes the row
+anyway (LayerNorm, GELU) should therefore also quantize it: float activations of 2 bytes are read,
+codes of 1 byte are written, and the float result never exists in memory. The arithmetic is that of
+`affine.quantize_rows`: scale = absmax / 127 in float32, codes are x * (1 / scale) rounded half to
+even, so codes and scales are equal to its, bit for bit. (One quotient a row: exact division costs a
+dozen instructions, and one for each element took three times as long as moving the data, measured.)
 """
 
 import torch
@@ -17,8 +19,9 @@ from .launch import await_predecessor, hopper_options
 
 _CODE_MAX = tl.constexpr(float(SYMMETRIC_MAX))
 _SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
-# float32 numbers from 2**23 to 2**24 are the integers, so adding 1.5 * 2**23 rounds to one, half to even; taking it off
-# again is exact. Triton offers no rounding of its own that its interpreter knows too.
+# float32 numbers from 2**23 to 2**24 are the integers, so adding 1.5 * 2**23 rounds to one, half to
+# even; taking it off again is exact. Triton offers no rounding of its own that its interpreter
+# knows too.
 _ROUNDER = tl.constexpr(12582912.0)
 
 
@@ -26,19 +29,24 @@ _ROUNDER = tl.constexpr(12582912.0)
 def _gelu(x, HOPPER: tl.constexpr):
     """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
 
-    Exponential and quotient keep the special function unit busy for longer than the data takes to move, so Hopper's own
-    tanh is used (one instruction, relative error 2^-11, that of float16), and 1 + tanh u = 2 sigmoid(2 u) elsewhere.
+    Exponential and quotient keep the special function unit busy for longer than the data takes to
+    move, so Hopper's own tanh is used (one instruction, relative error 2^-11, that of float16), and
+    1 + tanh u = 2 sigmoid(2 u) elsewhere.
     """
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     if HOPPER:
-        tanh = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1)
+        tanh = tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
+        )
         return 0.5 * x * (1.0 + tanh)
     return x * tl.sigmoid(2.0 * u)
 
 
 @triton.jit
 def _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr):
-    """Quantize rows held in registers (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and scales."""
+    """Quantize rows held in registers (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and
+    scales.
+    """
     absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
     codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
@@ -97,14 +105,17 @@ def _embedding_kernel(
     values *= tl.load(scale_ptr + token)
     if HAS_POSITION:
         position = row % length
-        offset = tl.load(position_codes_ptr + position * n_columns + columns, mask=inside, other=0).to(tl.float32)
+        offset = tl.load(
+            position_codes_ptr + position * n_columns + columns, mask=inside, other=0
+        ).to(tl.float32)
         values += offset * tl.load(position_scale_ptr + position)
     tl.store(out_ptr + row * n_columns + columns, values.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def _grouping(n_rows: int, n_columns: int) -> dict[str, int]:
-    """Block and launch sizes of a row kernel, by timing on an H200: two short rows share a program, two warps once the
-    GPU is full."""
+    """Block and launch sizes of a row kernel, by timing on an H200: two short rows share a program,
+    two warps once the GPU is full.
+    """
     block = triton.next_power_of_2(n_columns)
     if block > 1024:
         return {"ROWS": 1, "BLOCK": block, "num_warps": 4}
@@ -126,7 +137,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass; shapes as in `quantize_rows`."""
+    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass; shapes as in
+    `quantize_rows`.
+    """
     return _quantize(x, gelu=True)
 
 
@@ -135,20 +148,27 @@ def _quantize(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     if len(x):
         sizes = _grouping(*x.shape)
         grid = (triton.cdiv(len(x), sizes["ROWS"]),)
-        _quantize_kernel[grid](x, codes, scale, *x.shape, GELU=gelu, **sizes, **hopper_options(x.device))
+        _quantize_kernel[grid](
+            x, codes, scale, *x.shape, GELU=gelu, **sizes, **hopper_options(x.device)
+        )
     return codes, scale
 
 
-def layer_norm_quantize(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def layer_norm_quantize(
+    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
     """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32.
 
-    x: float `[rows, n]`, contiguous; weight, bias: float `[n]`. Returns codes int8 `[rows, n]`, scale float32 `[rows, 1]`.
+    x: float `[rows, n]`, contiguous; weight, bias: float `[n]`. Returns codes int8 `[rows, n]`,
+    scale float32 `[rows, 1]`.
     """
     codes, scale = _empty_codes(x)
     if len(x):
         sizes = _grouping(*x.shape)
         grid = (triton.cdiv(len(x), sizes["ROWS"]),)
-        _layer_norm_quantize_kernel[grid](x, weight, bias, codes, scale, *x.shape, epsilon, **sizes, **hopper_options(x.device))
+        _layer_norm_quantize_kernel[grid](
+            x, weight, bias, codes, scale, *x.shape, epsilon, **sizes, **hopper_options(x.device)
+        )
     return codes, scale
 
 
@@ -160,10 +180,12 @@ def int8_embedding(
     position_codes: Tensor | None = None,
     position_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows of an int8 embedding as floats, without a float copy of the table; optionally plus learned positions.
+    """Rows of an int8 embedding as floats, without a float copy of the table; optionally plus
+    learned positions.
 
-    ids: integers `[...]`, the last axis being the position; codes int8 `[vocabulary, n]`, scale float32 `[vocabulary]`;
-    position_codes int8 `[positions, n]`, position_scale float32 `[positions]`. Returns `dtype` `[..., n]`.
+    ids: integers `[...]`, the last axis being the position; codes int8 `[vocabulary, n]`, scale
+    float32 `[vocabulary]`; position_codes int8 `[positions, n]`, position_scale float32
+    `[positions]`. Returns `dtype` `[..., n]`.
     """
     n_columns = codes.shape[1]
     ids = ids.contiguous()

@@ -1,7 +1,9 @@
-"""The fused step's activations and gradients, made once for the largest batch; smaller batches use their first rows.
+"""The fused step's activations and gradients, made once for the largest batch; smaller batches use
+their first rows.
 
-Buffers that the second stream reads while the first goes on (gradients of matrix products and of norms' outputs) exist once
-a layer; what only the first stream touches exists once. For 16 x 128 tokens of GPT-2 124M: 1.1 GB.
+Buffers that the second stream reads while the first goes on (gradients of matrix products and of
+norms' outputs) exist once a layer; what only the first stream touches exists once. For 16 x 128
+tokens of GPT-2 124M: 1.1 GB.
 """
 
 import torch
@@ -9,12 +11,16 @@ import torch
 from .batches import field_sizes
 
 
-def activations(config, texts: int, longest: int, compute: torch.dtype, device: torch.device) -> dict[str, object]:
-    """Buffers by name, all zero. T = texts x longest rows; `compute` is the type of products' operands, the rest is FP32.
+def activations(
+    config, texts: int, longest: int, compute: torch.dtype, device: torch.device
+) -> dict[str, object]:
+    """Buffers by name, all zero. T = texts x longest rows; `compute` is the type of products'
+    operands, the rest is FP32.
 
-    Norms are numbered 0 … 2 n_layer: two a block and the final one; x[i] is what norm i reads, h[i] what it gives, dh[i] and
-    dy[i] the gradients of h[i] and of the branch that was added to make x[i]. A block has qkv, attention output o, MLP input
-    u and its GELU a. `*_last` hold one row a text: after the last attention nothing else is read.
+    Norms are numbered 0 … 2 n_layer: two a block and the final one; x[i] is what norm i reads, h[i]
+    what it gives, dh[i] and dy[i] the gradients of h[i] and of the branch that was added to make
+    x[i]. A block has qkv, attention output o, MLP input u and its GELU a. `*_last` hold one row a
+    text: after the last attention nothing else is read.
     """
     rows, width, depth = texts * longest, config.n_embd, config.n_layer
     norms = 2 * depth + 1

@@ -1,14 +1,16 @@
 """Triton kernels of the fused training step: what lies between its matrix products.
 
-A GPT-2 step at 16 x 64 tokens is some 140 small matrix products. Left to separate operations, the rest (dropout, residual
-sums, norms, activations, softmax, casts) is ten times as many launches, each reading and writing what the last one wrote.
-Here each gap between two products is one kernel, and what it needs again in the backward pass it recomputes.
+A GPT-2 step at 16 x 64 tokens is some 140 small matrix products. Left to separate operations, the
+rest (dropout, residual sums, norms, activations, softmax, casts) is ten times as many launches,
+each reading and writing what the last one wrote. Here each gap between two products is one kernel,
+and what it needs again in the backward pass it recomputes.
 
-Residual stream, norms, softmax, loss and every sum are FP32; what enters and leaves a matrix product is the compute type
-(bf16), exactly as under autocast.
+Residual stream, norms, softmax, loss and every sum are FP32; what enters and leaves a matrix
+product is the compute type (bf16), exactly as under autocast.
 
-*Dropout* takes no generator state: whether element i of site s is kept in update u is bit-mixed from (seed, u, s, i) by
-`random_word`, so the backward pass, a replayed graph and a resumed run draw the same masks with nothing stored.
+*Dropout* takes no generator state: whether element i of site s is kept in update u is bit-mixed
+from (seed, u, s, i) by `random_word`, so the backward pass, a replayed graph and a resumed run draw
+the same masks with nothing stored.
 
 Every sum is taken in a fixed order (no atomics): the same inputs give the same bits.
 """
@@ -19,8 +21,9 @@ import triton.language as tl
 
 @triton.jit
 def _mix(word):
-    """A 32-bit finalizer of two multiplications (the parameters of C. Wellons' lowbias32): each input bit flips each
-    output bit with a probability near one half."""
+    """A 32-bit finalizer of two multiplications (the parameters of C. Wellons' lowbias32): each
+    input bit flips each output bit with a probability near one half.
+    """
     word = word ^ (word >> 16)
     word = word * 0x7FEB352D
     word = word ^ (word >> 15)
@@ -37,7 +40,9 @@ def random_word(seed, update, site, index):
 
 @triton.jit
 def _dropped(value, update_ptr, seed_ptr, site, index, threshold, scale):
-    """`value` where kept, times 1 / (1 - p); zero elsewhere. Kept means a random word at or above `threshold` = p 2**32."""
+    """`value` where kept, times 1 / (1 - p); zero elsewhere. Kept means a random word at or above
+    `threshold` = p 2**32.
+    """
     word = random_word(tl.load(seed_ptr), tl.load(update_ptr), site, index)
     return tl.where(word >= threshold.to(tl.uint32), value * scale, 0.0)
 
@@ -98,7 +103,8 @@ def norm_backward(
     dh, x, mean_in, rstd_in, norm_weight, dx_in, dx_out, dy_out,
     update, seed, site, threshold, scale, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Backward of x = x' + dropout(y), h = norm(x): dx_out = dx_in + d norm(dh), dy = dropout mask of dx_out.
+    """Backward of x = x' + dropout(y), h = norm(x): dx_out = dx_in + d norm(dh), dy = dropout mask
+    of dx_out.
 
     With u = (x - mean) rstd and g = dh w:  dx = rstd (g - mean(g) - u mean(g u)).
     """
@@ -133,14 +139,22 @@ def gelu_backward(u, da, du, n, BLOCK: tl.constexpr):
     s = tl.sigmoid(1.5957691216057308 * (value + 0.044715 * value * value * value))
     slope = 1.5957691216057308 * (1.0 + 3.0 * 0.044715 * value * value)
     upstream = tl.load(da + at, at < n, 0.0).to(tl.float32)
-    tl.store(du + at, (upstream * s * (1.0 + value * (1.0 - s) * slope)).to(du.dtype.element_ty), at < n)
+    tl.store(
+        du + at, (upstream * s * (1.0 + value * (1.0 - s) * slope)).to(du.dtype.element_ty), at < n
+    )
 
 
 @triton.jit
-def _attention_weights(qkv, base, row, column, dim, length, width, softmax_scale, inside_rows, inside_columns):
+def _attention_weights(
+    qkv, base, row, column, dim, length, width, softmax_scale, inside_rows, inside_columns
+):
     """softmax(q kᵀ / sqrt(d)) of one head, causal, before dropout; and q, k."""
     q = tl.load(qkv + base + row[:, None] * (3 * width) + dim[None, :], inside_rows[:, None], 0.0)
-    k = tl.load(qkv + base + width + column[:, None] * (3 * width) + dim[None, :], inside_columns[:, None], 0.0)
+    k = tl.load(
+        qkv + base + width + column[:, None] * (3 * width) + dim[None, :],
+        inside_columns[:, None],
+        0.0,
+    )
     score = tl.dot(q, tl.trans(k), input_precision="ieee") * softmax_scale
     score = tl.where((column[None, :] <= row[:, None]) & inside_columns[None, :], score, -1e30)
     weight = tl.exp(score - tl.max(score, 1)[:, None])
@@ -152,10 +166,11 @@ def attention(
     qkv, o, update, seed, site, threshold, scale, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Causal self-attention of one head of one text; one program does all of its queries, since texts are short.
+    """Causal self-attention of one head of one text; one program does all of its queries, since
+    texts are short.
 
-    qkv [B L, 3 width] as the product left it, o [B L, width]. No padding mask: padding is on the right, and no real
-    token looks to its right.
+    qkv [B L, 3 width] as the product left it, o [B L, width]. No padding mask: padding is on the
+    right, and no real token looks to its right.
     """
     program = tl.program_id(0)
     text, head = program // HEADS, program % HEADS
@@ -164,8 +179,12 @@ def attention(
     dim = tl.arange(0, HEAD)
     inside = row < length
     base = text * length * 3 * width + head * HEAD
-    weight, _, _ = _attention_weights(qkv, base, row, column, dim, length, width, softmax_scale, inside, column < length)
-    v = tl.load(qkv + base + 2 * width + column[:, None] * (3 * width) + dim[None, :], inside[:, None], 0.0)
+    weight, _, _ = _attention_weights(
+        qkv, base, row, column, dim, length, width, softmax_scale, inside, column < length
+    )
+    v = tl.load(
+        qkv + base + 2 * width + column[:, None] * (3 * width) + dim[None, :], inside[:, None], 0.0
+    )
     at = (program * length + row[:, None]) * length + column[None, :]
     weight = _dropped(weight, update, seed, site, at, threshold, scale)
     out = tl.dot(weight.to(v.dtype), v, input_precision="ieee")
@@ -189,12 +208,18 @@ def attention_backward(
     dim = tl.arange(0, HEAD)
     inside = row < length
     base = text * length * 3 * width + head * HEAD
-    weight, q, k = _attention_weights(qkv, base, row, column, dim, length, width, softmax_scale, inside, column < length)
-    v = tl.load(qkv + base + 2 * width + column[:, None] * (3 * width) + dim[None, :], inside[:, None], 0.0)
+    weight, q, k = _attention_weights(
+        qkv, base, row, column, dim, length, width, softmax_scale, inside, column < length
+    )
+    v = tl.load(
+        qkv + base + 2 * width + column[:, None] * (3 * width) + dim[None, :], inside[:, None], 0.0
+    )
     where = (text * length + row[:, None]) * width + head * HEAD + dim[None, :]
     dout = tl.load(do + where, inside[:, None], 0.0)
     at = (program * length + row[:, None]) * length + column[None, :]
-    mask = _dropped(tl.full((BLOCK, BLOCK), 1.0, tl.float32), update, seed, site, at, threshold, scale)
+    mask = _dropped(
+        tl.full((BLOCK, BLOCK), 1.0, tl.float32), update, seed, site, at, threshold, scale
+    )
     dv = tl.dot(tl.trans((weight * mask).to(v.dtype)), dout, input_precision="ieee")
     dweight = tl.dot(dout, tl.trans(v), input_precision="ieee") * mask
     dscore = weight * (dweight - tl.sum(dweight * weight, 1)[:, None]) * softmax_scale
@@ -210,7 +235,9 @@ def attention_backward(
 
 @triton.jit(do_not_specialize=["length"])
 def gather_last(x, o, last, x_out, o_out, length, width, BLOCK: tl.constexpr):
-    """Rows of x and o at each text's last token: from the last attention on, nothing else is ever read."""
+    """Rows of x and o at each text's last token: from the last attention on, nothing else is ever
+    read.
+    """
     text = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -232,26 +259,56 @@ def scatter_last(dx, do, last, dx_out, do_out, length, width, BLOCK: tl.constexp
 
 
 @triton.jit
-def head(h, weight, labels, count, dlogits, row_loss, dh, width, CLASSES: tl.constexpr, BLOCK: tl.constexpr):
-    """Logits, cross-entropy and their backward for one text: dlogits = (softmax - onehot) / count; absent rows have label -1."""
+def head(
+    h,
+    weight,
+    labels,
+    count,
+    dlogits,
+    row_loss,
+    dh,
+    width,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Logits, cross-entropy and their backward for one text: dlogits = (softmax - onehot) / count;
+    absent rows have label -1.
+    """
     text = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < width
     label = tl.load(labels + text)
     classes = tl.arange(0, CLASSES)
     table = tl.load(weight + classes[:, None] * width + column[None, :], inside[None, :], 0.0)
-    logit = tl.sum(table * tl.load(h + text * width + column, inside, 0.0).to(tl.float32)[None, :], 1)
+    logit = tl.sum(
+        table * tl.load(h + text * width + column, inside, 0.0).to(tl.float32)[None, :], 1
+    )
     top = tl.max(logit, 0)
     log_sum = top + tl.log(tl.sum(tl.exp(logit - top), 0))
     real = (label >= 0).to(tl.float32) / tl.load(count).to(tl.float32)
     tl.store(row_loss + text, (log_sum - tl.sum(tl.where(classes == label, logit, 0.0), 0)) * real)
     gradient = (tl.exp(logit - log_sum) - (classes == label).to(tl.float32)) * real
     tl.store(dlogits + text * CLASSES + classes, gradient)
-    tl.store(dh + text * width + column, tl.sum(table * gradient[:, None], 0).to(dh.dtype.element_ty), inside)
+    tl.store(
+        dh + text * width + column,
+        tl.sum(table * gradient[:, None], 0).to(dh.dtype.element_ty),
+        inside,
+    )
 
 
 @triton.jit
-def head_gradient(h, dlogits, row_loss, losses, update, gradient, texts, width, CLASSES: tl.constexpr, BLOCK: tl.constexpr):
+def head_gradient(
+    h,
+    dlogits,
+    row_loss,
+    losses,
+    update,
+    gradient,
+    texts,
+    width,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Gradient of the head's weight, one program a class; the first one also adds up the loss."""
     label = tl.program_id(0)
     column = tl.arange(0, BLOCK)
@@ -259,7 +316,9 @@ def head_gradient(h, dlogits, row_loss, losses, update, gradient, texts, width, 
     total = tl.zeros((BLOCK,), tl.float32)
     loss = 0.0
     for text in range(texts):
-        total += tl.load(dlogits + text * CLASSES + label) * tl.load(h + text * width + column, inside, 0.0).to(tl.float32)
+        total += tl.load(dlogits + text * CLASSES + label) * tl.load(
+            h + text * width + column, inside, 0.0
+        ).to(tl.float32)
         loss += tl.load(row_loss + text)
     tl.store(gradient + label * width + column, total, inside)
     if label == 0:

@@ -1,8 +1,9 @@
 """How the fused step's kernels get to the device: built ahead, in two lanes, captured as a graph.
 
-The same Python function issues an update's launches in three situations: to build its Triton kernels (nothing runs but
-matrix products on whatever the buffers hold), to run the first batch of a shape, and to be recorded as a CUDA graph.
-Without a GPU it runs on Triton's interpreter, which is how the tests check it.
+The same Python function issues an update's launches in three situations: to build its Triton
+kernels (nothing runs but matrix products on whatever the buffers hold), to run the first batch of a
+shape, and to be recorded as a CUDA graph. Without a GPU it runs on Triton's interpreter, which is
+how the tests check it.
 """
 
 from collections.abc import Callable, Iterable
@@ -46,7 +47,8 @@ class Lanes:
             torch.cuda.current_stream().wait_stream(self.side)
 
     def build(self, launch: Callable[[int], None], lengths: Iterable[int]) -> None:
-        """Build the kernels of `launch(length)` on many threads at once: 20 s of compiling, one after another.
+        """Build the kernels of `launch(length)` on many threads at once: 20 s of compiling, one
+        after another.
 
         A Triton without that mode builds them when they are first launched.
         """
@@ -59,7 +61,9 @@ class Lanes:
         self.building = False
 
     def captured(self, launch: Callable[[int], None], length: int) -> torch.cuda.CUDAGraph:
-        """The launches of an update as a graph. (torch.cuda.graph would collect garbage first, which takes longer.)"""
+        """The launches of an update as a graph. (torch.cuda.graph would collect garbage first,
+        which takes longer.)
+        """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.capturing):
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")

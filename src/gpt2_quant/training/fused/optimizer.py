@@ -1,14 +1,15 @@
 """Triton kernels of the fused training step: gradients of vectors and embeddings, clipping, AdamW.
 
-AdamW is bound by memory: per parameter it reads and writes weight and two moments (24 bytes), reads the gradient (2, in
-bf16, as the product wrote it) and writes the bf16 copy that the next products read (2). GPT-2's 85 million parameters in
-matrices are 2.4 GB a step, 0.57 ms at an H200's 4.2 TB/s. Casts, zeroing and scaling of gradients as passes of their
-own would more than double that.
+AdamW is bound by memory: per parameter it reads and writes weight and two moments (24 bytes), reads
+the gradient (2, in bf16, as the product wrote it) and writes the bf16 copy that the next products
+read (2). GPT-2's 85 million parameters in matrices are 2.4 GB a step, 0.57 ms at an H200's 4.2
+TB/s. Casts, zeroing and scaling of gradients as passes of their own would more than double that.
 
-*The token table* is 31% of GPT-2's parameters, and a batch touches about 500 of its 50,257 rows. A row without a gradient
-still moves under AdamW, by its decaying momentum. `catch_up` does that when the row is next read, all missed updates at
-once in registers: the same updates with the same rates in the same order, at 1% of the bytes. After CATCH_UP of them the
-first moment has shrunk by 0.9**256 = 2e-12 and no further update can change an FP32 weight; the rest is two powers.
+*The token table* is 31% of GPT-2's parameters, and a batch touches about 500 of its 50,257 rows. A
+row without a gradient still moves under AdamW, by its decaying momentum. `catch_up` does that when
+the row is next read, all missed updates at once in registers: the same updates with the same rates
+in the same order, at 1% of the bytes. After CATCH_UP of them the first moment has shrunk by
+0.9**256 = 2e-12 and no further update can change an FP32 weight; the rest is two powers.
 """
 
 import triton
@@ -18,7 +19,9 @@ CATCH_UP = 256
 
 
 @triton.jit
-def _adamw(p, m, v, g, step_size, second_scale, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr):
+def _adamw(
+    p, m, v, g, step_size, second_scale, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr
+):
     """One AdamW update without weight decay (Kingma & Ba, arXiv 1412.6980, algorithm 1).
 
     step_size = rate / (1 - beta1**t), second_scale = 1 / sqrt(1 - beta2**t).
@@ -33,7 +36,9 @@ def adamw(
     p, m, v, g, copy, coefficient, schedule, update, n,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """AdamW over flat arrays of n: p, m, v FP32; g times the clipping `coefficient`; `copy` gets p in its own type."""
+    """AdamW over flat arrays of n: p, m, v FP32; g times the clipping `coefficient`; `copy` gets p
+    in its own type.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     row = schedule + 2 * tl.load(update)
@@ -54,7 +59,9 @@ def adamw_rows(
     p, m, v, g, rows, n_rows, current, coefficient, schedule, update, width,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """AdamW on the rows of a table that a batch touched; g [n_rows, width] is compact. One program a row."""
+    """AdamW on the rows of a table that a batch touched; g [n_rows, width] is compact. One program
+    a row.
+    """
     program = tl.program_id(0)
     if program < tl.load(n_rows):
         row = tl.load(rows + program).to(tl.int64)
@@ -78,8 +85,9 @@ def catch_up(
     p, m, v, rows, n_rows, current, schedule, update, width,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Give rows the updates that they missed. `current[row]` counts those they have had; -1 means no gradient yet, ever:
-    both moments are zero and there is nothing to give."""
+    """Give rows the updates that they missed. `current[row]` counts those they have had; -1 means
+    no gradient yet, ever: both moments are zero and there is nothing to give.
+    """
     program = tl.program_id(0)
     if program < tl.load(n_rows):
         row = tl.load(rows + program).to(tl.int64)
@@ -95,7 +103,15 @@ def catch_up(
             end = tl.minimum(now, had + LIMIT)
             for missed in range(had, end):
                 weight, m1, v1 = _adamw(
-                    weight, m1, v1, 0.0, tl.load(schedule + 2 * missed), tl.load(schedule + 2 * missed + 1), BETA1, BETA2, EPS
+                    weight,
+                    m1,
+                    v1,
+                    0.0,
+                    tl.load(schedule + 2 * missed),
+                    tl.load(schedule + 2 * missed + 1),
+                    BETA1,
+                    BETA2,
+                    EPS,
                 )
             rest = (now - end).to(tl.float32)
             m1 *= tl.exp2(rest * tl.log2(tl.full((1,), BETA1, tl.float32)))
@@ -107,8 +123,19 @@ def catch_up(
 
 
 @triton.jit
-def column_sums(dy, partial, rows, columns, stride, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Sums over rows of dy [rows, columns], in CHUNKS partial sums: the gradient of a bias. partial is [CHUNKS, stride]."""
+def column_sums(
+    dy,
+    partial,
+    rows,
+    columns,
+    stride,
+    CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Sums over rows of dy [rows, columns], in CHUNKS partial sums: the gradient of a bias. partial
+    is [CHUNKS, stride].
+    """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     chunk = tl.program_id(1)
     per_chunk = tl.cdiv(rows, CHUNKS)
@@ -117,7 +144,9 @@ def column_sums(dy, partial, rows, columns, stride, CHUNKS: tl.constexpr, ROWS: 
         within = start + tl.arange(0, ROWS)
         row = chunk * per_chunk + within
         inside = ((within < per_chunk) & (row < rows))[:, None] & (column < columns)[None, :]
-        total += tl.sum(tl.load(dy + row[:, None] * columns + column[None, :], inside, 0.0).to(tl.float32), 0)
+        total += tl.sum(
+            tl.load(dy + row[:, None] * columns + column[None, :], inside, 0.0).to(tl.float32), 0
+        )
     tl.store(partial + chunk * stride + column, total, column < columns)
 
 
@@ -126,7 +155,9 @@ def norm_column_sums(
     dh, x, mean_in, rstd_in, partial_weight, partial_bias, rows, width, stride,
     CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a norm's weight, sum of dh (x - mean) rstd, and bias, sum of dh, in CHUNKS partial sums each."""
+    """Gradients of a norm's weight, sum of dh (x - mean) rstd, and bias, sum of dh, in CHUNKS
+    partial sums each.
+    """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     chunk = tl.program_id(1)
     per_chunk = tl.cdiv(rows, CHUNKS)
@@ -139,9 +170,9 @@ def norm_column_sums(
         inside = real[:, None] & (column < width)[None, :]
         at = row[:, None] * width + column[None, :]
         g = tl.load(dh + at, inside, 0.0).to(tl.float32)
-        unit = (tl.load(x + at, inside, 0.0) - tl.load(mean_in + row, real, 0.0)[:, None]) * tl.load(rstd_in + row, real, 0.0)[
-            :, None
-        ]
+        unit = (
+            tl.load(x + at, inside, 0.0) - tl.load(mean_in + row, real, 0.0)[:, None]
+        ) * tl.load(rstd_in + row, real, 0.0)[:, None]
         weight += tl.sum(g * unit, 0)
         bias += tl.sum(g, 0)
     tl.store(partial_weight + chunk * stride + column, weight, column < width)
@@ -149,8 +180,11 @@ def norm_column_sums(
 
 
 @triton.jit
-def token_gradient(dx, starts, order, n_rows, gradient, width, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """Gradient of each touched row of the token table: the sum of dx over its occurrences, `order[starts[i]:starts[i+1]]`.
+def token_gradient(
+    dx, starts, order, n_rows, gradient, width, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    """Gradient of each touched row of the token table: the sum of dx over its occurrences,
+    `order[starts[i]:starts[i+1]]`.
 
     Rows from n_rows on are filled with zeros, so that the whole compact array may be summed.
     """
@@ -164,14 +198,21 @@ def token_gradient(dx, starts, order, n_rows, gradient, width, BLOCK: tl.constex
             place = start + tl.arange(0, ROWS)
             source = tl.load(order + place, place < end, 0)
             total += tl.sum(
-                tl.load(dx + source[:, None] * width + column[None, :], (place < end)[:, None] & inside[None, :], 0.0), 0
+                tl.load(
+                    dx + source[:, None] * width + column[None, :],
+                    (place < end)[:, None] & inside[None, :],
+                    0.0,
+                ),
+                0,
             )
     tl.store(gradient + program * width + column, total, inside)
 
 
 @triton.jit(do_not_specialize=["length"])
 def position_gradient(dx, gradient, texts, length, width, BLOCK: tl.constexpr):
-    """Gradient of one row of the position table: the sum of dx over texts; zero beyond the batch's length."""
+    """Gradient of one row of the position table: the sum of dx over texts; zero beyond the batch's
+    length.
+    """
     position = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < width
