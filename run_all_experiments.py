@@ -27,8 +27,9 @@ sys.path.insert(
 )  # unlike the scripts in src/, this file does not stand beside the library
 
 from gpt2_quant import cli as common  # noqa: E402
-from gpt2_quant.models.loading import VARIANTS  # noqa: E402
-from gpt2_quant.steps import Step  # noqa: E402
+from gpt2_quant.cache import Step  # noqa: E402
+from gpt2_quant.errors import UserError, run  # noqa: E402
+from gpt2_quant.models.variants import BASELINE, made_by  # noqa: E402
 
 SHARED = (
     "preset",
@@ -80,16 +81,12 @@ def _made_by(number: int, *also: str) -> tuple[str, ...]:
     results folder.
     """
     return (
-        *(
-            f"records/{v.key}.json"
-            for v in VARIANTS.values()
-            if v.script.startswith(f"src/{number}_")
-        ),
+        *(f"records/{v.key}.json" for v in made_by(number)),
         *also,
     )
 
 
-BASELINE_WEIGHTS = f"{VARIANTS['baseline'].folder}/model.safetensors"
+BASELINE_WEIGHTS = f"{BASELINE.folder}/model.safetensors"
 STAGES = (
     Stage(1, "1_baseline_finetuning", _made_by(1, "training_curve.csv", "training_curve.png")),
     Stage(2, "2_quantization_scratch", _made_by(2), (BASELINE_WEIGHTS,)),
@@ -250,7 +247,7 @@ def warn_of_cost(args, settings) -> None:
             flush=True,
         )
         return
-    raise common.UserError(
+    raise UserError(
         f"{cost}: try python run_all_experiments.py --preset demo, or add --device cpu to train here anyway"
     )
 
@@ -311,4 +308,4 @@ def stop(stage: Stage, code: int, log: Path) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -264,7 +264,7 @@ def hub_item(kind: str, name: str, revision: str, skip: str | None) -> str:
 
 
 def minilm() -> str:
-    from gpt2_quant.cli import UserError
+    from gpt2_quant.errors import UserError
     from gpt2_quant.metrics.embeddings import model_folder
 
     try:

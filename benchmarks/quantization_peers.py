@@ -197,7 +197,7 @@ def onnx(bench, quantized):
 
 def weight_bytes(model) -> int:
     """Bytes of a model's tensors; a tensor subclass (torchao) counts as the tensors that it holds."""
-    from gpt2_quant.models.loading import resident_bytes
+    from gpt2_quant.models.sizes import resident_bytes
 
     def inner(tensor):
         if hasattr(tensor, "__tensor_flatten__"):

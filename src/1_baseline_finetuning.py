@@ -18,7 +18,9 @@ if os.environ.get("RANK", "0") != "0":
     os.environ["TQDM_DISABLE"] = "1"  # under accelerate launch: one progress bar, not one a process
 
 from gpt2_quant import cli as common
-from gpt2_quant.steps import Step
+from gpt2_quant.cache import Step
+from gpt2_quant.errors import UserError, run
+from gpt2_quant.models.variants import BASELINE
 
 PRECISIONS = ("auto", "bf16", "fp32")
 
@@ -79,7 +81,7 @@ def main() -> None:
     settings = common.settings_from(args)
     preset = common.PRESETS[args.preset]
     if args.learning_rate is not None and not 0 < args.learning_rate < 1:
-        raise common.UserError(
+        raise UserError(
             f"--learning-rate {args.learning_rate} is not between 0 and 1: give one like 2e-5"
         )
     seeds = list(dict.fromkeys(args.seeds or [settings.seed]))
@@ -96,9 +98,9 @@ def main() -> None:
     )  # under accelerate launch one process speaks and publishes
     publish = args.push_to_hub and main_process
     if publish:
-        from gpt2_quant.models import publishing
+        from gpt2_quant.data import hub
 
-        publishing.check_login(args.push_to_hub)
+        hub.check_login(args.push_to_hub)
     if not complete:
         fine_tune(args, settings, preset, seeds, step)
     elif main_process:
@@ -106,9 +108,7 @@ def main() -> None:
             f"{settings.models_dir / 'baseline_gpt2'} is already complete for these flags; --overwrite trains it anew"
         )
     if publish:
-        print(
-            "published:", publishing.push(settings.models_dir / "baseline_gpt2", args.push_to_hub)
-        )
+        print("published:", hub.push(settings.models_dir / "baseline_gpt2", args.push_to_hub))
 
 
 def fine_tune(args, settings, preset, seeds, step) -> None:
@@ -120,7 +120,7 @@ def fine_tune(args, settings, preset, seeds, step) -> None:
         fetch_model_folder(settings.base_model)
 
     from gpt2_quant.measure.evaluation import evaluate_variant
-    from gpt2_quant.models import publishing
+    from gpt2_quant.models import cards
     from gpt2_quant.models.loading import load_classifier
     from gpt2_quant.training import run as training_run
     from gpt2_quant.training.checkpoints import exclusive
@@ -144,10 +144,10 @@ def fine_tune(args, settings, preset, seeds, step) -> None:
             run.clean_up()
             return
         record = evaluate_variant(
-            settings, "baseline", model, run.tokenizer, run.splits, folder=run.folder, baseline=run.folder,
+            settings, BASELINE.key, model, run.tokenizer, run.splits, folder=run.folder, baseline=run.folder,
             extra={"training": run.describe(outcomes)}, predict=run.predict,
         )  # fmt: skip
-        card = publishing.write_card(run.folder, record)
+        card = cards.write_card(run.folder, record)
         step.finish(
             [run.folder / "config.json", run.folder / "model.safetensors", card, *run.outputs()]
         )
@@ -156,4 +156,4 @@ def fine_tune(args, settings, preset, seeds, step) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

@@ -1,8 +1,8 @@
-"""Task 2.2: GPT-2 quantized by hand, three ways, from the classifier that script 1 made.
+"""Task 2.2: GPT-2 quantized by hand, from the classifier that script 1 made.
 
-int8_scratch        one scale and zero-point a tensor; a quarter of the file, dequantized when it is loaded
-int8_scratch_w8a8   int8 weights times int8 activations, summed as integers; a quarter of the memory while running
-nf4_scratch         4-bit NormalFloat with doubly quantized scales, embeddings included; an eighth
+INT8 Scratch        one scale and zero-point per tensor; a quarter of the file, floats once loaded
+INT8 Scratch W8A8   int8 weights times int8 activations, summed as integers; a quarter of the memory
+NF4 Scratch         4-bit NormalFloat, doubly quantized scales, embeddings included; an eighth
 
 Each is saved, loaded again from the disk and measured as loaded: accuracy on the test split, size
 by part, latency beside every variant that exists. Then: where the error comes from
@@ -13,100 +13,81 @@ by part, latency beside every variant that exists. Then: where the error comes f
     python src/2_quantization_scratch.py --preset demo
 """
 
-from gpt2_quant import cli as common
+from gpt2_quant.cli import parser, seed_everything, settings_from
+from gpt2_quant.errors import run
+from gpt2_quant.models.variants import made_by
 
-KEYS = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
 
-
-def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument(
+def flags():
+    result = parser(__doc__)
+    result.add_argument(
         "--checkpoint", metavar="ID|FOLDER", help="classifier to quantize (default: script 1's)"
     )
-    parser.add_argument(
+    result.add_argument(
         "--skip-timing",
         action="store_true",
         help="leave the timing to script 3, which times all variants anew",
     )
-    args = parser.parse_args()
-    settings = common.settings_from(args)
+    return result.parse_args()
+
+
+def main() -> None:
+    args = flags()
+    settings = settings_from(args)
+    results, variants = settings.results_dir, made_by(2)
+
+    from gpt2_quant.cache import Step
+    from gpt2_quant.models.loading import baseline_folder, weights_file
+
+    baseline = baseline_folder(settings.models_dir, args.checkpoint)
+    # --skip-timing changes no file that this script promises.
+    asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
+    step = Step(results, "2_quantization_scratch", asked, [weights_file(baseline)])
+    records = [results / "records" / f"{variant.key}.json" for variant in variants]
+    if step.complete() and not settings.overwrite and all(path.is_file() for path in records):
+        print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
+        return
+
+    import torch
 
     from gpt2_quant.data.datasets import check_folder, load_splits
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
-    from gpt2_quant.models import loading as checkpoints
-    from gpt2_quant.steps import Step
-
-    baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
-    flags = {
-        name: value for name, value in vars(args).items() if name != "skip_timing"
-    }  # timing leaves no file of this script's
-    step = Step(
-        settings.results_dir, "2_quantization_scratch", flags, [checkpoints.weights_file(baseline)]
-    )
-    if (
-        step.complete()
-        and not settings.overwrite
-        and all(path.is_file() for path in record_paths(settings))
-    ):
-        print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
-        return
-    check_folder(settings)
-
     from gpt2_quant.measure import error_analysis, latency
-    from gpt2_quant.measure.evaluation import evaluate_variant
-    from gpt2_quant.models import folders
+    from gpt2_quant.measure.evaluation import evaluate_variant, headline
+    from gpt2_quant.models.cards import save_model, variant_card
+    from gpt2_quant.models.loading import load_classifier, load_variant
 
-    common.seed_everything(settings.seed)
+    check_folder(settings)
+    seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
-    model = checkpoints.load_classifier(baseline, settings.device)
+    model = load_classifier(baseline, settings.device)
 
-    for key in KEYS:
-        folder = settings.models_dir / checkpoints.VARIANTS[key].folder
-        folders.save_quantized(model, key, tokenizer, folder, source=baseline.name)
-        loaded = checkpoints.load_variant(key, settings.models_dir, settings.device)
+    outputs = []
+    for variant in variants:
+        folder = settings.models_dir / variant.folder
+        quantized = variant.how.quantize(variant.key, model, baseline, torch.float32)
+        save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name, by_hand=True))
+        loaded = load_variant(variant.key, settings.models_dir, settings.device)
         record = evaluate_variant(
-            settings, key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
-            extra={"quantization": folders.describe(loaded)},
+            settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
+            extra={"quantization": variant.how.facts(loaded)},
         )  # fmt: skip
-        accuracy = record["metrics"]["accuracy"]
-        print(
-            f"{record['variant']['label']}: accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}]"
-        )
-        del loaded
+        print(headline(record))
+        outputs += [folder / "model.safetensors", folder / "config.json"]
+        outputs += [results / f"{variant.key}_confusion_matrix.png"]
+        outputs += [results / "predictions" / f"{variant.key}{split}.parquet" for split in SPLITS]
+        del quantized, loaded
 
     tokens = tokenize(tokenizer, splits["validation"], settings.max_length)
     analysis = error_analysis.analyse(model, tokens, tokenizer.pad_token_id, settings)
-    written = analysis.save(settings.results_dir)
+    outputs += analysis.save(results)
     if not args.skip_timing:
         print(latency.table(latency.measure_and_store(settings, checkpoint=args.checkpoint)))
-    step.finish(outputs(settings) + written)
+    step.finish(outputs)
     print(analysis.summary())
 
 
-def record_paths(settings) -> list:
-    """The records of the three variants; other scripts add to them, so they are asked for but not
-    compared.
-    """
-    return [settings.results_dir / "records" / f"{key}.json" for key in KEYS]
-
-
-def outputs(settings) -> list:
-    """The models, predictions and figures that this script promises."""
-    from gpt2_quant.models.loading import VARIANTS
-
-    made, results = [], settings.results_dir
-    for key in KEYS:
-        folder = settings.models_dir / VARIANTS[key].folder
-        made += [
-            folder / "model.safetensors",
-            folder / "config.json",
-            results / f"{key}_confusion_matrix.png",
-        ]
-        made += [
-            results / "predictions" / f"{key}{suffix}.parquet" for suffix in ("", ".validation")
-        ]
-    return made
-
+SPLITS = ("", ".validation")
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

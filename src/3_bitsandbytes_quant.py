@@ -1,4 +1,4 @@
-"""Quantize the fine-tuned classifier with bitsandbytes: LLM.int8() and NF4 (Task 2.3).
+"""Task 2.3: quantize the fine-tuned classifier with bitsandbytes, LLM.int8() and NF4.
 
 Each scheme is applied at load to models/baseline_gpt2 (or --checkpoint), saved, loaded again from
 the disk, and measured as it came back: predictions, sizes, confusion matrix, record. The same
@@ -13,107 +13,80 @@ Runs on CUDA and, through bitsandbytes' CPU backend, without.
     python src/3_bitsandbytes_quant.py --checkpoint owner/some-gpt2-classifier
 """
 
-from gpt2_quant.cli import Settings, parser, run, seed_everything, settings_from
+from gpt2_quant.cli import parser, seed_everything, settings_from
+from gpt2_quant.errors import run
+from gpt2_quant.models.variants import BASELINE, VARIANTS, made_by
 
 
-def main() -> None:
-    flags = parser(__doc__)
-    flags.add_argument(
+def flags():
+    result = parser(__doc__)
+    result.add_argument(
         "--checkpoint",
         metavar="ID|FOLDER",
         help="FP32 classifier to quantize (default: script 1's)",
     )
-    args = flags.parse_args()
+    return result.parse_args()
+
+
+def main() -> None:
+    args = flags()
     settings = settings_from(args)
+    models, results, variants = settings.models_dir, settings.results_dir, made_by(3)
 
-    from gpt2_quant.data import datasets as data
-    from gpt2_quant.data import tokens
-    from gpt2_quant.models import loading as checkpoints
-    from gpt2_quant.steps import Step
+    from gpt2_quant.cache import Step
+    from gpt2_quant.models.loading import baseline_folder, weights_file
 
-    baseline = checkpoints.baseline_folder(settings.models_dir, args.checkpoint)
-    step = Step(
-        settings.results_dir, "3_bitsandbytes_quant", vars(args), step_inputs(settings, baseline)
-    )
+    baseline = baseline_folder(models, args.checkpoint)
+    others = [v for v in VARIANTS.values() if v.method and v not in variants]  # timed here, too
+    inputs = [weights_file(baseline), *(models / v.folder / "model.safetensors" for v in others)]
+    step = Step(results, "3_bitsandbytes_quant", vars(args), inputs)
     if step.complete() and not settings.overwrite:
         print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
         return
-    data.check_folder(settings)
 
+    import torch
+
+    from gpt2_quant.data.datasets import check_folder, load_splits
+    from gpt2_quant.data.tokens import load_tokenizer
     from gpt2_quant.measure import latency
-    from gpt2_quant.models import bitsandbytes as bnb
+    from gpt2_quant.measure.evaluation import evaluate_variant, headline
+    from gpt2_quant.models.bitsandbytes import require
+    from gpt2_quant.models.cards import save_model, variant_card
+    from gpt2_quant.models.loading import load_classifier, load_variant
 
-    bnb.require()
+    check_folder(settings)
+    require()
     seed_everything(settings.seed)
-    splits = data.load_splits(settings)
-    tokenizer = tokens.load_tokenizer(baseline)
-    # A checkpoint of someone else's has no FP32 row yet; script 1 has written its own.
-    for key in ("baseline", "baseline_fp16") if args.checkpoint else ("baseline_fp16",):
-        model = checkpoints.load_variant(key, settings.models_dir, settings.device, args.checkpoint)
-        measure(settings, key, model, tokenizer, splits, baseline, baseline)
+    splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
+    model = load_classifier(baseline, settings.device)
 
-    for key in bnb.KEYS:
-        folder = settings.models_dir / checkpoints.VARIANTS[key].folder
-        model = bnb.quantize(baseline, key, settings.device)
-        bnb.save(model, tokenizer, folder, key, baseline)
-        model = checkpoints.load_variant(key, settings.models_dir, settings.device)
-        facts = bnb.check_conversion(model, key)
-        measure(settings, key, model, tokenizer, splits, folder, baseline, {"quantization": facts})
+    outputs = []
+    # A checkpoint of someone else's has no FP32 row yet; script 1 has written its own.
+    for variant in [BASELINE, *variants] if args.checkpoint else variants:
+        folder, facts = baseline, {}
+        if variant.method:
+            folder = models / variant.folder
+            quantized = variant.how.quantize(variant.key, model, baseline, torch.float16)
+            save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name, False))
+            outputs += [folder / "model.safetensors"]
+            del quantized
+        loaded = load_variant(variant.key, models, settings.device, args.checkpoint)
+        if variant.method:
+            facts = {"quantization": variant.how.facts(loaded)}
+        record = evaluate_variant(
+            settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
+            extra=facts,
+        )  # fmt: skip
+        print(headline(record))
+        outputs += [results / "records" / f"{variant.key}.json"]
+        outputs += [results / f"{variant.key}_confusion_matrix.png"]
+        outputs += [
+            results / "predictions" / f"{variant.key}{s}.parquet" for s in ("", ".validation")
+        ]
 
     timed = latency.measure_and_store(settings, checkpoint=args.checkpoint)
-    step.finish(outputs(settings))
+    step.finish(outputs)
     print(latency.table(timed))
-
-
-def step_inputs(settings: Settings, baseline) -> list:
-    """The files whose change makes this script's results stale."""
-    from gpt2_quant.models.loading import VARIANTS, weights_file
-
-    others = [
-        settings.models_dir / variant.folder / "model.safetensors" for variant in VARIANTS.values()
-    ]
-    return [
-        weights_file(baseline),
-        *(path for path in others if "bitsandbytes" not in path.parent.name),
-    ]
-
-
-def measure(
-    settings: Settings,
-    key: str,
-    model,
-    tokenizer,
-    splits: dict,
-    folder,
-    baseline,
-    extra: dict | None = None,
-) -> None:
-    """Evaluate one variant and say how it did."""
-    from gpt2_quant.measure.evaluation import evaluate_variant
-
-    record = evaluate_variant(
-        settings, key, model, tokenizer, splits, folder=folder, baseline=baseline, extra=extra
-    )
-    accuracy = record["metrics"]["accuracy"]
-    print(
-        f"{record['variant']['label']}: accuracy {accuracy['value']:.4f} [{accuracy['low']:.4f}, {accuracy['high']:.4f}]"
-    )
-
-
-def outputs(settings: Settings) -> list:
-    """Every file that this script promises."""
-    from gpt2_quant.models import bitsandbytes as bnb
-    from gpt2_quant.models.loading import VARIANTS
-
-    made, results = [], settings.results_dir
-    for key in ("baseline_fp16", *bnb.KEYS):
-        made += [results / "records" / f"{key}.json", results / f"{key}_confusion_matrix.png"]
-        made += [
-            results / "predictions" / f"{key}{suffix}.parquet" for suffix in ("", ".validation")
-        ]
-    return made + [
-        settings.models_dir / VARIANTS[key].folder / "model.safetensors" for key in bnb.KEYS
-    ]
 
 
 if __name__ == "__main__":

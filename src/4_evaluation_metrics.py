@@ -18,6 +18,7 @@ results/cache.
 from pathlib import Path
 
 from gpt2_quant import cli as common
+from gpt2_quant.errors import UserError, run
 
 PARTS = ("scores", "edits", "humans", "coherence", "quantization")
 
@@ -45,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = common.settings_from(args)
     if args.references and not args.candidates:
-        raise common.UserError("--references needs --candidates: name the file to score")
+        raise UserError("--references needs --candidates: name the file to score")
     if args.candidates:
         score_own_files(args, settings)
     else:
@@ -69,11 +70,11 @@ def score_own_files(args, settings) -> None:
 
 def run_study(args, settings) -> None:
     """The parts asked for, the record, the report."""
+    from gpt2_quant.cache import Step
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.hub import fetch_model_folder
     from gpt2_quant.metrics import suite
     from gpt2_quant.metrics.studies import study
-    from gpt2_quant.steps import Step
 
     parts = args.only or list(PARTS)
     test = load_splits(settings)["test"]  # in the demo this makes the base model, too
@@ -109,7 +110,7 @@ def load_humans(args, settings):
         return None
     try:
         return load_human_judgements(args.human_judgements or "hub")
-    except common.UserError as fault:
+    except UserError as fault:
         if args.human_judgements:
             raise
         print(f"Left out: humans ({fault}).")
@@ -117,4 +118,4 @@ def load_humans(args, settings):
 
 
 if __name__ == "__main__":
-    common.run(main)
+    run(main)

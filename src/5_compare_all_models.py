@@ -17,7 +17,8 @@ report_1.pdf when script 4 has run, and report_2.pdf, into the results folder.
 
 from pathlib import Path
 
-from gpt2_quant.cli import ROOT, parser, run, settings_from
+from gpt2_quant.cli import ROOT, parser, settings_from
+from gpt2_quant.errors import run
 
 
 def arguments():

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from gpt2_quant.cli import PRESETS, ROOT, UserError, parser, settings_from
+from gpt2_quant.cli import PRESETS, ROOT, parser, settings_from
+from gpt2_quant.errors import UserError
 
 
 def resolve(*flags: str):
@@ -52,7 +53,7 @@ def test_bad_settings_are_refused(flags, complaint):
 
 CASES = {
     "pass": 0,
-    "raise cli.UserError('wrong input: mend it')": 2,
+    "raise errors.UserError('wrong input: mend it')": 2,
     "raise KeyboardInterrupt": 130,
     "raise OSError(28, 'No space left on device', '/full/file')": 2,
     "raise ValueError('ours')": 1,
@@ -61,7 +62,7 @@ CASES = {
 
 @pytest.mark.parametrize("body", CASES)
 def test_exit_codes(body):
-    code = f"import sys; sys.path.insert(0, 'src'); from gpt2_quant import cli\ndef main():\n    {body}\ncli.run(main)"
+    code = f"import sys; sys.path.insert(0, 'src'); from gpt2_quant import errors\ndef main():\n    {body}\nerrors.run(main)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -72,8 +73,8 @@ def test_exit_codes(body):
 
 def test_sigterm_ends_like_an_interrupt():
     code = (
-        "import sys, time; sys.path.insert(0, 'src'); from gpt2_quant import cli\n"
-        "def main():\n    print('on', flush=True); time.sleep(60)\ncli.run(main)"
+        "import sys, time; sys.path.insert(0, 'src'); from gpt2_quant import errors\n"
+        "def main():\n    print('on', flush=True); time.sleep(60)\nerrors.run(main)"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code],

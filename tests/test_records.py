@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gpt2_quant import records
-from gpt2_quant.cli import ROOT, UserError
+from gpt2_quant.cli import ROOT
+from gpt2_quant.errors import UserError
 
 
 def test_atomic_file_replaces_only_when_the_block_ends_well(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt2_quant.steps import LARGE_BYTES, Step
+from gpt2_quant.cache import LARGE_BYTES, Step
 
 
 @pytest.fixture

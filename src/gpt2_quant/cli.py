@@ -1,35 +1,26 @@
-"""What every script is told: presets, flags, folders, device, seed, and how a script ends.
+"""What every script is told: presets, flags, folders, device and seed.
 
 A *preset* names a whole experiment. `paper` is the published one (GPT-2 and AG News from the hub,
 each revision pinned by its commit, so that a later change there cannot change a result here).
 `demo` runs the same code on a corpus and a miniature GPT-2 that it makes on the spot, into folders
 of its own. A flag overrides what the preset says; whatever a script ran with stands in its record.
 
-Exit codes are a contract: 0 done; 2 the input, the setup or a flag is at fault (one sentence, no
-traceback); 1 a fault of this code (a traceback); 130 interrupted. torch is imported late, so that
+torch is imported late, so that
 `--help` answers at once.
 """
 
 import argparse
-import errno
 import os
 import random
-import re
-import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from .errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class UserError(Exception):
-    """The input, the setup or a flag is at fault; the message is one sentence that names the fault
-    and the mend.
-    """
 
 
 @dataclass(frozen=True)
@@ -288,54 +279,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-_DISK_FAULTS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EFBIG,
-}
-
-
-def _disk_fault(fault: Exception) -> int | None:
-    """The errno of a refusal by the disk, else None; safetensors, written in Rust, has it in its
-    message only.
-    """
-    number = getattr(fault, "errno", None)
-    if type(fault).__name__ == "SafetensorError" and (
-        found := re.search(r"\(os error (\d+)\)", str(fault))
-    ):
-        number = int(found[1])
-    return number if number in _DISK_FAULTS else None
-
-
-def run(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main` and end the process with the exit code that its outcome has by
-    contract.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main()
-        code = 0
-    except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from what is complete", file=sys.stderr)
-        code = 130
-    except Exception as fault:
-        number = _disk_fault(fault)
-        if number is None:
-            raise
-        where = getattr(fault, "filename", None) or "the disk"
-        print(
-            f"error: {where} cannot be written ({os.strerror(number)}): free space or name another folder",
-            file=sys.stderr,
-        )
-        code = 2
-    sys.stdout.flush()
-    sys.exit(code)

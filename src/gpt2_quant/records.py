@@ -23,7 +23,8 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from .cli import ROOT, Settings, UserError
+from .cli import ROOT, Settings
+from .errors import UserError
 
 SCHEMA_VERSION = 1
 # What latency.py renews in a record whenever all variants are timed together again.

@@ -9,11 +9,12 @@ import pytest
 from result_folders import STEPS, change_record, classifier, logits, write_results
 
 from gpt2_quant import records
-from gpt2_quant.cli import UserError, parser, settings_from
+from gpt2_quant.cli import parser, settings_from
 from gpt2_quant.compare import claims, tables
 from gpt2_quant.compare.changed_texts import most_changed, printed, read_test_texts
 from gpt2_quant.compare.comparison import MIB, compare_results
 from gpt2_quant.data.datasets import load_splits
+from gpt2_quant.errors import UserError
 from gpt2_quant.measure import paired
 
 

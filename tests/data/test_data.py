@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gpt2_quant.cli import Settings, UserError
+from gpt2_quant.cli import Settings
 from gpt2_quant.data import datasets as data
 from gpt2_quant.data.tokens import (
     Tokens,
@@ -23,6 +23,7 @@ from gpt2_quant.data.tokens import (
     sorted_batches,
     tokenize,
 )
+from gpt2_quant.errors import UserError
 
 
 def settings_for(folder: Path, **changes) -> Settings:

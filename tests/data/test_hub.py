@@ -69,14 +69,10 @@ def hub(repositories):
 def ask(
     code: str, home: Path, endpoint: str, revision: str | None = COMMIT, offline: str = "0"
 ) -> subprocess.CompletedProcess:
-    """Run `code` below settings.run, as a script does, against `endpoint` with the cache in `home`."""
-    program = (
-        "import json, sys\nsys.path.insert(0, 'src')\nfrom gpt2_quant import cli as settings\n"
-    )
+    """Run `code` below errors.run, as a script does, against `endpoint` with the cache in `home`."""
+    program = "import json, sys\nsys.path.insert(0, 'src')\nfrom gpt2_quant.errors import run\n"
     program += f"revision = {revision!r}\ndef main():\n"
-    program += (
-        "".join(f"    {line}\n" for line in code.strip().splitlines()) + "settings.run(main)\n"
-    )
+    program += "".join(f"    {line}\n" for line in code.strip().splitlines()) + "run(main)\n"
     environment = {
         "HF_HOME": str(home),
         "HF_ENDPOINT": endpoint,

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from gpt2_quant.cli import UserError
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import tokenize
+from gpt2_quant.errors import UserError
 from gpt2_quant.measure import activations, error_analysis
 from gpt2_quant.quantization import affine, fake, nf4
 

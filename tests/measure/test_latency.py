@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from gpt2_quant import records
+from gpt2_quant.cache import Step
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import tokenize
 from gpt2_quant.inference import best
 from gpt2_quant.measure import footprint, latency, timing
 from gpt2_quant.measure.session import Protocol, Session, eager, measure_memory
 from gpt2_quant.models import loading as checkpoints
-from gpt2_quant.steps import Step
 
 QUICK = Protocol(
     shapes=((2, 16), (1, 8)), best_shapes=((2, 16), (1, 8)), best_seconds=60, best_seconds_each=60,

@@ -7,7 +7,7 @@ from scipy.special import log_softmax, softmax
 from sklearn import metrics
 from statsmodels.stats.proportion import proportion_confint
 
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.measure import scores
 
 

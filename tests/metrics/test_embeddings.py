@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt2_quant.cache import Cache
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.metrics import embeddings
 from gpt2_quant.metrics.bertscore import bertscore, position_limit, random_pair_baseline
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.studies import meta_evaluation as meta
 from gpt2_quant.metrics.studies.human_judgements import QUALITIES, load_human_judgements
 

@@ -5,7 +5,7 @@ break them.
 import numpy as np
 import pytest
 
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.bleu import bleu, chrf, nltk_bleu
 from gpt2_quant.metrics.rouge import UnicodeTokenizer, rouge
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.perplexity import _windows, context_gain, load_language_model, perplexity
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gpt2_quant.cache import Cache
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.metrics import suite, texts
 
 

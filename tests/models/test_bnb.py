@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.models import bitsandbytes as bnb
 from gpt2_quant.models import loading as checkpoints
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2_quant.cli import UserError
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import tokenize
+from gpt2_quant.errors import UserError
 from gpt2_quant.measure.predictions import load_predictions, predict, save_predictions
 from gpt2_quant.models import loading as checkpoints
 

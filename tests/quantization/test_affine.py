@@ -5,7 +5,7 @@ gives.
 import pytest
 import torch
 
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.quantization import affine
 
 

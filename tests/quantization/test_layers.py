@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.quantization import affine, layers
 from gpt2_quant.quantization.layers import (
     Int8Embedding,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gpt2_quant.cli import UserError
+from gpt2_quant.errors import UserError
 from gpt2_quant.quantization import nf4
 
 # QLoRA, arXiv 2305.14314, appendix E.

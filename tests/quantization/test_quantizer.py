@@ -22,7 +22,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from gpt2_quant.cli import ROOT, UserError
+from gpt2_quant.cli import ROOT
+from gpt2_quant.errors import UserError
 from gpt2_quant.models import folders
 from gpt2_quant.quantization import affine, quantizer, stored_int8
 from gpt2_quant.quantization.layers import (

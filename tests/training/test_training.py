@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ROOT, make_tiny_gpt2
 from torch.nn.functional import cross_entropy
 
-from gpt2_quant.cli import UserError
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import length_grouped_batches, pad_batch, tokenize
+from gpt2_quant.errors import UserError
 from gpt2_quant.training.checkpoints import Checkpoints, byte_sum, exclusive
 from gpt2_quant.training.loop import Plan, curve, train
 from gpt2_quant.training.plain_step import PlainStep, gathered_predict, select_rows

@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from ..cli import Settings, UserError
-from ..data.datasets import LABELS, load_splits
+from ..cli import Settings
+from ..data.datasets import load_splits
+from ..data.labels import LABELS
+from ..errors import UserError
 from ..measure import paired
 from ..records import write_csv
 from .comparison import Comparison

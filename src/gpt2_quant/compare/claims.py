@@ -7,14 +7,9 @@ equivalence test, one about size by bytes. Where the published figure rests on h
 `why` says so.
 """
 
+from ..models.variants import BASELINE, FP16, INT8, LIBRARY_NF4, LLM_INT8
 from .comparison import MIB, Comparison, Row
 
-PUBLISHED = {  # accuracy, MB, ms, compression, from the published table
-    "baseline": (0.9459, 474.71, 94.13, 1.00),
-    "int8_scratch": (0.9459, 118.68, 96.00, 4.00),
-    "int8_bitsandbytes": (0.9459, 168.36, 247.94, 2.82),
-    "nf4_bitsandbytes": (0.9458, 127.86, 56.37, 3.71),
-}
 PUBLISHED_TEST_ROWS = 7600
 
 
@@ -70,11 +65,11 @@ def claims_scope(comparison: Comparison) -> str:
     """What this run's figures say about the published ones: the device, and whether it is the
     published model at all.
     """
-    record, baseline = comparison.record, comparison.row("baseline")
+    record, baseline = comparison.record, comparison.row(BASELINE.key)
     if not (record and baseline and baseline.size):
         return "Nothing is known of sizes and times here, so most claims stay open."
     megabytes = baseline.size["stored_bytes"] / MIB
-    published = PUBLISHED["baseline"][1]
+    published = BASELINE.published.size_mb
     device = record["provenance"].get("device")
     if abs(megabytes / published - 1) < 0.01:
         return f"Times were measured on {device}; the published ones on a GPU that is not named."
@@ -85,7 +80,7 @@ def claims_scope(comparison: Comparison) -> str:
 
 
 def _nf4_faster(comparison: Comparison) -> dict:
-    nf4, baseline = comparison.row("nf4_bitsandbytes"), comparison.row("baseline")
+    nf4, baseline = comparison.row(LIBRARY_NF4.key), comparison.row(BASELINE.key)
     ratio = time_ratio(nf4, baseline)
     holds = None if ratio is None else ratio[2] <= 0.65
     why = (
@@ -102,7 +97,7 @@ def _nf4_faster(comparison: Comparison) -> dict:
 
 
 def _nf4_faster_than_half(comparison: Comparison) -> dict:
-    ratio = time_ratio(comparison.row("nf4_bitsandbytes"), comparison.row("baseline_fp16"))
+    ratio = time_ratio(comparison.row(LIBRARY_NF4.key), comparison.row(FP16.key))
     holds = None if ratio is None else ratio[2] < 1
     why = "Like with like: both compute in float16, so what is left is what 4-bit storage costs or gains."
     return _claim(
@@ -115,7 +110,7 @@ def _nf4_faster_than_half(comparison: Comparison) -> dict:
 
 
 def _four_times(comparison: Comparison) -> dict:
-    row = comparison.row("int8_scratch")
+    row = comparison.row(INT8.key)
     if row is None or row.size.get("compression") is None:
         return _claim(
             "INT8 Scratch is 4.00x smaller",
@@ -148,11 +143,8 @@ def _four_times(comparison: Comparison) -> dict:
 
 def _library_compression(comparison: Comparison) -> list[dict]:
     claims = []
-    for key, name in (
-        ("int8_bitsandbytes", "INT8 BitsAndBytes"),
-        ("nf4_bitsandbytes", "NF4 BitsAndBytes"),
-    ):
-        row, (_, megabytes, _, ratio) = comparison.row(key), PUBLISHED[key]
+    for variant in (LLM_INT8, LIBRARY_NF4):
+        row, (_, megabytes, _, ratio) = comparison.row(variant.key), variant.published
         measured, holds = None, None
         if row and row.size.get("compression"):
             of_half = row.size["compression_fp16"]
@@ -164,15 +156,21 @@ def _library_compression(comparison: Comparison) -> list[dict]:
             "quantization state. Only the linear layers are quantized; embeddings, a third of GPT-2, are the rest's dtype."
         )
         claims.append(
-            _claim(f"{name} is {ratio}x smaller", f"{megabytes} MB of 474.71", measured, holds, why)
+            _claim(
+                f"{variant.label} is {ratio}x smaller",
+                f"{megabytes} MB of 474.71",
+                measured,
+                holds,
+                why,
+            )
         )
     return claims
 
 
 def _accuracy_preserved(comparison: Comparison) -> list[dict]:
     claims = []
-    for key in ("int8_scratch", "int8_bitsandbytes", "nf4_bitsandbytes"):
-        row = comparison.row(key)
+    for variant in (INT8, LLM_INT8, LIBRARY_NF4):
+        row = comparison.row(variant.key)
         measured, holds, undecided = None, None, False
         if row and row.against:
             against = row.against
@@ -187,10 +185,9 @@ def _accuracy_preserved(comparison: Comparison) -> list[dict]:
             "Equal accuracies are no proof of equality. The finding is that the difference lies within ±0.5 points (two "
             "one-sided tests, Holm); answers that changed both ways cancel in the accuracy and are counted here."
         )
-        name = row.label if row else key
         claim = _claim(
-            f"{name} preserves accuracy",
-            f"{PUBLISHED[key][0]:.4f} against 0.9459",
+            f"{variant.label} preserves accuracy",
+            f"{variant.published.accuracy:.4f} against 0.9459",
             measured,
             holds,
             why,
@@ -214,7 +211,7 @@ def _one_test_row(comparison: Comparison) -> dict:
 
 
 def _llm_int8_slower(comparison: Comparison) -> dict:
-    ratio = time_ratio(comparison.row("int8_bitsandbytes"), comparison.row("baseline"))
+    ratio = time_ratio(comparison.row(LLM_INT8.key), comparison.row(BASELINE.key))
     why = (
         "LLM.int8() looks for outlier columns and quantizes activations in every forward, work that FP32 does not have; at "
         "GPT-2's size there is little product to save it on (its kernels were made for training, bitsandbytes#490)."
@@ -235,7 +232,7 @@ def _best_overall(comparison: Comparison) -> dict:
         for row in comparison.present
         if row.size and row.latency.get("same_session") and row.latency["eager"]
     ]
-    nf4 = next((row for row in rows if row.key == "nf4_bitsandbytes"), None)
+    nf4 = next((row for row in rows if row.key == LIBRARY_NF4.key), None)
     measured, holds = None, None
     if nf4 and len(rows) > 1:
         better = [row.label for row in rows if row is not nf4 and _dominates(row, nf4)]

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli import UserError
+from ..errors import UserError
 from ..measure import paired
 from ..measure.scores import classification_scores, contributions, fit_temperature, scores_from_sums
-from ..models.loading import VARIANTS
+from ..models.variants import BASELINE, FP16, VARIANTS
 from .result_files import Source, read_sources
 
 MIB = 2**20
@@ -79,7 +79,7 @@ class Comparison:
 
 
 def compare_results(
-    results_dir: Path, baseline: str = "baseline", predictions: Path | None = None
+    results_dir: Path, baseline: str = BASELINE.key, predictions: Path | None = None
 ) -> Comparison:
     """Compare everything below `results_dir`, and outside `predictions`, with the row `baseline`.
 
@@ -92,7 +92,7 @@ def compare_results(
             f"{results_dir} holds no results to compare: run python src/1_baseline_finetuning.py first"
         )
     if baseline not in {source.key for source in sources}:
-        script = VARIANTS[baseline].script if baseline in VARIANTS else VARIANTS["baseline"].script
+        script = VARIANTS.get(baseline, BASELINE).script_path
         known = ", ".join(source.key for source in sources)
         raise UserError(
             f"the baseline {baseline} has no results: run python {script}, or give --baseline one of {known}"
@@ -116,7 +116,7 @@ def _with_missing(present: dict[str, Row], preset: str) -> list[Row]:
     flag = "" if preset == "paper" else f" --preset {preset}"
     rows = []
     for key, variant in VARIANTS.items():
-        sentence = f"{variant.label} is missing: run python {variant.script}{flag}"
+        sentence = f"{variant.label} is missing: run python {variant.script_path}{flag}"
         rows.append(present.get(key) or Row(key, variant.label, missing=sentence))
     return rows + [row for key, row in present.items() if key not in VARIANTS]
 
@@ -163,7 +163,7 @@ def _weigh(present: dict[str, Row], baseline: str) -> None:
             row.size = _size(key, row.source.record["size"])
             row.size["peak_bytes"] = (row.source.record.get("memory") or {}).get("peak_bytes")
     for row in present.values():
-        for name, other in (("compression", baseline), ("compression_fp16", "baseline_fp16")):
+        for name, other in (("compression", baseline), ("compression_fp16", FP16.key)):
             reference = present[other].size.get("stored_bytes") if other in present else None
             if row.size:
                 row.size[name] = reference / row.size["stored_bytes"] if reference else None
@@ -178,12 +178,11 @@ def _size(key: str, size: dict) -> dict:
     """
     stored = (
         {"parts": size["parts"], "tensor_bytes": size["tensor_bytes"]}
-        if key == "baseline_fp16"
+        if key == FP16.key
         else size["stored"]
     )
     whole_file = (
-        key == "baseline_fp16"
-        or stored["header_bytes"] + stored["tensor_bytes"] == size["file_bytes"]
+        key == FP16.key or stored["header_bytes"] + stored["tensor_bytes"] == size["file_bytes"]
     )
     sums = all(sum(kind["parts"].values()) == kind["tensor_bytes"] for kind in (size, stored))
     if not (whole_file and sums):
@@ -194,7 +193,7 @@ def _size(key: str, size: dict) -> dict:
         "stored_bytes": stored["tensor_bytes"],
         "stored_parts": stored["parts"],
         "header_bytes": stored.get("header_bytes"),
-        "file_bytes": None if key == "baseline_fp16" else size["file_bytes"],
+        "file_bytes": None if key == FP16.key else size["file_bytes"],
         "resident_bytes": size["resident_bytes"],
         "resident_parts": size["parts"],
     }

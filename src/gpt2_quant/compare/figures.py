@@ -20,7 +20,9 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from ..measure.figures import FAINT, INK, confusion_matrix, look, reliability, save, style
+from ..measure.figures import confusion_matrix, reliability
+from ..models.variants import style
+from ..style import FAINT, INK, look, save
 from .comparison import MIB, Comparison, Row
 
 SCORES = {

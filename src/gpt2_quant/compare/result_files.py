@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cli import UserError
+from ..errors import UserError
 from ..measure.predictions import load_predictions, predictions_path
 from ..measure.scores import check_predictions
-from ..models.loading import VARIANTS
+from ..models.variants import VARIANTS
 from ..records import load_records
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..cli import UserError
+from ..errors import UserError
 from ..records import write_csv, write_text
 from .comparison import MIB, Comparison, Row
 

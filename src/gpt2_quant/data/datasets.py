@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli import Settings, UserError, looks_like_path
+from ..cli import Settings, looks_like_path
+from ..errors import UserError
 from .hub import hub_faults, retried
+from .labels import LABELS
 
-LABELS = ("World", "Sports", "Business", "Sci/Tech")
 VALIDATION_SHARE = 20  # one row in so many
 
 

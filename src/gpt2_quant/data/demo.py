@@ -20,8 +20,8 @@ from pathlib import Path
 from ..cli import seed_everything
 from ..records import atomic_path, write_json
 from . import demo_corpus
-from .datasets import LABELS
 from .demo_corpus import generate_corpus
+from .labels import LABELS
 
 TRAIN_ROWS, TEST_ROWS, PRETRAIN_ROWS = 5_000, 1_000, 8_000
 VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 2_048, 256, 128, 4, 4

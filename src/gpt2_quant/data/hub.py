@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from ..cli import UserError, looks_like_path
+from ..cli import looks_like_path
+from ..errors import UserError
 
 T = TypeVar("T")
 WAITS_SECONDS = (1, 2, 4, 8)
@@ -68,13 +69,6 @@ def retried(download: Callable[[], T]) -> T:
     return download()
 
 
-def local_commit(folder: Path) -> str | None:
-    """The commit that a folder in the hub's cache (…/snapshots/<commit>) was fetched at; None for
-    any other folder.
-    """
-    return folder.name if folder.parent.name == "snapshots" else None
-
-
 @contextmanager
 def hub_faults(name: str, flag: str) -> Iterator[None]:
     """Turn what goes wrong between here and the hub into a UserError that says which it was."""
@@ -114,3 +108,73 @@ def hub_faults(name: str, flag: str) -> Iterator[None]:
                 f"{name} arrived cut short from the hub: run the same command again"
             ) from fault
         raise
+
+
+def check_login(repository: str) -> None:
+    """Find out before the training whether pushing can work. Raises UserError where nobody is
+    logged in.
+    """
+    from huggingface_hub import HfApi
+
+    with push_faults(repository):
+        HfApi().whoami()
+
+
+def push(folder: Path, repository: str) -> str:
+    """Publish the model folder, card included, as `repository` (owner/name); returns the address of
+    the commit.
+
+    Raises UserError where the hub refuses, or is out of reach.
+    """
+    from huggingface_hub import HfApi
+
+    with push_faults(repository):
+        api = HfApi()
+        full = api.create_repo(
+            repository, exist_ok=True
+        ).repo_id  # with the user's own name where none was given
+        return str(
+            api.upload_folder(
+                repo_id=full, folder_path=folder, commit_message="GPT-2 fine-tuned on AG News"
+            )
+        )
+
+
+@contextmanager
+def push_faults(repository: str) -> Iterator[None]:
+    """Turn what goes wrong while publishing into a UserError."""
+    import httpx
+    from huggingface_hub import errors
+
+    flag = f"--push-to-hub {repository}"
+    try:
+        yield
+    except errors.LocalTokenNotFoundError:
+        raise UserError("--push-to-hub needs a login: run hf auth login, or set HF_TOKEN") from None
+    except errors.HFValidationError as fault:
+        raise UserError(
+            f"{flag} names no repository: give owner/name, of letters, digits, '-', '_' and '.'"
+        ) from fault
+    except errors.HfHubHTTPError as fault:
+        status = fault.response.status_code
+        said = f"the hub answers {status}" + (
+            f" ({fault.server_message})" if fault.server_message else ""
+        )
+        if status in (401, 403, 404):
+            raise UserError(
+                f"{flag}: {said}: run hf auth login with a token that may write there"
+            ) from fault
+        raise UserError(
+            f"{flag}: {said}: try the same command later, what is trained stays"
+        ) from fault
+    except (httpx.HTTPError, ConnectionError, errors.OfflineModeIsEnabled) as fault:
+        raise UserError(
+            f"{flag}: the hub is out of reach: check the network and give the same command again"
+        ) from fault
+    except (
+        RuntimeError
+    ) as fault:  # what becomes of a connection that breaks while a large file is under way
+        said = (str(fault) or type(fault).__name__).splitlines()[0]
+        raise UserError(
+            f"{flag}: the upload broke off ({said}): give the same command again, what is trained stays"
+        ) from fault

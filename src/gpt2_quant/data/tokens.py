@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli import UserError
+from ..errors import UserError
 from ..records import atomic_path
 from .datasets import Split
 

@@ -2,9 +2,9 @@
 attention_mask) -> logits`.
 
 variant                     CUDA                                            CPU
-int8_scratch_w8a8           fused int8 kernels (fused.py) in CUDA graphs    compiled blocks on `torch._int_mm` (cpu.py)
-nf4_scratch                 the same chain on unpacked weights, in graphs   torch.compile
-FP32, FP16, int8_scratch    the same chain on float weights, in graphs      torch.compile
+W8A8                        fused int8 kernels (fused.py) in CUDA graphs    compiled blocks on `torch._int_mm` (cpu.py)
+NF4 by hand                 the same chain on unpacked weights, in graphs   torch.compile
+FP32, FP16, INT8 by hand    the same chain on float weights, in graphs      torch.compile
 bitsandbytes                as it is: LLM.int8() asks the host in every     as it is
                             layer, which cannot be captured
 

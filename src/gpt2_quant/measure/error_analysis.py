@@ -29,9 +29,12 @@ from tqdm import tqdm
 from .. import records
 from ..cli import Settings
 from ..data.tokens import Tokens, pad_batch, sorted_batches
+from ..models.variants import W8A8
 from ..quantization import affine, nf4
 from ..quantization.fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices
-from ..quantization.quantizer import quantize_model, replace_modules
+from ..quantization.quantizer import quantize_model
+from ..quantization.schemes import NF4 as NF4_LAYERS
+from ..quantization.schemes import W8A8 as W8A8_LAYERS
 from . import activations
 from .error_figures import heat_map
 
@@ -133,15 +136,12 @@ def weight_errors(model: nn.Module) -> pd.DataFrame:
 def _effects(model: nn.Module, batches: list[dict]) -> pd.DataFrame:
     """One kind of matrix at a time under each scheme, and all of them together."""
 
-    def integers_only(quantized: nn.Module, scheme: str, wanted: Callable[[str], bool]) -> None:
-        replace_modules(quantized, scheme, quantized.dtype, fill=True, wanted=wanted)
-
     schemes = {
         "int8 per tensor": lambda m, wanted: fake_quantize_weights(
             m, "int8 affine per tensor", wanted
         ),
-        "W8A8": lambda m, wanted: integers_only(m, "int8_scratch_w8a8", wanted),
-        "NF4": lambda m, wanted: integers_only(m, "nf4_scratch", wanted),
+        "W8A8": lambda m, wanted: W8A8_LAYERS.replace(m, m.dtype, True, wanted),
+        "NF4": lambda m, wanted: NF4_LAYERS.replace(m, m.dtype, True, wanted),
     }
     variants = {}
     for scheme, apply in schemes.items():
@@ -159,14 +159,14 @@ def _choices(model: nn.Module, batches: list[dict], channel_absmax: dict) -> pd.
     """
 
     def smoothed(m: nn.Module) -> None:
-        quantize_model(activations.smooth(m, channel_absmax, SMOOTHING), "int8_scratch_w8a8")
+        quantize_model(activations.smooth(m, channel_absmax, SMOOTHING), W8A8.key)
 
     def clipped(m: nn.Module) -> None:
         for path, (weight, layout) in matrices(m).items():
             weight.copy_(
                 affine.quantize_tensor(weight, layout=layout, clip="mse", name=path).dequantize()
             )
-        quantize_model(m, "int8_scratch_w8a8")
+        quantize_model(m, W8A8.key)
 
     def normal_float(fit: str, positions: str) -> Callable[[nn.Module], None]:
         def apply(m: nn.Module) -> None:
@@ -179,7 +179,7 @@ def _choices(model: nn.Module, batches: list[dict], channel_absmax: dict) -> pd.
         return apply
 
     variants = {
-        ("W8A8", "absmax scales", True): lambda m: quantize_model(m, "int8_scratch_w8a8"),
+        ("W8A8", "absmax scales", True): lambda m: quantize_model(m, W8A8.key),
         ("W8A8", "least-squares clipping of the weights", False): clipped,
         ("W8A8", f"SmoothQuant, alpha {SMOOTHING}", False): smoothed,
         ("NF4", "absmax scales, positions in NF4", False): normal_float("absmax", "nf4"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import figures as plots
+from .. import style as plots
 
 EMBEDDINGS = ("wte", "wpe")
 

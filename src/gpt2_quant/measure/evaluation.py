@@ -11,8 +11,9 @@ from .. import records
 from ..cli import Settings
 from ..data.datasets import Split
 from ..data.tokens import tokenize
-from ..models.loading import VARIANTS, file_bytes, size_in_parts, weights_file
-from ..models.stored_size import stored_size
+from ..models.loading import weights_file
+from ..models.sizes import file_bytes, size_in_parts, stored_size
+from ..models.variants import VARIANTS
 from . import figures as plots
 from . import predictions, scores
 
@@ -60,7 +61,7 @@ def evaluate_variant(
         "variant": {
             "label": variant.label,
             "folder": folder.name,
-            "script": variant.script,
+            "script": variant.script_path,
             "dtype": str(model.dtype).split(".")[-1],
         },
         "settings": settings.as_dict(),
@@ -84,3 +85,10 @@ def evaluate_variant(
     }
     records.save_record(settings.results_dir, key, record)
     return record
+
+
+def headline(record: dict) -> str:
+    """A variant's label and accuracy with its interval, for the terminal."""
+    accuracy = record["metrics"]["accuracy"]
+    interval = f"[{accuracy['low']:.4f}, {accuracy['high']:.4f}]"
+    return f"{record['variant']['label']}: accuracy {accuracy['value']:.4f} {interval}"

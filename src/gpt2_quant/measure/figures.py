@@ -1,90 +1,20 @@
-"""Figures: one look, one colour a variant, each figure as PNG (to glance at) and PDF (vector, for
-print).
-
-Colours are from Okabe & Ito's and Paul Tol's palettes, chosen to stay apart for readers with
-protanopia, deuteranopia and tritanopia; a variant has the same colour in every figure. Greys are
-unquantized, warm colours are written by hand, cool ones are bitsandbytes; and since colour alone
-should never carry a message, every variant has a marker too.
-
-Figures are drawn on `Figure` objects, without pyplot: no global state, no display needed, nothing
-left open.
-"""
+"""The figures of one classifier: confusion matrix, training curve, reliability."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..data.datasets import LABELS
-from ..records import atomic_path
+from ..data.labels import LABELS
+from ..models.variants import style
+from ..style import FAINT, INK, look, save
 from .scores import reliability as reliability_bins
 
-INK, FAINT = "#222222", "#8a8f94"
-VARIANT_STYLE = {  # key -> colour, marker
-    "baseline": ("#222222", "o"),
-    "baseline_fp16": ("#9a9a9a", "s"),
-    "int8_scratch": ("#e69f00", "^"),
-    "int8_scratch_w8a8": ("#d55e00", "D"),
-    "nf4_scratch": ("#882255", "v"),
-    "int8_bitsandbytes": ("#56b4e9", "P"),
-    "nf4_bitsandbytes": ("#0072b2", "X"),
-}
-_OUTSIDER_STYLES = (
-    ("#117733", "<"),
-    ("#cc79a7", ">"),
-    ("#332288", "h"),
-    ("#999933", "d"),
-    ("#44aa99", "p"),
-)
 _COUNTS = LinearSegmentedColormap.from_list("counts", ["#ffffff", "#cfe0ee", "#6fa3cc", "#1f4e79"])
-_RC = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e6e9",
-    "legend.frameon": False,
-    "savefig.dpi": 160,
-}
-
-
-def style(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each variant. Keys that are not ours get the spare styles, by order of
-    name.
-    """
-    outsiders = sorted(set(keys) - set(VARIANT_STYLE))
-    spare = {key: _OUTSIDER_STYLES[i % len(_OUTSIDER_STYLES)] for i, key in enumerate(outsiders)}
-    return {key: VARIANT_STYLE.get(key) or spare[key] for key in keys}
-
-
-def look():
-    """Context manager that sets the fonts, lines and grid that all figures share."""
-    return matplotlib.rc_context(_RC)
-
-
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write the figure as `path` with suffix .png and as .pdf, each atomically; returns both paths.
-
-    No dates go into the files: the same results give the same bytes.
-    """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is settled: once for both files
-    written = []
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-        target = Path(path).with_suffix(suffix)
-        with atomic_path(target) as temporary:
-            figure.savefig(temporary, metadata=metadata)
-        written.append(target)
-    return written
 
 
 def confusion_matrix(

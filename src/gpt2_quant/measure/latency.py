@@ -15,9 +15,10 @@ from .. import records
 from ..cli import Settings
 from ..data.datasets import load_splits
 from ..data.tokens import Tokens, load_tokenizer, tokenize
-from ..inference.best import prepare_best, ready_for_texts
-from ..models.loading import VARIANTS, baseline_folder, load_variant, weights_file
+from ..models.loading import baseline_folder, load_variant, weights_file
+from ..models.variants import VARIANTS
 from . import footprint
+from .best import prepare_best, ready_for_texts
 from .session import Protocol, Session, eager, measure_memory
 from .timing import shape_batch
 
@@ -59,10 +60,7 @@ def comparable_keys(settings: Settings, keys, checkpoint: str | None) -> list[st
         if (keys is None or key in keys)
         and key in found
         and found[key]["checkpoint"]["baseline_sha256"] == sha256
-        and (
-            key in ("baseline", "baseline_fp16")
-            or (settings.models_dir / variant.folder / "config.json").is_file()
-        )
+        and (not variant.method or (settings.models_dir / variant.folder / "config.json").is_file())
     ]
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cli import UserError
-from ..data.datasets import LABELS
+from ..data.labels import LABELS
 from ..data.tokens import Tokens, pad_batch, sorted_batches
+from ..errors import UserError
 from ..records import atomic_path
 
 LOGITS = [f"logit_{i}" for i in range(len(LABELS))]

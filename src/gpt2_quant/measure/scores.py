@@ -34,7 +34,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
-from ..cli import UserError
+from ..errors import UserError
 
 RESAMPLES = 10_000
 CALIBRATION_BINS = 15

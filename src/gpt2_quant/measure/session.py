@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 
 from ..data.tokens import Tokens, pad_batch, sorted_batches
-from ..models.loading import resident_bytes
+from ..models.sizes import resident_bytes
 from . import footprint
 from .timing import median_interval, shape_batch, synchronize, time_interleaved
 

@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 from ..cache import Cache, content_key
-from ..cli import UserError
 from ..data.hub import fetch_model_folder
+from ..errors import UserError
 from ..models.loading import quiet_loading
 from ..records import file_sha256
 

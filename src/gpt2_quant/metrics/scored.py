@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..cli import UserError
+from ..errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from ..cli import UserError
+from ..errors import UserError
 
 CHUNK_LINES = 1000
 

@@ -19,23 +19,21 @@ replaces that default, so `score` is named here.
 
 Files hold what is not quantized in float16, whatever the device: 156.4 and 115.9 MiB for the 124M
 model. On the CPU it is widened to float32 on loading, where float16 arithmetic may be 60 times as
-slow (`checkpoints.float_dtype`).
+slow (`loading.float_dtype`).
 """
 
+import copy
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..cli import UserError
-from ..data.datasets import LABELS
-from ..records import atomic_path
-from .loading import VARIANTS, has_half_arithmetic
+from ..errors import UserError
 
-KEYS = ("int8_bitsandbytes", "nf4_bitsandbytes")
 LAYERS_PER_BLOCK = 4  # attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
 OUTLIER_THRESHOLD = (
     6.0  # magnitude from which LLM.int8() takes an input feature in half precision; the paper's
 )
-SKIPPED = ["score"]
 
 
 def require() -> None:
@@ -55,59 +53,6 @@ def require() -> None:
             ) from fault
 
 
-def config(key: str):
-    """The BitsAndBytesConfig of variant `key`, one of KEYS."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if key == "int8_bitsandbytes":
-        return BitsAndBytesConfig(
-            load_in_8bit=True,
-            llm_int8_threshold=OUTLIER_THRESHOLD,
-            llm_int8_skip_modules=list(SKIPPED),
-        )
-    if key == "nf4_bitsandbytes":
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float16,
-            llm_int8_skip_modules=list(SKIPPED),
-        )
-    raise ValueError(f"{key} is not one of {', '.join(KEYS)}")
-
-
-def quantize(folder: Path, key: str, device: str):
-    """The FP32 classifier in `folder`, quantized at load by scheme `key`, what is left in float16,
-    in eval mode on `device`.
-
-    Save it before its first forward: on some CPUs that repacks the NF4 codes, and the way back is
-    not exact. Raises UserError where bitsandbytes is missing or the checkpoint is quantized
-    already.
-    """
-    require()
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    settings = AutoConfig.from_pretrained(folder)
-    if getattr(settings, "quantization_config", None):
-        raise UserError(
-            f"{folder} is quantized already: give --checkpoint the FP32 classifier that it was made from"
-        )
-    settings.pad_token_id = (
-        settings.eos_token_id if settings.pad_token_id is None else settings.pad_token_id
-    )
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        config=settings,
-        dtype=torch.float16,
-        quantization_config=config(key),
-        device_map={"": device},  # without it transformers takes the GPU wherever there is one
-    )
-    check_conversion(model, key)
-    return model.eval()
-
-
 def converted_layers(model) -> dict:
     """Name -> module of every bitsandbytes layer (Linear8bitLt or Linear4bit) in `model`."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -119,87 +64,114 @@ def converted_layers(model) -> dict:
     }
 
 
-def check_conversion(model, key: str) -> dict:
-    """Check that scheme `key` took exactly the 4 x layers matrices of the blocks and left `score` a
-    float layer.
+@dataclass(frozen=True)
+class BitsAndBytes:
+    """One of the library's schemes; the `Method` of a variant."""
 
-    Returns what a record keeps of it. Raises RuntimeError, since a library that converts other
-    layers than it says would make every figure of the row wrong.
-    """
-    import torch
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    name: str
+    layer: str  # class in bitsandbytes.nn
+    stored: str  # dtype of the codes in torch
+    options: dict
 
-    layers = converted_layers(model)
-    expected = LAYERS_PER_BLOCK * model.config.n_layer
-    kind, stored = (
-        (Linear8bitLt, torch.int8) if key == "int8_bitsandbytes" else (Linear4bit, torch.uint8)
-    )
-    strangers = [
-        name
-        for name, layer in layers.items()
-        if type(layer) is not kind or layer.weight.dtype != stored
-    ]
-    if len(layers) != expected or strangers:
-        raise RuntimeError(
-            f"{key}: {len(layers)} of {expected} linear layers are converted, {strangers[:3]} to another type"
+    def config(self, skip: str):
+        """The BitsAndBytesConfig that leaves the head, module `skip`, alone."""
+        from transformers import BitsAndBytesConfig
+
+        # `skip` is left out only by transformers' default, which naming any module replaces.
+        return BitsAndBytesConfig(**self.options, llm_int8_skip_modules=[skip])
+
+    def quantize(self, key: str, model, folder: Path, dtype) -> Any:
+        """The FP32 checkpoint in `folder`, from which `model` was loaded, quantized while it loads
+        again, the rest in `dtype`.
+
+        Save it before its first forward: on some CPUs that repacks the NF4 codes, and the way back
+        is not exact. Raises UserError where bitsandbytes is missing or the checkpoint is quantized.
+        """
+        require()
+        if getattr(model.config, "quantization_config", None):
+            raise UserError(
+                f"{folder} is quantized already: give the FP32 checkpoint that it was made from"
+            )
+        quantized = type(model).from_pretrained(
+            folder,
+            config=copy.deepcopy(model.config),
+            dtype=dtype,
+            quantization_config=self.config(_head_name(type(model))),
+            device_map={"": str(model.device)},  # else transformers takes the GPU if there is one
         )
-    if type(model.score) is not torch.nn.Linear or not model.score.weight.is_floating_point():
-        raise RuntimeError(
-            f"{key}: the score head was quantized ({type(model.score).__name__}); it is to stay a float layer"
-        )
-    facts = {
-        "method": "LLM.int8()" if key == "int8_bitsandbytes" else "NF4",
-        "layers_converted": len(layers),
-        "skipped": SKIPPED,
-    }
-    if key == "int8_bitsandbytes":
-        return facts | {"outlier_threshold": OUTLIER_THRESHOLD}
-    state = next(iter(layers.values())).weight.quant_state
-    if state.quant_type != "nf4" or not state.nested:
-        raise RuntimeError(
-            f"{key}: the layers hold {state.quant_type} (nested: {state.nested}) where nested NF4 is meant"
-        )
-    return facts | {
-        "block_size": state.blocksize,
-        "double_quantization": state.nested,
-        "compute_dtype": str(next(iter(layers.values())).compute_dtype).removeprefix("torch."),
-    }
+        self.facts(quantized)
+        return quantized.eval()
+
+    def facts(self, model) -> dict:
+        """What a record keeps, after a check that exactly the 4 matrices of each block were taken.
+
+        Raises RuntimeError otherwise, since a library that converts other layers than it says would
+        make every figure of the row wrong.
+        """
+        import torch
+        from bitsandbytes import nn
+
+        layers = converted_layers(model)
+        expected = LAYERS_PER_BLOCK * model.config.n_layer
+        kind, stored = getattr(nn, self.layer), getattr(torch, self.stored)
+        strangers = [
+            name
+            for name, layer in layers.items()
+            if type(layer) is not kind or layer.weight.dtype != stored
+        ]
+        if len(layers) != expected or strangers:
+            raise RuntimeError(
+                f"{self.name}: {len(layers)} of {expected} linear layers are converted, "
+                f"{strangers[:3]} to another type"
+            )
+        name = _head_name(type(model))
+        head = getattr(model, name)
+        if type(head) is not torch.nn.Linear or not head.weight.is_floating_point():
+            raise RuntimeError(f"{self.name}: the head was quantized ({type(head).__name__})")
+        facts = {"method": self.name, "layers_converted": len(layers), "skipped": [name]}
+        if "llm_int8_threshold" in self.options:
+            return facts | {"outlier_threshold": OUTLIER_THRESHOLD}
+        layer = next(iter(layers.values()))
+        state = layer.weight.quant_state
+        if state.quant_type != "nf4" or not state.nested:
+            raise RuntimeError(
+                f"{self.name}: the layers hold {state.quant_type} (nested: {state.nested})"
+            )
+        return facts | {
+            "block_size": state.blocksize,
+            "double_quantization": state.nested,
+            "compute_dtype": str(layer.compute_dtype).removeprefix("torch."),
+        }
 
 
-def save(model, tokenizer, folder: Path, key: str, baseline: Path) -> None:
-    """Write quantized `model` to `folder` as one transformers folder: weights, config, tokenizer,
-    model card; atomically.
-    """
-    card = f"""---
-library_name: transformers
-pipeline_tag: text-classification
-tags: [gpt2, bitsandbytes, ag-news]
----
-
-# GPT-2 on AG News, {VARIANTS[key].label}
-
-Quantized with bitsandbytes from `{baseline.name}` by `{VARIANTS[key].script}`: the four linear layers of each block in
-{config(key).quantization_method()}, everything else in float16. `AutoModelForSequenceClassification.from_pretrained` loads it
-where bitsandbytes is installed. Labels: {", ".join(LABELS)}. Its scores stand in the record `{key}.json` of the run that
-made it.
-"""
-    with atomic_path(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+def _head_name(architecture: type) -> str:
+    return "lm_head" if "LMHead" in architecture.__name__ else "score"
 
 
-def settle(model, device: str) -> None:
-    """Make a reloaded model run well where it is: on a CPU without float16 arithmetic NF4 computes
-    in float32.
+LLM_INT8 = BitsAndBytes(
+    "LLM.int8()",
+    "Linear8bitLt",
+    "int8",
+    {"load_in_8bit": True, "llm_int8_threshold": OUTLIER_THRESHOLD},
+)
+NF4 = BitsAndBytes(
+    "NF4",
+    "Linear4bit",
+    "uint8",
+    {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "float16",
+    },
+)
 
-    The checkpoint asks for float16, which such a CPU emulates one element at a time.
-    """
-    require()
+
+def compute_in_float32(model) -> None:
+    """Where float16 is emulated one element at a time: a checkpoint asks for it in its NF4 layers."""
     import torch
     from bitsandbytes.nn import Linear4bit
 
-    if not has_half_arithmetic(device):
-        for layer in converted_layers(model).values():
-            if isinstance(layer, Linear4bit):
-                layer.compute_dtype = torch.float32
+    for layer in converted_layers(model).values():
+        if isinstance(layer, Linear4bit):
+            layer.compute_dtype = torch.float32

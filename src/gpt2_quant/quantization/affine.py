@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cli import UserError
+from ..errors import UserError
 
 SYMMETRIC_MAX = 127
 AFFINE_MIN, AFFINE_MAX = -128, 127

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..cli import UserError
+from ..errors import UserError
 from . import affine, nf4
 
 

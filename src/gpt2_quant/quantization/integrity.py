@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..cli import UserError
+from ..errors import UserError
 
 SCALE_NAMES = ("_scale", "scale_absmax", "scale_offset")
 REMAKE = "copy the folder again, or run python src/2_quantization_scratch.py --overwrite"

@@ -29,7 +29,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..cli import UserError
+from ..errors import UserError
 from . import affine, nf4
 
 HEAD_TILE_ROWS = 4096

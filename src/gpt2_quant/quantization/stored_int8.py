@@ -13,8 +13,9 @@ On disk a parameter `p` is `p` (int8), `p_scale` (float32) and `p_zero_point` (i
 import torch
 from torch import Tensor, nn
 
-from ..cli import UserError
+from ..errors import UserError
 from . import affine, integrity
+from .schemes import Scheme
 
 
 def quantize_parameters(model: nn.Module) -> None:
@@ -101,3 +102,19 @@ def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that holds a tensor, and the tensor's name in it."""
     path, _, leaf = name.rpartition(".")
     return model.get_submodule(path), leaf
+
+
+class StoredInt8(Scheme):
+    """Codes in the file, floats in memory."""
+
+    def replace(self, model, dtype, fill: bool) -> None:
+        quantize_parameters(model) if fill else replace_parameters(model)
+
+    def finish(self, model) -> None:
+        restore_parameters(model)
+
+    def state(self, model, sha256: str | None) -> dict[str, Tensor]:
+        return encode_state(model, sha256)
+
+
+SCHEME = StoredInt8()

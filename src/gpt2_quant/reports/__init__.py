@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ..cli import UserError
+from ..errors import UserError
 from ..records import atomic_path, write_json
 
 _TEMPLATES = Path(__file__).parent

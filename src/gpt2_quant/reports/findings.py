@@ -7,6 +7,7 @@ medians lie apart.
 """
 
 from ..compare.comparison import MIB, Comparison, Row
+from ..models.variants import FP16
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -60,7 +61,7 @@ def _speed_findings(comparison: Comparison) -> list[str]:
     medians' intervals.
     """
     timed = [row for row in comparison.present if row.latency and row.latency["same_session"]]
-    baseline, half = comparison.row(comparison.baseline), comparison.row("baseline_fp16")
+    baseline, half = comparison.row(comparison.baseline), comparison.row(FP16.key)
     if len(timed) < 2:
         return []
     fast = min(timed, key=_fastest_ms)

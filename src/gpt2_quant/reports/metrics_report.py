@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..metrics.studies.examples import EDIT_STORY, EDITED
 from ..metrics.studies.human_judgements import QUALITIES
+from ..models.variants import BASELINE
 from ..records import load_record
 from . import compile_report
 
@@ -300,7 +301,7 @@ def _coherence(section: dict) -> dict:
 
 def _quantization(section: dict) -> dict:
     table = pd.DataFrame(section["table"])
-    rows = table[table["scheme"] != "baseline"]
+    rows = table[table["scheme"] != BASELINE.key]
     least, most = rows.loc[rows["kl_mean"].idxmin()], rows.loc[rows["kl_mean"].idxmax()]
     findings = [
         f"For the language model quantization costs between {least['kl_mean']:.2g} nats a token ({least['label']}) and "

@@ -12,7 +12,8 @@ import pandas as pd
 from ..compare.claims import claims_scope, published_claims
 from ..compare.comparison import Comparison, Row
 from ..compare.tables import footnotes, printed_cells
-from ..data.datasets import LABELS
+from ..data.labels import LABELS
+from ..models.variants import BASELINE
 from .findings import choices, findings
 
 
@@ -51,7 +52,7 @@ def report_data(comparison: Comparison, changed: list[dict], results_dir: Path) 
         "latency": [_latency(row) for row in rows if row.latency],
         "sweep": _sweep(comparison),
         "errors": _errors(results_dir),
-        "claims": published_claims(comparison) if comparison.row("baseline") else [],
+        "claims": published_claims(comparison) if comparison.row(BASELINE.key) else [],
         "claims_scope": claims_scope(comparison),
         "choices": choices(comparison),
         "changed": changed,

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..cli import UserError
+from ..errors import UserError
 from ..records import atomic_path
 
 KEPT = 2

@@ -31,8 +31,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..cli import UserError
 from ..data.tokens import Tokens, length_grouped_batches
+from ..errors import UserError
 from .checkpoints import Checkpoints
 
 WARMUP_SHARE = 0.06

@@ -22,7 +22,7 @@ from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.nn.functional import cross_entropy
 
-from ..data.datasets import LABELS
+from ..data.labels import LABELS
 from ..data.tokens import Tokens, pad_batch
 from ..measure import predictions
 from .loop import BETAS, CLIP_NORM, EPS, Plan

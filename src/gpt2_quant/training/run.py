@@ -22,18 +22,20 @@ from accelerate import Accelerator
 from scipy.special import log_softmax
 
 from .. import records
-from ..cli import Settings, UserError, seed_everything
+from ..cli import Settings, seed_everything
 from ..data.datasets import Split, load_splits
 from ..data.hub import fetch_model_folder
 from ..data.tokens import Tokens, load_tokenizer, tokenize
+from ..errors import UserError
 from ..measure import figures as plots
 from ..measure import scores
-from ..models.loading import VARIANTS, load_classifier, weights_file
+from ..models.loading import load_classifier, weights_file
+from ..models.variants import BASELINE
 from .checkpoints import Checkpoints
 from .loop import Plan, TrainingStep, curve, train
 from .plain_step import PlainStep, gathered_predict
 
-FOLDER = VARIANTS["baseline"].folder
+FOLDER = BASELINE.folder
 EVALUATION_BATCH = 64
 
 # A fresh head and how far a file has been read are no news.

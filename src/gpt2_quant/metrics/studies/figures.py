@@ -8,7 +8,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...measure.figures import FAINT, INK, look, save, style
+from ...models.variants import BASELINE, style
+from ...style import FAINT, INK, look, save
 from .edits import EDITS
 
 _FALL = LinearSegmentedColormap.from_list("fall", ["#2b6ca3", "#ffffff", "#b5452c"])
@@ -149,7 +150,7 @@ def quantization_cost(table: pd.DataFrame, path: Path) -> list[Path]:
     """Scheme against what it costs the language model: perplexity ratio, mean KL, disagreement of
     the first choice.
     """
-    rows = table[table["scheme"] != "baseline"].iloc[::-1]
+    rows = table[table["scheme"] != BASELINE.key].iloc[::-1]
     styles = style(list(table["scheme"]))
     panels = (
         ("perplexity, times FP32", rows["ratio"], rows["ratio_low"], rows["ratio_high"]),

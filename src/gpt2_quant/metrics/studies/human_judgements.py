@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...cli import UserError
 from ...data.hub import hub_faults
+from ...errors import UserError
 
 QUALITIES = ("coherence", "consistency", "fluency", "relevance")
 SUMMEVAL = ("mteb/summeval", "cda12ad7615edc362dbf25a00fdd61d3b1eaf93c")

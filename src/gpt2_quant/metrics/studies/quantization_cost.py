@@ -24,14 +24,12 @@ import pandas as pd
 import torch
 
 from ...cache import Cache, content_key
-from ...models.loading import VARIANTS
-from ...quantization.quantizer import quantize_model
+from ...models.loading import float_dtype, has_half_arithmetic
+from ...models.variants import BASELINE, VARIANTS
 from ...records import code_version
 from ..perplexity import LanguageModel
 from ..scored import version
 
-SCRATCH = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
-BITSANDBYTES = ("int8_bitsandbytes", "nf4_bitsandbytes")
 NUMBERS = [
     "perplexity",
     "ratio",
@@ -56,17 +54,21 @@ def cached_cost_table(
     `folder` is where the FP32 checkpoint lies (for bitsandbytes). Returns the table, and scheme ->
     why it is missing.
     """
-    schemes, missing = ["baseline", "baseline_fp16", *SCRATCH, *BITSANDBYTES], {}
+    schemes, missing = list(VARIANTS), {}
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as fault:
-        missing = {key: f"bitsandbytes cannot be imported ({fault})" for key in BITSANDBYTES}
+        missing = {
+            key: f"bitsandbytes cannot be imported ({fault})"
+            for key in schemes
+            if "bitsandbytes" in VARIANTS[key].method
+        }
         schemes = [key for key in schemes if key not in missing]
 
     def measure(positions: list[int]) -> np.ndarray:
         wanted = [schemes[i] for i in positions]
         models = quantized_language_models(
-            reference, folder, [key for key in wanted if key != "baseline"]
+            reference, folder, [key for key in wanted if key != BASELINE.key]
         )
         return (
             cost_table(reference, models, texts)
@@ -101,29 +103,17 @@ def quantized_language_models(
     FP16 keeps float16's rounding of the weights and computes in float32 where the device has no
     float16 arithmetic.
     """
-    models = {}
+    device, models = reference.device, {}
     for key in schemes:
-        if key == "baseline_fp16":
-            half = copy.deepcopy(reference.model).half()
-            models[key] = half if reference.device == "cuda" else half.float()
-        elif key in SCRATCH:
-            models[key] = quantize_model(copy.deepcopy(reference.model), key).to(reference.device)
+        variant = VARIANTS[key]
+        dtype = float_dtype(variant, device)
+        if variant.method:
+            model = variant.how.quantize(key, reference.model, folder, dtype)
         else:
-            models[key] = _bitsandbytes(folder, key, reference.device)
-    return {key: replace(reference, model=model.eval()) for key, model in models.items()}
-
-
-def _bitsandbytes(folder: Path, key: str, device: str) -> torch.nn.Module:
-    from transformers import GPT2LMHeadModel
-
-    from ...models.bitsandbytes import config
-
-    quantization = config(key)
-    quantization.llm_int8_skip_modules = ["lm_head"]
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    return GPT2LMHeadModel.from_pretrained(
-        folder, quantization_config=quantization, dtype=dtype, device_map={"": device}
-    )
+            model = copy.deepcopy(reference.model).to(dtype)
+            model = model if has_half_arithmetic(device) else model.float()
+        models[key] = replace(reference, model=model.eval())
+    return models
 
 
 def cost_table(
@@ -136,7 +126,7 @@ def cost_table(
     """
     ids = reference.encode(texts)
     statistics = {
-        key: np.zeros((len(texts), 4)) for key in ("baseline", *schemes)
+        key: np.zeros((len(texts), 4)) for key in (BASELINE.key, *schemes)
     }  # nll, kl, agreeing, tokens
     kl_tokens: dict[str, list[np.ndarray]] = {key: [] for key in statistics}
     streams = {key: model.scored_positions(ids, None) for key, model in schemes.items()}
@@ -144,7 +134,7 @@ def cost_table(
         owner = np.concatenate([np.full(count, row) for row, _, count in places])
         log_p = torch.log_softmax(logits, dim=-1)
         batches = {
-            "baseline": log_p,
+            BASELINE.key: log_p,
             **{key: torch.log_softmax(next(stream)[1], dim=-1) for key, stream in streams.items()},
         }
         for key, log_q in batches.items():
@@ -163,8 +153,8 @@ def cost_table(
             np.add.at(statistics[key], owner, columns)
             kl_tokens[key].append(columns[:, 1])
     drawn = np.random.default_rng(0).integers(len(texts), size=(RESAMPLES, len(texts)))
-    base_sums = statistics["baseline"][drawn].sum(1)
-    base = _means(statistics["baseline"].sum(0))
+    base_sums = statistics[BASELINE.key][drawn].sum(1)
+    base = _means(statistics[BASELINE.key].sum(0))
     rows = []
     for key, values in statistics.items():
         sums = values[drawn].sum(1)

@@ -10,15 +10,11 @@ leaves a sentence in the variant's record.
 import time
 from collections.abc import Callable
 
-from ..measure import footprint
-from ..measure.session import Session, eager
-from ..models.bitsandbytes import KEYS as BITSANDBYTES_KEYS
+from ..models.variants import VARIANTS
+from . import footprint
+from .session import Session, eager
 
 LOGIT_TOLERANCE = 0.05  # of the largest logit: what best mode may differ from eager before it is not the same model
-AS_IT_IS = (
-    "best mode: none for bitsandbytes, whose LLM.int8() asks the device for its outliers in every layer and so cannot be "
-    "captured; both schemes are timed as transformers runs them, once more among the others' best"
-)
 
 
 def prepare_best(session: Session) -> dict[tuple[int, int], dict[str, Callable]]:
@@ -31,22 +27,22 @@ def prepare_best(session: Session) -> dict[tuple[int, int], dict[str, Callable]]
     """
     clock = _Clock(session.plan.best_seconds, session.plan.best_seconds_each)
     functions = {
-        key: eager(model) for key, model in session.models.items() if key in BITSANDBYTES_KEYS
+        key: eager(model) for key, model in session.models.items() if VARIANTS[key].no_best_mode
     }
     for key in functions:
-        session.note(key, AS_IT_IS)
+        session.note(key, VARIANTS[key].no_best_mode)
     given_up: set[str] = set()
     ready: dict[tuple[int, int], dict[str, Callable]] = {}
     for shape in session.plan.best_shapes:
         ids, mask = session.batch(shape)
         ready[shape] = {}
         for key, model in sorted(
-            session.models.items(), key=lambda item: item[0] != "int8_scratch_w8a8"
+            session.models.items(), key=lambda item: not VARIANTS[item[0]].computes_on_codes
         ):
             if key in given_up:
                 continue
             at = f"at {shape[0]} x {shape[1]}"
-            if key not in BITSANDBYTES_KEYS and clock.is_over(key):
+            if not VARIANTS[key].no_best_mode and clock.is_over(key):
                 session.note(
                     key,
                     f"best mode: left out {at}, since compiling took more than the time allowed",
@@ -56,7 +52,7 @@ def prepare_best(session: Session) -> dict[tuple[int, int], dict[str, Callable]]
                 clock.start()
                 before = footprint.kept_bytes(session.device) if key not in functions else 0
                 if first := key not in functions:
-                    from .engine import best_mode
+                    from ..inference.engine import best_mode
 
                     functions[key] = _without_mask(best_mode(model, session.device))
                 functions[key](ids, mask)

@@ -1,0 +1,3 @@
+"""The names of the classes."""
+
+LABELS = ("World", "Sports", "Business", "Sci/Tech")

@@ -1,0 +1,92 @@
+"""Model cards: what a model folder says of itself, and the folder written whole."""
+
+from pathlib import Path
+
+from ..cli import looks_like_path
+from ..data.labels import LABELS
+from ..records import atomic_path, write_text
+from .variants import Variant
+
+
+def model_card(record: dict) -> str:
+    """The card of script 1's model, from its record: what it is, what it was trained on, how well
+    it does.
+    """
+    training, data, metrics = record["training"], record["data"], record["metrics"]
+    base, made = record["checkpoint"]["base_model"], record["provenance"]
+    train = record["splits"]["train"]
+    accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
+    base_tag = (
+        "" if looks_like_path(base) else f"base_model: {base}\n"
+    )  # a folder's name means nothing on the hub
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+language: en
+tags: [gpt2, ag-news]
+{base_tag}---
+
+# GPT-2 fine-tuned on AG News
+
+Sorts a news item into {", ".join(LABELS)}. All parameters of `{base}` were fine-tuned by `src/1_baseline_finetuning.py`.
+
+```python
+from transformers import pipeline
+
+pipeline("text-classification", "FOLDER OR ID OF THIS MODEL")("Late goal sends the home side to the final")
+```
+
+| | |
+| --- | --- |
+| test accuracy | {accuracy["value"]:.4f} (95% interval {accuracy["low"]:.4f} to {accuracy["high"]:.4f}, n = {data["n"]}) |
+| test macro F1 | {f1["value"]:.4f} ({f1["low"]:.4f} to {f1["high"]:.4f}) |
+| trained on | {train["n"]} rows of `{train["name"]}`, sha256 {train["sha256"][:16]} |
+| training | {training["epochs"]} epochs, {training["updates"]} updates of {training["batch_size"]} texts of at most \
+{training["max_length"]} tokens, AdamW at {training["learning_rate"]:g}, linear warm-up and decay, clipping at 1, dropout 0.1, \
+{training["precision"]} |
+| kept | epoch {training["best_epoch"]}, the best on validation |
+| made by | commit {made["git_commit"]}, torch {made["packages"]["torch"]}, {made["device"]} |
+
+Input is title, one space, description, in English, of about 2004; anything else is outside of what it was tested on.
+Pad on the right with the end-of-text token: the answer is read at the last token that is not padding.
+"""
+
+
+def write_card(folder: Path, record: dict) -> Path:
+    """Write the card into the model's folder."""
+    write_text(folder / "README.md", model_card(record))
+    return folder / "README.md"
+
+
+def variant_card(variant: Variant, source: str, by_hand: bool) -> str:
+    """The card of a quantized folder: what it was made from, by which script, and how it loads."""
+    register = (
+        "import gpt2_quant.quantization.quantizer  # registers the method with transformers\n"
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+language: en
+tags: [gpt2, ag-news, {"gpt2_quant" if by_hand else "bitsandbytes"}]
+---
+
+# GPT-2 on AG News, {variant.label}
+
+Quantized from `{source}` by `{variant.script_path}`. {variant.description}
+
+```python
+{register if by_hand else ""}from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained("{variant.folder}")
+```
+
+Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json` of the run that made it.
+"""
+
+
+def save_model(model, tokenizer, folder: Path, card: str) -> None:
+    """Write weights, configuration, tokenizer and card to `folder`, whole or not at all."""
+    with atomic_path(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")

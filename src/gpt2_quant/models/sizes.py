@@ -1,0 +1,111 @@
+"""The size of a model: what its tensors take in the file and in memory, part by part.
+
+*Size* is a sum over tensors, not a figure of the library's: `get_memory_footprint()` leaves out
+LLM.int8()'s row scales and NF4's block scales, and shrinks after the first forward. Parts: linear
+weights, embeddings, norms and biases, head, and the state that a quantized layer needs beside its
+codes (scales, zero-points, block maxima, code tables). MB in tables means 2**20 bytes.
+
+A safetensors file is 8 bytes (the header's length, little-endian), a JSON header with each tensor's
+dtype, shape and place, and then the tensors' bytes with no gaps, so file bytes = 8 + header bytes +
+sum over tensors, and a size in a table can be reconciled with `ls -l`. What is *stored* and what is
+*resident* differ: the published INT8 takes four times its file once loaded, and on the CPU the
+float16 rest of a bitsandbytes file is widened to float32.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+from ..errors import UserError
+from .loading import weights_file
+
+PARTS = ("linear", "embeddings", "norms_biases", "head", "quantization_state")
+
+
+def stored_size(folder: Path) -> dict:
+    """{parts, tensor_bytes, header_bytes} of `folder`'s safetensors file, in bytes; the parts sum
+    to tensor_bytes.
+
+    Parts are those of `size_in_parts`. Raises UserError where the tensors do not fill
+    the file.
+    """
+    path = weights_file(folder)
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    parts = dict.fromkeys(PARTS, 0)
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            begin, end = tensor["data_offsets"]
+            parts[_part(name)] += end - begin
+    tensor_bytes = sum(parts.values())
+    if 8 + length + tensor_bytes != path.stat().st_size:
+        raise UserError(f"{path} is not as long as its header says: make the checkpoint again")
+    return {"parts": parts, "tensor_bytes": tensor_bytes, "header_bytes": 8 + length}
+
+
+def size_in_parts(model) -> dict[str, int]:
+    """Bytes of a model's tensors by part: linear, embeddings, norms_biases, head,
+    quantization_state.
+
+    Buffers count too; a tensor shared by two modules counts once. The sum is
+    `resident_bytes(model)`.
+    """
+    parts = dict.fromkeys(PARTS, 0)
+    seen = set()
+    for module_name, module in model.named_modules():
+        for name, tensor in _own_tensors(module):
+            if tensor.data_ptr() in seen and tensor.numel():
+                continue
+            seen.add(tensor.data_ptr())
+            parts[_part(f"{module_name}.{name}")] += tensor.numel() * tensor.element_size()
+    return parts
+
+
+def _own_tensors(module):
+    """Names and tensors that live in this very module, those inside bitsandbytes' wrappers
+    included.
+    """
+    for name, tensor in [
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    ]:
+        yield name, tensor.data
+        state = getattr(tensor, "quant_state", None)  # NF4: block maxima, doubly quantized
+        for holder in (state, getattr(state, "state2", None)):
+            for field in ("absmax", "code", "offset"):
+                inner = getattr(holder, field, None)
+                if hasattr(inner, "element_size"):
+                    yield f"quant_state.{field}", inner
+    # LLM.int8() keeps its row scales beside the parameter until the first forward and in `state`
+    # after it.
+    scales = getattr(getattr(module, "weight", None), "SCB", None)
+    if scales is None:
+        scales = getattr(getattr(module, "state", None), "SCB", None)
+    if scales is not None:
+        yield "quant_state.SCB", scales
+
+
+def _part(name: str) -> str:
+    """The part a stored tensor belongs to; all that is no weight or bias is state (`weight_scale`,
+    `weight.absmax`, `SCB`).
+    """
+    module, _, leaf = name.rpartition(".")
+    owner = module.rpartition(".")[2]
+    if leaf not in ("weight", "bias"):
+        return "quantization_state"
+    if owner in ("score", "lm_head"):
+        return "head"
+    if leaf == "bias" or owner.startswith("ln_"):
+        return "norms_biases"
+    return "embeddings" if owner in ("wte", "wpe") else "linear"
+
+
+def resident_bytes(model) -> int:
+    """Bytes of all the tensors that a model holds while it runs."""
+    return sum(size_in_parts(model).values())
+
+
+def file_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's weight file on the disk."""
+    return weights_file(folder).stat().st_size
