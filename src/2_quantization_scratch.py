@@ -66,7 +66,7 @@ def main() -> None:
     for variant in variants:
         folder = settings.models_dir / variant.folder
         quantized = variant.how.quantize(variant.key, model, baseline, torch.float32)
-        save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name, by_hand=True))
+        save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name))
         loaded = load_variant(variant.key, settings.models_dir, settings.device)
         record = evaluate_variant(
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,

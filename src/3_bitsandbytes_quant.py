@@ -67,7 +67,7 @@ def main() -> None:
         if variant.method:
             folder = models / variant.folder
             quantized = variant.how.quantize(variant.key, model, baseline, torch.float16)
-            save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name, False))
+            save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name))
             outputs += [folder / "model.safetensors"]
             del quantized
         loaded = load_variant(variant.key, models, settings.device, args.checkpoint)

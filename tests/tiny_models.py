@@ -25,3 +25,18 @@ def make_tiny_gpt2(tokenizer, head: bool = True):
             if name.endswith("bias"):
                 parameter.normal_(std=0.1)
     return model.eval()
+
+
+def save_variant(key: str, models_dir: Path, tokenizer) -> Path:
+    """Make variant `key` from the FP32 folder in `models_dir`, as scripts 2 and 3 do."""
+    import torch
+
+    from gpt2_quant.models import cards, loading, variants
+
+    variant, baseline = variants.VARIANTS[key], models_dir / variants.BASELINE.folder
+    model = loading.load_classifier(baseline, "cpu")
+    dtype = torch.float32 if variant.by_hand else torch.float16
+    quantized = variant.how.quantize(key, model, baseline, dtype)
+    card = cards.variant_card(variant, baseline.name)
+    cards.save_model(quantized, tokenizer, models_dir / variant.folder, card)
+    return models_dir / variant.folder

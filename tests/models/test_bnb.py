@@ -16,17 +16,24 @@ from gpt2_quant.models import loading as checkpoints
 WIDEST_HALF_GAP = (1 - 0.6961928009986877) / 2
 
 
+METHODS = {"int8_bitsandbytes": bnb.LLM_INT8, "nf4_bitsandbytes": bnb.NF4}
+
+
+def quantize(folder, key):
+    model = checkpoints.load_classifier(folder, "cpu")
+    return METHODS[key].quantize(key, model, folder, torch.float16)
+
+
 @pytest.fixture(scope="module")
 def folders(tiny_tokenizer, tmp_path_factory):
     """A tiny baseline and both quantized folders made from it."""
-    from tiny_models import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2, save_variant
 
     models_dir = tmp_path_factory.mktemp("models")
     make_tiny_gpt2(tiny_tokenizer).save_pretrained(models_dir / "baseline_gpt2")
     tiny_tokenizer.save_pretrained(models_dir / "baseline_gpt2")
-    for key in bnb.KEYS:
-        model = bnb.quantize(models_dir / "baseline_gpt2", key, "cpu")
-        bnb.save(model, tiny_tokenizer, models_dir / key, key, models_dir / "baseline_gpt2")
+    for key in METHODS:
+        save_variant(key, models_dir, tiny_tokenizer)
     return models_dir
 
 
@@ -36,7 +43,7 @@ def original(folders):
 
 
 def test_int8_weights_are_the_transposed_ones_within_half_a_scale(folders, original):
-    model = bnb.quantize(folders / "baseline_gpt2", "int8_bitsandbytes", "cpu")
+    model = quantize(folders / "baseline_gpt2", "int8_bitsandbytes")
     layers = bnb.converted_layers(model)
     assert len(layers) == 4 * 2
     for name, layer in layers.items():
@@ -54,7 +61,7 @@ def test_int8_weights_are_the_transposed_ones_within_half_a_scale(folders, origi
 def test_nf4_weights_are_the_transposed_ones_within_half_a_gap(folders, original):
     from bitsandbytes.functional import dequantize_4bit
 
-    model = bnb.quantize(folders / "baseline_gpt2", "nf4_bitsandbytes", "cpu")
+    model = quantize(folders / "baseline_gpt2", "nf4_bitsandbytes")
     layers = bnb.converted_layers(model)
     assert len(layers) == 4 * 2
     for name, layer in layers.items():
@@ -69,9 +76,9 @@ def test_nf4_weights_are_the_transposed_ones_within_half_a_gap(folders, original
         assert ((read - weight).abs() <= WIDEST_HALF_GAP * block_max + slack).all(), name
 
 
-@pytest.mark.parametrize("key", bnb.KEYS)
+@pytest.mark.parametrize("key", METHODS)
 def test_everything_else_is_the_float16_of_the_original(folders, original, key):
-    model = bnb.quantize(folders / "baseline_gpt2", key, "cpu")
+    model = quantize(folders / "baseline_gpt2", key)
     converted = set(bnb.converted_layers(model))
     kept = 0
     for name, parameter in model.named_parameters():
@@ -87,9 +94,9 @@ def test_everything_else_is_the_float16_of_the_original(folders, original, key):
     )  # tables, biases of the matrices, two norms a block, the last norm, the head
 
 
-@pytest.mark.parametrize("key", bnb.KEYS)
+@pytest.mark.parametrize("key", METHODS)
 def test_reloaded_tensors_are_the_saved_ones(folders, key):
-    fresh = bnb.quantize(folders / "baseline_gpt2", key, "cpu")
+    fresh = quantize(folders / "baseline_gpt2", key)
     loaded = checkpoints.load_classifier(folders / key, "cpu", torch.float16)
     before, after = fresh.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
@@ -97,7 +104,7 @@ def test_reloaded_tensors_are_the_saved_ones(folders, key):
         assert after[name].dtype == tensor.dtype and torch.equal(after[name], tensor), name
 
 
-@pytest.mark.parametrize("key", bnb.KEYS)
+@pytest.mark.parametrize("key", METHODS)
 def test_reloaded_in_float32_only_the_float_parts_widen(folders, key):
     half = checkpoints.load_classifier(folders / key, "cpu", torch.float16)
     full = checkpoints.load_variant(key, folders, "cpu")
@@ -105,10 +112,10 @@ def test_reloaded_in_float32_only_the_float_parts_widen(folders, key):
     for name, tensor in half.state_dict().items():
         other = full.state_dict()[name]
         assert torch.equal(other, tensor.to(other.dtype)), name
-    assert bnb.check_conversion(full, key) == bnb.check_conversion(half, key)
+    assert METHODS[key].facts(full) == METHODS[key].facts(half)
 
 
-@pytest.mark.parametrize("key", bnb.KEYS)
+@pytest.mark.parametrize("key", METHODS)
 def test_logits_are_near_those_of_the_dequantized_weights(folders, original, key):
     """The same float model with the weights read back, against bitsandbytes' own arithmetic on the
     codes.
@@ -150,25 +157,19 @@ def test_conversion_of_other_layers_is_refused(folders):
         )
 
     with pytest.raises(RuntimeError, match="6 of 8 linear layers"):
-        bnb.check_conversion(
-            load(load_in_8bit=True, llm_int8_skip_modules=["score", "c_fc"]), "int8_bitsandbytes"
-        )
+        bnb.LLM_INT8.facts(load(load_in_8bit=True, llm_int8_skip_modules=["score", "c_fc"]))
     # Naming any module drops transformers' default, and the head is quantized with the rest.
     with pytest.raises(RuntimeError, match="9 of 8 linear layers"):
-        bnb.check_conversion(
-            load(load_in_8bit=True, llm_int8_skip_modules=["wte"]), "int8_bitsandbytes"
-        )
+        bnb.LLM_INT8.facts(load(load_in_8bit=True, llm_int8_skip_modules=["wte"]))
     with pytest.raises(RuntimeError, match="to another type"):
-        bnb.check_conversion(
-            load(load_in_8bit=True, llm_int8_skip_modules=["score"]), "nf4_bitsandbytes"
-        )
+        bnb.NF4.facts(load(load_in_8bit=True, llm_int8_skip_modules=["score"]))
     four_bits = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "llm_int8_skip_modules": ["score"],
     }
     with pytest.raises(RuntimeError, match="nested: False"):
-        bnb.check_conversion(load(**four_bits), "nf4_bitsandbytes")
+        bnb.NF4.facts(load(**four_bits))
 
 
 def test_folder_is_a_plain_transformers_folder(folders):
@@ -179,8 +180,8 @@ def test_folder_is_a_plain_transformers_folder(folders):
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again(folders):
-    with pytest.raises(UserError, match="quantized already: give --checkpoint the FP32"):
-        bnb.quantize(folders / "int8_bitsandbytes", "nf4_bitsandbytes", "cpu")
+    with pytest.raises(UserError, match="quantized already: give the FP32"):
+        quantize(folders / "int8_bitsandbytes", "nf4_bitsandbytes")
 
 
 @pytest.mark.parametrize("package", ["bitsandbytes", "accelerate"])
@@ -189,13 +190,12 @@ def test_a_missing_package_is_one_sentence(folders, monkeypatch, package):
     with pytest.raises(
         UserError, match=rf"{package} cannot be imported .*pip install -r requirements.txt"
     ):
-        bnb.quantize(folders / "baseline_gpt2", "int8_bitsandbytes", "cpu")
+        quantize(folders / "baseline_gpt2", "int8_bitsandbytes")
     with pytest.raises(UserError, match=package):
         checkpoints.load_variant("int8_bitsandbytes", folders, "cpu")
 
 
 def test_a_cpu_without_float16_multiplies_in_float32(folders, monkeypatch):
-    monkeypatch.setattr(bnb, "has_half_arithmetic", lambda device: False)
     monkeypatch.setattr(checkpoints, "has_half_arithmetic", lambda device: False)
     nf4 = checkpoints.load_variant("nf4_bitsandbytes", folders, "cpu")
     assert {layer.compute_dtype for layer in bnb.converted_layers(nf4).values()} == {torch.float32}
@@ -208,13 +208,11 @@ def test_a_cpu_without_float16_multiplies_in_float32(folders, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("key", bnb.KEYS)
+@pytest.mark.parametrize("key", METHODS)
 def test_on_a_gpu_the_rest_is_float16_and_the_logits_are_the_cpus(folders, key):
     ids = torch.randint(0, 500, (8, 32), generator=torch.Generator().manual_seed(0))
     on_gpu = checkpoints.load_variant(key, folders, "cuda")
-    assert on_gpu.transformer.ln_f.weight.dtype == torch.float16 and bnb.check_conversion(
-        on_gpu, key
-    )
+    assert on_gpu.transformer.ln_f.weight.dtype == torch.float16 and METHODS[key].facts(on_gpu)
     with torch.inference_mode():
         answer = on_gpu(input_ids=ids.cuda()).logits.float().cpu()
         reference = checkpoints.load_variant(key, folders, "cpu")(input_ids=ids).logits

@@ -11,6 +11,7 @@ from gpt2_quant.data.tokens import tokenize
 from gpt2_quant.errors import UserError
 from gpt2_quant.measure.predictions import load_predictions, predict, save_predictions
 from gpt2_quant.models import loading as checkpoints
+from gpt2_quant.models.sizes import size_in_parts
 
 
 @pytest.fixture
@@ -38,12 +39,12 @@ def test_a_language_model_is_no_classifier_but_takes_a_new_head(tiny_gpt2_lm, tm
 
 def test_size_counts_every_tensor_once(tiny_gpt2, tiny_gpt2_lm):
     for model in (tiny_gpt2, tiny_gpt2_lm):
-        parts = checkpoints.size_in_parts(model)
+        parts = size_in_parts(model)
         assert sum(parts.values()) == 4 * sum(parameter.numel() for parameter in model.parameters())
         assert parts["quantization_state"] == 0
     linear = 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256)
-    assert checkpoints.size_in_parts(tiny_gpt2)["linear"] == 4 * linear
-    assert checkpoints.size_in_parts(tiny_gpt2)["head"] == 4 * 4 * 64
+    assert size_in_parts(tiny_gpt2)["linear"] == 4 * linear
+    assert size_in_parts(tiny_gpt2)["head"] == 4 * 4 * 64
 
 
 def test_published_size_of_the_baseline():

@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from gpt2_quant.models import bitsandbytes as bnb
-from gpt2_quant.models import folders
 from gpt2_quant.models import loading as checkpoints
-from gpt2_quant.models.stored_size import stored_size
+from gpt2_quant.models.sizes import resident_bytes, size_in_parts, stored_size
+from gpt2_quant.models.variants import VARIANTS
 
 MIB = 2**20
+BITSANDBYTES = ("int8_bitsandbytes", "nf4_bitsandbytes")
 SCRATCH = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
 PARTS = ("linear", "embeddings", "norms_biases", "head", "quantization_state")
 
@@ -92,19 +92,15 @@ def expected(
 @pytest.fixture(scope="module")
 def variants(tiny_tokenizer, tmp_path_factory):
     """A models folder with all seven variants of one tiny classifier, and its shape."""
-    from tiny_models import make_tiny_gpt2
+    from tiny_models import make_tiny_gpt2, save_variant
 
     models_dir = tmp_path_factory.mktemp("models")
     model = make_tiny_gpt2(tiny_tokenizer)
     baseline = models_dir / "baseline_gpt2"
     model.save_pretrained(baseline)
     tiny_tokenizer.save_pretrained(baseline)
-    for key in SCRATCH:
-        folders.save_quantized(model, key, tiny_tokenizer, models_dir / key, source=baseline.name)
-    for key in bnb.KEYS:
-        bnb.save(
-            bnb.quantize(baseline, key, "cpu"), tiny_tokenizer, models_dir / key, key, baseline
-        )
+    for key in (*SCRATCH, *BITSANDBYTES):
+        save_variant(key, models_dir, tiny_tokenizer)
     config = model.config
     shape = {
         "width": config.n_embd,
@@ -133,35 +129,31 @@ def file_tensors(folder) -> tuple[dict[str, int], int]:
     return sizes, len(data)
 
 
-@pytest.mark.parametrize("key", checkpoints.VARIANTS)
+@pytest.mark.parametrize("key", VARIANTS)
 def test_held_bytes_are_the_layouts(variants, key):
     model = checkpoints.load_variant(key, variants.models_dir, "cpu")
     rest = model.transformer.ln_f.weight.element_size()
-    parts = checkpoints.size_in_parts(model)
+    parts = size_in_parts(model)
     assert parts == expected(key, **variants.shape, rest=rest)
-    assert checkpoints.resident_bytes(model) == sum(parts.values())
+    assert resident_bytes(model) == sum(parts.values())
 
 
 def test_int8_held_bytes_survive_the_first_forward(variants):
     """LLM.int8() moves its row scales in it; a count that follows them finds the same bytes."""
     model = checkpoints.load_variant("int8_bitsandbytes", variants.models_dir, "cpu")
-    before = checkpoints.size_in_parts(model)
+    before = size_in_parts(model)
     with torch.inference_mode():
         model(input_ids=torch.arange(8)[None])
-    assert checkpoints.size_in_parts(model) == before
+    assert size_in_parts(model) == before
 
 
-@pytest.mark.parametrize("key", [key for key in checkpoints.VARIANTS if key != "baseline_fp16"])
+@pytest.mark.parametrize("key", [key for key in VARIANTS if key != "baseline_fp16"])
 def test_file_is_the_sum_of_its_tensors(variants, key):
-    folder = variants.models_dir / checkpoints.VARIANTS[key].folder
-    sizes, file_bytes = file_tensors(folder)
+    folder = variants.models_dir / VARIANTS[key].folder
+    sizes, whole_file = file_tensors(folder)
     stored = stored_size(folder)
     assert stored["tensor_bytes"] == sum(stored["parts"].values()) == sum(sizes.values())
-    assert (
-        stored["tensor_bytes"] + stored["header_bytes"]
-        == file_bytes
-        == checkpoints.file_bytes(folder)
-    )
+    assert stored["tensor_bytes"] + stored["header_bytes"] == whole_file == file_bytes(folder)
 
 
 def test_files_hold_what_the_layouts_say_and_nothing_else(variants):
@@ -172,21 +164,22 @@ def test_files_hold_what_the_layouts_say_and_nothing_else(variants):
     tensors = 2 * matrices + 2 + 4 * variants.shape["layers"] + 2 + 1
     codes = sum(expected("baseline", **variants.shape, rest=1).values())
     stored = {
-        key: stored_size(variants.models_dir / checkpoints.VARIANTS[key].folder)["parts"]
-        for key in checkpoints.VARIANTS
+        key: stored_size(variants.models_dir / VARIANTS[key].folder)["parts"] for key in VARIANTS
     }
     assert stored["baseline"] == expected("baseline", **variants.shape, rest=4)
     assert sum(stored["int8_scratch"].values()) == codes + 5 * tensors
     for key in ("int8_scratch_w8a8", "nf4_scratch"):
         assert stored[key] == expected(key, **variants.shape, rest=4)
-    for key in bnb.KEYS:
+    for key in BITSANDBYTES:
         wanted = expected(key, **variants.shape, rest=2)
         assert {part: stored[key][part] for part in PARTS[:4]} == {
             part: wanted[part] for part in PARTS[:4]
         }
     # LLM.int8() adds a byte a layer that names the layout; NF4 trades each float32 offset for a
     # small JSON tensor.
-    state = {key: expected(key, **variants.shape, rest=2)["quantization_state"] for key in bnb.KEYS}
+    state = {
+        key: expected(key, **variants.shape, rest=2)["quantization_state"] for key in BITSANDBYTES
+    }
     assert (
         stored["int8_bitsandbytes"]["quantization_state"] == state["int8_bitsandbytes"] + matrices
     )
@@ -217,16 +210,18 @@ def test_published_sizes_of_gpt2():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", bnb.KEYS)
+@pytest.mark.parametrize("key", BITSANDBYTES)
 def test_bitsandbytes_on_gpt2_itself(key, tiny_tokenizer, tmp_path):
     """The 124M model, random weights: quantized, saved, loaded again, every part to the byte."""
+    from tiny_models import save_variant
+
     torch.manual_seed(0)
     model = GPT2ForSequenceClassification(GPT2Config(num_labels=4, pad_token_id=50256)).half()
     baseline = tmp_path / "baseline_gpt2"
     model.save_pretrained(baseline)
-    bnb.save(bnb.quantize(baseline, key, "cpu"), tiny_tokenizer, tmp_path / key, key, baseline)
+    save_variant(key, tmp_path, tiny_tokenizer)
     loaded = checkpoints.load_classifier(tmp_path / key, "cpu", torch.float16)
-    parts = checkpoints.size_in_parts(loaded)
+    parts = size_in_parts(loaded)
     assert parts == expected(key, **GPT2, rest=2)
     published = {"int8_bitsandbytes": 156.36, "nf4_bitsandbytes": 115.86}[key]
     assert round((sum(parts.values()) - parts["quantization_state"]) / MIB, 2) == published

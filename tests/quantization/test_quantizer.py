@@ -24,8 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gpt2_quant.cli import ROOT
 from gpt2_quant.errors import UserError
-from gpt2_quant.models import folders
-from gpt2_quant.quantization import affine, quantizer, stored_int8
+from gpt2_quant.models.variants import VARIANTS, made_by
+from gpt2_quant.quantization import affine
 from gpt2_quant.quantization.layers import (
     Int8Embedding,
     Int8Linear,
@@ -33,7 +33,9 @@ from gpt2_quant.quantization.layers import (
     NF4Linear,
     TiedHead,
 )
-from gpt2_quant.quantization.quantizer import SCHEMES, ScratchConfig, quantize_model
+from gpt2_quant.quantization.quantizer import ScratchConfig, quantize_model, scheme_named
+
+SCHEMES = [variant.key for variant in made_by(2)]
 
 
 @pytest.fixture
@@ -120,7 +122,10 @@ def test_what_becomes_which_layer(tiny_gpt2, tiny_gpt2_lm):
         nf4.transformer.wpe, Int8Embedding
     )
     assert isinstance(quantize_model(tiny_gpt2_lm, "nf4_scratch").lm_head, TiedHead)
-    assert folders.describe(w8a8)["layers"] == {"Int8Embedding": 2, "Int8Linear": 8}
+    assert VARIANTS["int8_scratch_w8a8"].how.facts(w8a8)["layers"] == {
+        "Int8Embedding": 2,
+        "Int8Linear": 8,
+    }
 
 
 def test_conv1d_is_quantized_along_its_output_axis(tiny_gpt2):
@@ -280,9 +285,9 @@ def test_a_cpu_without_the_int8_instruction_says_so_once_and_computes_the_same(
 ):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        monkeypatch.setattr(quantizer, "cpu_has_int8_dot", lambda: True)
+        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
         fast = quantize_model(copy.deepcopy(tiny_gpt2), "int8_scratch_w8a8")
-    monkeypatch.setattr(quantizer, "cpu_has_int8_dot", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.warns(UserWarning, match="same results, but slower"):
         slow = quantize_model(tiny_gpt2, "int8_scratch_w8a8")
     assert torch.equal(answer(fast, batch), answer(slow, batch))
@@ -290,7 +295,7 @@ def test_a_cpu_without_the_int8_instruction_says_so_once_and_computes_the_same(
 
 def test_codes_survive_re_encoding(tiny_gpt2):
     model = quantize_model(tiny_gpt2, "int8_scratch")
-    state = stored_int8.encode_state(model, model.config.quantization_config.sha256)
+    state = scheme_named("int8_scratch").state(model, model.config.quantization_config.sha256)
     assert all(tensor.dtype in (torch.int8, torch.float32) for tensor in state.values())
     assert {name for name in state if state[name].dim() == 0} == {
         name for name in state if name.endswith(("_scale", "_zero_point"))
@@ -324,6 +329,6 @@ def test_resident_bytes_of_gpt2_124m(scheme, limit_mib, dtype):
     with torch.device("meta"):
         model = GPT2ForSequenceClassification(GPT2Config(num_labels=4)).to(dtype)
         assert sum(p.numel() for p in model.parameters()) == 124_442_880
-        quantizer.replace_modules(model, scheme, dtype, fill=False)
+        scheme_named(scheme).replace(model, dtype, fill=False)
     n_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     assert n_bytes <= limit_mib * 2**20

@@ -58,7 +58,7 @@ def write_card(folder: Path, record: dict) -> Path:
     return folder / "README.md"
 
 
-def variant_card(variant: Variant, source: str, by_hand: bool) -> str:
+def variant_card(variant: Variant, source: str) -> str:
     """The card of a quantized folder: what it was made from, by which script, and how it loads."""
     register = (
         "import gpt2_quant.quantization.quantizer  # registers the method with transformers\n"
@@ -67,7 +67,7 @@ def variant_card(variant: Variant, source: str, by_hand: bool) -> str:
 library_name: transformers
 pipeline_tag: text-classification
 language: en
-tags: [gpt2, ag-news, {"gpt2_quant" if by_hand else "bitsandbytes"}]
+tags: [gpt2, ag-news, {"gpt2_quant" if variant.by_hand else "bitsandbytes"}]
 ---
 
 # GPT-2 on AG News, {variant.label}
@@ -75,7 +75,7 @@ tags: [gpt2, ag-news, {"gpt2_quant" if by_hand else "bitsandbytes"}]
 Quantized from `{source}` by `{variant.script_path}`. {variant.description}
 
 ```python
-{register if by_hand else ""}from transformers import AutoModelForSequenceClassification
+{register if variant.by_hand else ""}from transformers import AutoModelForSequenceClassification
 
 model = AutoModelForSequenceClassification.from_pretrained("{variant.folder}")
 ```

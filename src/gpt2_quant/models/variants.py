@@ -71,6 +71,11 @@ class Variant:
         return self.own_folder or (self.key if self.method else BASELINE.folder)
 
     @property
+    def by_hand(self) -> bool:
+        """Whether its method is a scheme of this project's transformers plug-in."""
+        return bool(self.method) and self.script == 2
+
+    @property
     def script_path(self) -> str:
         """The script that makes it, from the root of the repository."""
         return SCRIPTS[self.script]
@@ -181,7 +186,7 @@ VARIANTS: dict[str, Variant] = {}
 def register(variant: Variant) -> None:
     """Add a row to the comparison, after those that are there; its scheme becomes loadable."""
     VARIANTS[variant.key] = variant
-    if variant.method:
+    if variant.by_hand:
         SCHEMES[variant.key] = variant.method
 
 

@@ -23,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import UserError
 from . import SCHEMES, integrity
-from .layers import Int8Linear, QuantizedLayer
+from .layers import Int8Linear
 from .schemes import Scheme
 
 METHOD = "gpt2_quant"
@@ -32,12 +32,10 @@ FORMAT_VERSION = 1
 
 def scheme_named(name: str) -> Scheme:
     """The scheme that bears `name` in the registry of variants. Raises UserError for none."""
-    scheme = resolve_name(SCHEMES[name]) if name in SCHEMES else None
-    if not isinstance(scheme, Scheme):
-        raise UserError(
-            f"unknown quantization scheme {name!r}: this version of the code has none of that name"
-        )
-    return scheme
+    if name not in SCHEMES:
+        known = ", ".join(SCHEMES)
+        raise UserError(f"unknown quantization scheme {name!r}: the schemes are {known}")
+    return resolve_name(SCHEMES[name])
 
 
 @register_quantization_config(METHOD)
@@ -104,17 +102,14 @@ class ScratchQuantizer(HfQuantizer):
 def quantize_model(model: GPT2PreTrainedModel, name: str) -> GPT2PreTrainedModel:
     """Quantize a float GPT-2 in place and return it, ready to run and to `save_pretrained`.
 
-    The scheme is the one called `name`. Float parts keep the model's dtype. Raises UserError for a model that is no GPT-2, is quantized
-    already or holds NaN or infinity, and for an unknown scheme.
+    The scheme is the one called `name`; float parts keep the model's dtype. Raises UserError for a
+    model that is no GPT-2, is quantized already or holds NaN or infinity, and an unknown scheme.
     """
     scheme = scheme_named(name)
     if not isinstance(model, GPT2PreTrainedModel):
-        raise UserError(
-            f"{type(model).__name__} is not a GPT-2: these schemes know its layers only"
-        )
-    if any(isinstance(module, QuantizedLayer) for module in model.modules()) or hasattr(
-        model, "int8_scratch_names"
-    ):
+        name = type(model).__name__
+        raise UserError(f"{name} is not a GPT-2: these schemes know its layers only")
+    if getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
         raise UserError("the model is quantized already: load the float checkpoint instead")
     config = ScratchConfig(name)
     scheme.replace(model, model.dtype, fill=True)

@@ -61,7 +61,7 @@ def cached_cost_table(
         missing = {
             key: f"bitsandbytes cannot be imported ({fault})"
             for key in schemes
-            if "bitsandbytes" in VARIANTS[key].method
+            if VARIANTS[key].method and not VARIANTS[key].by_hand
         }
         schemes = [key for key in schemes if key not in missing]
 
