@@ -137,7 +137,7 @@ class Step:
     results stale.
     """
 
-    def __init__(self, results_dir: Path, name: str, flags: dict, inputs: list[Path] = ()):
+    def __init__(self, results_dir: Path, name: str, flags: dict, inputs: Sequence[Path] = ()):
         self.name = name
         self.receipt = results_dir / "records" / "steps" / f"{name}.json"
         self.flags = {key: str(value) for key, value in sorted(flags.items()) if key != "overwrite"}

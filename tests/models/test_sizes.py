@@ -16,7 +16,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from gpt2_quant.models import loading as checkpoints
-from gpt2_quant.models.sizes import resident_bytes, size_in_parts, stored_size
+from gpt2_quant.models.sizes import file_bytes, resident_bytes, size_in_parts, stored_size
 from gpt2_quant.models.variants import VARIANTS
 
 MIB = 2**20

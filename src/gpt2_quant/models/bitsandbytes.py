@@ -1,6 +1,6 @@
 """bitsandbytes' two schemes on GPT-2: LLM.int8() and NF4, as published, and what they need checked.
 
-*LLM.int8()* (Dettmers et al., 2022, arXiv 2208.07339): weights are int8 with one scale an output
+*LLM.int8()* (Dettmers et al., 2022, arXiv 2208.07339): weights are int8 with one scale per output
 channel, absmax / 127. Activations are quantized per token on the fly, but for the input features in
 which any token reaches 6.0: those columns are multiplied in half precision with the dequantized
 weights (section 3.2), because one such outlier would stretch the scale of its whole row. Finding
@@ -14,8 +14,7 @@ quantization stores the block maxima in 8 bits, with one float32 a 256 of them: 
 
 Both replace the linear layers inside the blocks, four a block, and leave embeddings, norms and the
 `score` head alone. GPT-2's layers are `Conv1D` with weights [in, out]; transformers transposes them
-to [out, in] on the way. The head is left out only by transformers' default, and naming any module
-replaces that default, so `score` is named here.
+to [out, in] on the way.
 
 Files hold what is not quantized in float16, whatever the device: 156.4 and 115.9 MiB for the 124M
 model. On the CPU it is widened to float32 on loading, where float16 arithmetic may be 60 times as
@@ -32,24 +31,21 @@ from ..errors import UserError
 
 LAYERS_PER_BLOCK = 4  # attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
 OUTLIER_THRESHOLD = (
-    6.0  # magnitude from which LLM.int8() takes an input feature in half precision; the paper's
+    6.0  # magnitude from which an input feature stays in half precision; the paper's
 )
 
 
 def require() -> None:
-    """Raise UserError with the mending command where bitsandbytes (or accelerate, which its loader
-    needs) is missing.
-    """
-    # On float32 activations LLM.int8() logs one warning a layer and forward; the cast it warns of
-    # is the method itself.
+    """Raise UserError where bitsandbytes, or accelerate, which its loader needs, is missing."""
+    # On float32 activations it logs one warning per layer and forward: the cast is the method.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for package in ("bitsandbytes", "accelerate"):
         try:
             __import__(package)
         except ImportError as fault:
             raise UserError(
-                f"{package} cannot be imported ({fault}), which only src/3_bitsandbytes_quant.py needs: "
-                "run pip install -r requirements.txt"
+                f"{package} cannot be imported ({fault}), which only script 3 needs: run "
+                "pip install -r requirements.txt"
             ) from fault
 
 
@@ -168,7 +164,7 @@ NF4 = BitsAndBytes(
 
 
 def compute_in_float32(model) -> None:
-    """Where float16 is emulated one element at a time: a checkpoint asks for it in its NF4 layers."""
+    """NF4 layers ask for float16, which some CPUs emulate one element at a time: not there."""
     import torch
     from bitsandbytes.nn import Linear4bit
 

@@ -5,20 +5,37 @@ from pathlib import Path
 from ..cli import looks_like_path
 from ..data.labels import LABELS
 from ..records import atomic_path, write_text
-from .variants import Variant
+from .variants import SCRIPTS, Variant
 
 
 def model_card(record: dict) -> str:
-    """The card of script 1's model, from its record: what it is, what it was trained on, how well
-    it does.
-    """
+    """The card of script 1's model, from its record: what it is, trained on what, how good."""
     training, data, metrics = record["training"], record["data"], record["metrics"]
-    base, made = record["checkpoint"]["base_model"], record["provenance"]
-    train = record["splits"]["train"]
+    base, made, train = (
+        record["checkpoint"]["base_model"],
+        record["provenance"],
+        record["splits"]["train"],
+    )
     accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
-    base_tag = (
-        "" if looks_like_path(base) else f"base_model: {base}\n"
-    )  # a folder's name means nothing on the hub
+    # A folder's name means nothing on the hub.
+    base_tag = "" if looks_like_path(base) else f"base_model: {base}\n"
+    of_training = (
+        f"{training['epochs']} epochs, {training['updates']} updates of {training['batch_size']} "
+        f"texts of at most {training['max_length']} tokens, AdamW at "
+        f"{training['learning_rate']:g}, linear warm-up and decay, clipping at 1, dropout 0.1, "
+        f"{training['precision']}"
+    )
+    rows = {
+        "test accuracy": f"{accuracy['value']:.4f} (95% interval {accuracy['low']:.4f} to "
+        f"{accuracy['high']:.4f}, n = {data['n']})",
+        "test macro F1": f"{f1['value']:.4f} ({f1['low']:.4f} to {f1['high']:.4f})",
+        "trained on": f"{train['n']} rows of `{train['name']}`, sha256 {train['sha256'][:16]}",
+        "training": of_training,
+        "kept": f"epoch {training['best_epoch']}, the best on validation",
+        "made by": f"commit {made['git_commit']}, torch {made['packages']['torch']}, "
+        f"{made['device']}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -28,27 +45,22 @@ tags: [gpt2, ag-news]
 
 # GPT-2 fine-tuned on AG News
 
-Sorts a news item into {", ".join(LABELS)}. All parameters of `{base}` were fine-tuned by `src/1_baseline_finetuning.py`.
+Sorts a news item into {", ".join(LABELS)}. All parameters of `{base}` were fine-tuned by
+`{SCRIPTS[1]}`.
 
 ```python
 from transformers import pipeline
 
-pipeline("text-classification", "FOLDER OR ID OF THIS MODEL")("Late goal sends the home side to the final")
+pipeline("text-classification", "FOLDER OR ID OF THIS MODEL")("Late goal sends the home side on")
 ```
 
 | | |
 | --- | --- |
-| test accuracy | {accuracy["value"]:.4f} (95% interval {accuracy["low"]:.4f} to {accuracy["high"]:.4f}, n = {data["n"]}) |
-| test macro F1 | {f1["value"]:.4f} ({f1["low"]:.4f} to {f1["high"]:.4f}) |
-| trained on | {train["n"]} rows of `{train["name"]}`, sha256 {train["sha256"][:16]} |
-| training | {training["epochs"]} epochs, {training["updates"]} updates of {training["batch_size"]} texts of at most \
-{training["max_length"]} tokens, AdamW at {training["learning_rate"]:g}, linear warm-up and decay, clipping at 1, dropout 0.1, \
-{training["precision"]} |
-| kept | epoch {training["best_epoch"]}, the best on validation |
-| made by | commit {made["git_commit"]}, torch {made["packages"]["torch"]}, {made["device"]} |
+{table}
 
-Input is title, one space, description, in English, of about 2004; anything else is outside of what it was tested on.
-Pad on the right with the end-of-text token: the answer is read at the last token that is not padding.
+Input is title, one space, description, in English, of about 2004; anything else is outside of what
+it was tested on. Pad on the right with the end-of-text token: the answer is read at the last token
+that is not padding.
 """
 
 
@@ -80,7 +92,8 @@ Quantized from `{source}` by `{variant.script_path}`. {variant.description}
 model = AutoModelForSequenceClassification.from_pretrained("{variant.folder}")
 ```
 
-Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json` of the run that made it.
+Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json` of the run that
+made it.
 """
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
 from ..errors import UserError
-from .variants import BASELINE, VARIANTS, Variant
+from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
 REMAKE = "make the checkpoint again or fetch it again"
 
 
 def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
-    """The folder of the FP32 classifier to quantize: `--checkpoint` (folder or hub id), else script
-    1's.
+    """The FP32 classifier to quantize: `--checkpoint` (folder or hub id), else script 1's.
 
     Raises UserError that names script 1 where neither is there.
     """
@@ -27,49 +26,41 @@ def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
     folder = models_dir / BASELINE.folder
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder} is not there yet: run python src/1_baseline_finetuning.py with the same flags first, or give --checkpoint"
+            f"{folder} is not there yet: run python {SCRIPTS[1]} with the same flags first, or "
+            "give --checkpoint"
         )
     return check_checkpoint(folder)
 
 
 def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
-    """Return `folder` after a look at its config and at its weight file's header, which needs
-    neither torch nor time.
+    """Return `folder` after a look at config and weight file's header, without torch.
 
     Raises UserError for a folder that is empty or damaged, another architecture, or (but for
     `new_head`) other than four labels.
     """
     from safetensors import SafetensorError, safe_open
 
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} holds no config.json: give a model folder as save_pretrained writes it"
-        )
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise UserError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, labels = (
-            config["model_type"],
-            len(config.get("id2label") or range(2)),
-        )  # 2 is transformers' own default
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        kind = config["model_type"]
+        labels = len(config.get("id2label") or range(2))  # 2 is transformers' own default
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise UserError(
-            f"{folder}/config.json cannot be read as a model's configuration: {REMAKE}"
-        ) from fault
+        raise UserError(f"{config_path} is not a model's configuration: {REMAKE}") from fault
     if kind != "gpt2":
-        raise UserError(
-            f"{folder} is a {kind} model, and this project quantizes GPT-2: name a GPT-2 checkpoint"
-        )
+        raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
     if labels != len(LABELS) and not new_head:
         raise UserError(
-            f"{folder} has {labels} labels where {len(LABELS)} are needed: fine-tune it with script 1"
+            f"{folder} has {labels} labels where {len(LABELS)} are needed: fine-tune it by script 1"
         )
+    path = weights_file(folder)
     try:
-        with safe_open(weights_file(folder), framework="np"):
+        with safe_open(path, framework="np"):
             return folder
     except SafetensorError as fault:
-        raise UserError(
-            f"{folder}/model.safetensors is damaged or cut short ({fault}): {REMAKE}"
-        ) from fault
+        raise UserError(f"{path} is damaged or cut short ({fault}): {REMAKE}") from fault
 
 
 def weights_file(folder: Path) -> Path:
@@ -77,15 +68,14 @@ def weights_file(folder: Path) -> Path:
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise UserError(
-            f"{folder} has no model.safetensors: make it again, or save it with save_pretrained (not sharded)"
+            f"{folder} has no model.safetensors: make it again, or save it with save_pretrained "
+            "(not sharded)"
         )
     return path
 
 
 def quiet_loading() -> None:
-    """Silence transformers' progress bar and notes, which say of each model that it is being
-    loaded; ours go on.
-    """
+    """Silence transformers' notes and bars, which say of each model that it is being loaded."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -93,8 +83,7 @@ def quiet_loading() -> None:
 
 
 def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool = False):
-    """A GPT-2 sequence classifier from a folder, in `dtype` (float32 when None), in eval mode, on
-    `device`.
+    """A GPT-2 sequence classifier in `dtype` (float32 when None), in eval mode, on `device`.
 
     Quantized folders (this project's schemes and bitsandbytes') load as what they are.
     `new_head=True` starts a fresh 4-class head on a language model, for fine-tuning. Raises
@@ -104,58 +93,51 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from ..quantization import quantizer  # noqa: F401  registers this project's schemes with transformers
+    from ..quantization import quantizer  # noqa: F401  registers the schemes with transformers
 
     quiet_loading()
     folder = check_checkpoint(Path(folder), new_head)
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as fault:
-        raise UserError(
-            f"{folder}/config.json cannot be read as a model's configuration: {REMAKE}"
-        ) from fault
+        raise UserError(f"{folder}/config.json is not a model's configuration: {REMAKE}") from fault
     if new_head:
         config.num_labels = len(LABELS)
         config.id2label = dict(enumerate(LABELS))
         config.label2id = {label: index for index, label in enumerate(LABELS)}
-    config.pad_token_id = (
-        config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+    if config.pad_token_id is None:
+        config.pad_token_id = config.eos_token_id
+    quantization = getattr(config, "quantization_config", None)
+    from_library = (
+        isinstance(quantization, dict) and quantization.get("quant_method") == "bitsandbytes"
     )
-    scheme = getattr(config, "quantization_config", None) or {}
-    from_bitsandbytes = (
-        scheme.get("quant_method") == "bitsandbytes" if isinstance(scheme, dict) else False
-    )
-    if from_bitsandbytes:
-        from . import bitsandbytes as bnb
+    if from_library:
+        from . import bitsandbytes
 
-        bnb.require()
+        bitsandbytes.require()
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
         dtype=dtype or torch.float32,
         output_loading_info=True,
-        device_map={"": device} if scheme else None,
+        device_map={"": device} if quantization else None,
     )
-    missing = set(loading["missing_keys"])
-    if new_head:
-        missing -= {"score.weight"}
+    missing = set(loading["missing_keys"]) - ({"score.weight"} if new_head else set())
     if missing:
-        raise UserError(
-            f"{folder} lacks {', '.join(sorted(missing)[:3])}, so it is no fine-tuned classifier: run script 1 first"
-        )
-    model = model if hasattr(model, "hf_quantizer") else model.to(device)
+        names = ", ".join(sorted(missing)[:3])
+        raise UserError(f"{folder} lacks {names}, so it is no fine-tuned classifier: run script 1")
+    if not quantization:
+        model = model.to(device)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
-    if from_bitsandbytes and not has_half_arithmetic(device):
-        bnb.compute_in_float32(model)
+    if from_library and not has_half_arithmetic(device):
+        bitsandbytes.compute_in_float32(model)
     return model.eval()
 
 
 def has_half_arithmetic(device: str) -> bool:
-    """Whether `device` multiplies float16 matrices in hardware. A CPU without it emulates them, 60
-    times as slowly.
-    """
+    """Whether `device` multiplies float16 matrices: a CPU may emulate it, 60 times slower."""
     import torch
 
     return device == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
@@ -170,18 +152,18 @@ def float_dtype(variant: Variant, device: str):
 
 
 def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
-    """The model of one variant, as every script measures it. Raises UserError where its folder is
-    not there yet.
+    """The model of one variant, as every script measures it.
+
+    Raises UserError where its folder is not there yet.
     """
     variant = VARIANTS[key]
-    if variant.method:
-        folder = models_dir / variant.folder
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder} is not there yet: run python {variant.script_path} with the same flags first"
-            )
-    else:
+    folder = models_dir / variant.folder
+    if not variant.method:
         folder = baseline_folder(models_dir, checkpoint)
+    elif not folder.is_dir():
+        raise UserError(
+            f"{folder} is not there yet: run python {variant.script_path} with the same flags first"
+        )
     model = load_classifier(folder, device, float_dtype(variant, device))
     if variant.floats == "float16" and not has_half_arithmetic(device):
         model = model.float()  # weights keep float16's rounding; only the arithmetic is float32

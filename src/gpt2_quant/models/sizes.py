@@ -23,11 +23,9 @@ PARTS = ("linear", "embeddings", "norms_biases", "head", "quantization_state")
 
 
 def stored_size(folder: Path) -> dict:
-    """{parts, tensor_bytes, header_bytes} of `folder`'s safetensors file, in bytes; the parts sum
-    to tensor_bytes.
+    """{parts, tensor_bytes, header_bytes} of `folder`'s safetensors file, in bytes.
 
-    Parts are those of `size_in_parts`. Raises UserError where the tensors do not fill
-    the file.
+    Raises UserError where the tensors do not fill the file.
     """
     path = weights_file(folder)
     with open(path, "rb") as file:
@@ -45,11 +43,9 @@ def stored_size(folder: Path) -> dict:
 
 
 def size_in_parts(model) -> dict[str, int]:
-    """Bytes of a model's tensors by part: linear, embeddings, norms_biases, head,
-    quantization_state.
+    """Bytes of a model's tensors by part (PARTS), buffers included.
 
-    Buffers count too; a tensor shared by two modules counts once. The sum is
-    `resident_bytes(model)`.
+    A tensor shared by two modules counts once.
     """
     parts = dict.fromkeys(PARTS, 0)
     seen = set()
@@ -63,13 +59,9 @@ def size_in_parts(model) -> dict[str, int]:
 
 
 def _own_tensors(module):
-    """Names and tensors that live in this very module, those inside bitsandbytes' wrappers
-    included.
-    """
-    for name, tensor in [
-        *module.named_parameters(recurse=False),
-        *module.named_buffers(recurse=False),
-    ]:
+    """Names and tensors of this very module, those inside bitsandbytes' wrappers included."""
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    for name, tensor in own:
         yield name, tensor.data
         state = getattr(tensor, "quant_state", None)  # NF4: block maxima, doubly quantized
         for holder in (state, getattr(state, "state2", None)):
@@ -77,8 +69,7 @@ def _own_tensors(module):
                 inner = getattr(holder, field, None)
                 if hasattr(inner, "element_size"):
                     yield f"quant_state.{field}", inner
-    # LLM.int8() keeps its row scales beside the parameter until the first forward and in `state`
-    # after it.
+    # LLM.int8() keeps its row scales beside the parameter until the first forward, then in `state`.
     scales = getattr(getattr(module, "weight", None), "SCB", None)
     if scales is None:
         scales = getattr(getattr(module, "state", None), "SCB", None)
@@ -87,9 +78,7 @@ def _own_tensors(module):
 
 
 def _part(name: str) -> str:
-    """The part a stored tensor belongs to; all that is no weight or bias is state (`weight_scale`,
-    `weight.absmax`, `SCB`).
-    """
+    """The part a tensor belongs to; what is no weight or bias is state (`weight_scale`, `SCB`)."""
     module, _, leaf = name.rpartition(".")
     owner = module.rpartition(".")[2]
     if leaf not in ("weight", "bias"):

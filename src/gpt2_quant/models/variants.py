@@ -37,7 +37,7 @@ class Method(Protocol):
         """
 
     def facts(self, model) -> dict:
-        """What a record keeps of a quantized model. Raises RuntimeError where it is not as meant."""
+        """What a record keeps of the model. Raises RuntimeError where it is not as meant."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Variant:
 
     script             number of the script that makes it
     method             "module:object" of a `Method`; "" where weights are only cast to `floats`
-    floats             dtype of what is not quantized; "fast": float16 on CUDA, else float32
+    floats             dtype of what is not quantized; fast: float16 on CUDA, else float32
     description        one or two sentences for model cards and records
     computes_on_codes  the forward pass reads the codes; False: it runs on floats made from them
     no_best_mode       why nothing faster than eager exists; "" where `inference.engine` has a way
@@ -96,8 +96,8 @@ _LIBRARY_BEST = (
     "layer and so cannot be captured"
 )
 
-# Greys are unquantized, warm colours written by hand, cool ones bitsandbytes: from Okabe & Ito's and
-# Paul Tol's palettes, which readers with protanopia, deuteranopia and tritanopia can tell apart.
+# Greys are unquantized, warm colours written by hand, cool ones bitsandbytes: from Okabe & Ito's
+# and Paul Tol's palettes, which colour-blind readers can tell apart.
 BASELINE = Variant(
     "baseline",
     "Baseline FP32",
@@ -124,8 +124,8 @@ INT8 = Variant(
     script=2,
     colour="#e69f00",
     marker="^",
-    description="Each parameter is one int8 tensor with one scale and one zero-point; loading turns "
-    "it back into floats.",
+    description="Each parameter is one int8 tensor with one scale and one zero-point; loading "
+    "turns it back into floats.",
     method="gpt2_quant.quantization.stored_int8:SCHEME",
     floats="float32",
     published=Published(0.9459, 118.68, 96.00, 4.00),

@@ -14,9 +14,10 @@ dtypes and checksum are checked here.
 
 import warnings
 from pkgutil import resolve_name
+from typing import Any
 
 import torch
-from transformers import GPT2PreTrainedModel
+from transformers import GPT2PreTrainedModel, PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -47,7 +48,7 @@ class ScratchConfig(QuantizationConfigMixin):
     def __init__(
         self, scheme: str, format_version: int = FORMAT_VERSION, sha256: str | None = None, **_
     ):
-        self.quant_method = METHOD
+        self.__dict__["quant_method"] = METHOD  # typed by transformers as one of its own
         self.scheme = scheme
         self.format_version = format_version
         self.sha256 = sha256
@@ -55,7 +56,9 @@ class ScratchConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class ScratchQuantizer(HfQuantizer):
-    """transformers' hooks for the three schemes."""
+    """transformers' hooks for all schemes."""
+
+    quantization_config: ScratchConfig
 
     def validate_environment(self, *args, **kwargs):
         """Raise UserError for a scheme or layout version that this code does not know."""
@@ -63,8 +66,9 @@ class ScratchQuantizer(HfQuantizer):
         self.scheme = scheme_named(config.scheme)
         if config.format_version != FORMAT_VERSION:
             raise UserError(
-                f"the folder was quantized in layout version {config.format_version}, this code reads version "
-                f"{FORMAT_VERSION}: quantize again with python src/2_quantization_scratch.py --overwrite"
+                f"the folder was quantized in layout version {config.format_version}, this code "
+                f"reads version {FORMAT_VERSION}: quantize again with python "
+                "src/2_quantization_scratch.py --overwrite"
             )
 
     def _process_model_before_weight_loading(
@@ -99,16 +103,21 @@ class ScratchQuantizer(HfQuantizer):
         return True
 
 
-def quantize_model(model: GPT2PreTrainedModel, name: str) -> GPT2PreTrainedModel:
+def is_gpt2(model: Any) -> bool:
+    """Whether `model` is one of transformers' GPT-2 classes, with whatever head."""
+    return isinstance(model, GPT2PreTrainedModel)
+
+
+def quantize_model(model: Any, name: str) -> Any:
     """Quantize a float GPT-2 in place and return it, ready to run and to `save_pretrained`.
 
     The scheme is the one called `name`; float parts keep the model's dtype. Raises UserError for a
     model that is no GPT-2, is quantized already or holds NaN or infinity, and an unknown scheme.
     """
     scheme = scheme_named(name)
-    if not isinstance(model, GPT2PreTrainedModel):
-        name = type(model).__name__
-        raise UserError(f"{name} is not a GPT-2: these schemes know its layers only")
+    if not is_gpt2(model):
+        kind = type(model).__name__
+        raise UserError(f"{kind} is not a GPT-2: these schemes know its layers only")
     if getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
         raise UserError("the model is quantized already: load the float checkpoint instead")
     config = ScratchConfig(name)
@@ -121,8 +130,8 @@ def quantize_model(model: GPT2PreTrainedModel, name: str) -> GPT2PreTrainedModel
     return model.eval()
 
 
-def warn_if_slow(model: GPT2PreTrainedModel) -> None:
-    """Say once that a CPU lacks the int8 dot product: torch then computes the same integers, slower."""
+def warn_if_slow(model: PreTrainedModel) -> None:
+    """Say once that a CPU lacks the int8 dot product: the same integers, slower."""
     integers = any(isinstance(module, Int8Linear) for module in model.modules())
     if integers and model.device.type == "cpu" and not torch.cpu._is_vnni_supported():
         warnings.warn(

@@ -12,10 +12,10 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, QuantizedLayer, TiedHead
@@ -24,26 +24,24 @@ from .layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, Quantize
 class Scheme:
     """What the transformers plug-in asks of a scheme. Instances are the `Method` of a variant."""
 
-    def replace(self, model: GPT2PreTrainedModel, dtype: torch.dtype, fill: bool) -> None:
+    def replace(self, model: Any, dtype: torch.dtype, fill: bool) -> None:
         """Turn float parameters into the scheme's own, filled from them or empty. In place."""
         raise NotImplementedError
 
-    def finish(self, model: GPT2PreTrainedModel) -> None:
+    def finish(self, model: Any) -> None:
         """Last touch once the file's tensors are in place."""
 
-    def state(self, model: GPT2PreTrainedModel, sha256: str | None) -> dict[str, Tensor] | None:
+    def state(self, model: Any, sha256: str | None) -> dict[str, Tensor] | None:
         """The tensors to save; None: the model's own."""
         return None
 
-    def quantize(
-        self, key: str, model: GPT2PreTrainedModel, folder: Path, dtype: torch.dtype
-    ) -> GPT2PreTrainedModel:
-        """A copy of the FP32 `model`, quantized by the scheme named `key`, float parts in `dtype`."""
+    def quantize(self, key: str, model: Any, folder: Path, dtype: torch.dtype) -> Any:
+        """A copy of the FP32 `model` in the scheme named `key`, float parts in `dtype`."""
         from .quantizer import quantize_model
 
         return quantize_model(copy.deepcopy(model), key).to(dtype)
 
-    def facts(self, model: GPT2PreTrainedModel) -> dict:
+    def facts(self, model: Any) -> dict:
         """Scheme, layout version, checksum, and how many layers of which kind there are."""
         config = model.config.quantization_config
         kinds: dict[str, int] = {}
@@ -63,13 +61,13 @@ class Scheme:
 class LayerScheme(Scheme):
     """The layer classes that take the place of linear layers, token and position embeddings."""
 
-    linear: type[QuantizedLayer]
-    embedding: type[QuantizedLayer]
-    positions: type[QuantizedLayer]
+    linear: Callable[..., Any]
+    embedding: Callable[..., Any]
+    positions: Callable[..., Any]
 
     def replace(
         self,
-        model: GPT2PreTrainedModel,
+        model: Any,
         dtype: torch.dtype,
         fill: bool,
         wanted: Callable[[str], bool] = lambda path: True,
@@ -81,6 +79,7 @@ class LayerScheme(Scheme):
         for path, module in list(model.named_modules()):
             if not wanted(path):
                 continue
+            new: nn.Module
             if path == "lm_head" and tied:
                 new = TiedHead(model.transformer.wte)
             elif path == "lm_head" or isinstance(module, Conv1D):

@@ -9,9 +9,10 @@ float rounding.
 On disk a parameter `p` is `p` (int8), `p_scale` (float32) and `p_zero_point` (int8).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import GPT2PreTrainedModel
 
 from ..errors import UserError
 from . import affine, integrity
@@ -21,7 +22,7 @@ from .schemes import Scheme
 class StoredInt8(Scheme):
     """Codes in the file, floats in memory."""
 
-    def replace(self, model: GPT2PreTrainedModel, dtype: torch.dtype, fill: bool) -> None:
+    def replace(self, model: Any, dtype: torch.dtype, fill: bool) -> None:
         if not fill:
             _set_tied_head_aside(model)
         names = [name for name, _ in model.named_parameters()]  # a shared tensor appears once
@@ -43,7 +44,7 @@ class StoredInt8(Scheme):
             module.register_buffer(f"{leaf}_zero_point", zero_point)
         model.int8_names, model.int8_dtype = names, dtype
 
-    def finish(self, model: GPT2PreTrainedModel) -> None:
+    def finish(self, model: Any) -> None:
         """Dequantize the loaded codes into parameters, one tensor at a time. In place."""
         for name in model.int8_names:
             module, leaf = _locate(model, name)
@@ -52,7 +53,7 @@ class StoredInt8(Scheme):
             module.register_parameter(leaf, nn.Parameter(values.to(model.int8_dtype)))
         _put_tied_head_back(model)
 
-    def state(self, model: GPT2PreTrainedModel, sha256: str | None) -> dict[str, Tensor]:
+    def state(self, model: Any, sha256: str | None) -> dict[str, Tensor]:
         """Codes, scales and zero-points. Raises UserError where they are no longer those that were
         quantized: the weights were changed since, or were loaded in bfloat16, whose 8 bits cannot
         tell 255 steps apart.
@@ -73,13 +74,13 @@ class StoredInt8(Scheme):
         return state
 
 
-def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+def _locate(model: nn.Module, name: str) -> tuple[Any, str]:
     """The module that holds a tensor, and the tensor's name in it."""
     path, _, leaf = name.rpartition(".")
     return model.get_submodule(path), leaf
 
 
-def _set_tied_head_aside(model: GPT2PreTrainedModel) -> None:
+def _set_tied_head_aside(model: Any) -> None:
     """A language-model head that is the token embedding once more is not in the file."""
     model.set_aside = None
     if hasattr(model, "lm_head") and model.config.tie_word_embeddings:
@@ -87,7 +88,7 @@ def _set_tied_head_aside(model: GPT2PreTrainedModel) -> None:
         model.lm_head, model.all_tied_weights_keys = nn.Identity(), {}
 
 
-def _put_tied_head_back(model: GPT2PreTrainedModel) -> None:
+def _put_tied_head_back(model: Any) -> None:
     set_aside = model.__dict__.pop("set_aside", None)
     if set_aside:
         model.lm_head, model.all_tied_weights_keys = set_aside
