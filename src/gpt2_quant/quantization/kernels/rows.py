@@ -3,10 +3,9 @@ written once.
 
 Quantizing a row needs its absmax before the first code can be written. Whoever computes the row
 anyway (LayerNorm, GELU) should therefore also quantize it: float activations of 2 bytes are read,
-codes of 1 byte are written, and the float result never exists in memory. The arithmetic is that of
-`affine.quantize_rows`: scale = absmax / 127 in float32, codes are x * (1 / scale) rounded half to
-even, so codes and scales are equal to its, bit for bit. (One quotient a row: exact division costs a
-dozen instructions, and one for each element took three times as long as moving the data, measured.)
+codes of 1 byte are written, and the float result never exists in memory. Codes and scales are those
+of `affine.quantize_rows`, bit for bit. (One quotient per row: exact division costs a dozen
+instructions, and one for each element took three times as long as moving the data, measured.)
 """
 
 import torch
@@ -43,14 +42,12 @@ def _gelu(x, HOPPER: tl.constexpr):
 
 
 @triton.jit
-def _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr):
-    """Quantize rows held in registers (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and
-    scales.
-    """
+def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
+    """Quantize rows (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and scales."""
     absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
     codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
-    tl.store(codes_ptr + where, codes.to(tl.int8), mask=inside)
+    tl.store(codes_ptr + at, codes.to(tl.int8), mask=inside)
     tl.store(scale_ptr + rows, scale, mask=is_row)
 
 
@@ -64,11 +61,11 @@ def _quantize_kernel(
     columns = tl.arange(0, BLOCK)
     is_row = rows < n_rows
     inside = is_row[:, None] & (columns < n_columns)[None, :]
-    where = rows[:, None] * n_columns + columns[None, :]
-    values = tl.load(x_ptr + where, mask=inside, other=0.0).to(tl.float32)
+    at = rows[:, None] * n_columns + columns[None, :]
+    values = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if GELU:
         values = _gelu(values, HOPPER)
-    _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr)
+    _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
 
 
 @triton.jit
@@ -81,20 +78,41 @@ def _layer_norm_quantize_kernel(
     columns = tl.arange(0, BLOCK)
     is_row, is_column = rows < n_rows, columns < n_columns
     inside = is_row[:, None] & is_column[None, :]
-    where = rows[:, None] * n_columns + columns[None, :]
-    x = tl.load(x_ptr + where, mask=inside, other=0.0).to(tl.float32)
+    at = rows[:, None] * n_columns + columns[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
     centred = tl.where(inside, x - (tl.sum(x, axis=1) / n_columns)[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / n_columns
     values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
-    _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr)
+    _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
+
+
+@triton.jit
+def _head_kernel(
+    x_ptr, weight_ptr, bias_ptr, head_ptr, logits_ptr, n_columns, n_classes, epsilon,
+    BLOCK: tl.constexpr, HOPPER: tl.constexpr,
+):  # fmt: skip
+    await_predecessor(HOPPER)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < n_columns
+    x = tl.load(x_ptr + row * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    centred = tl.where(inside, x - tl.sum(x, axis=0) / n_columns, 0.0)
+    variance = tl.sum(centred * centred, axis=0) / n_columns
+    normed = centred * tl.rsqrt(variance + epsilon) * weight + bias
+    for label in range(n_classes):
+        head = tl.load(head_ptr + label * n_columns + columns, mask=inside, other=0.0)
+        logit = tl.sum(normed * head.to(tl.float32), axis=0)
+        tl.store(logits_ptr + row * n_classes + label, logit)
 
 
 @triton.jit
 def _embedding_kernel(
     ids_ptr, codes_ptr, scale_ptr, position_codes_ptr, position_scale_ptr, out_ptr,
-    n_columns, length, HAS_POSITION: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
+    n_columns, length, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     await_predecessor(HOPPER)
     row = tl.program_id(0).to(tl.int64)
@@ -103,29 +121,12 @@ def _embedding_kernel(
     token = tl.load(ids_ptr + row).to(tl.int64)
     values = tl.load(codes_ptr + token * n_columns + columns, mask=inside, other=0).to(tl.float32)
     values *= tl.load(scale_ptr + token)
-    if HAS_POSITION:
+    if position_codes_ptr is not None:
         position = row % length
-        offset = tl.load(
-            position_codes_ptr + position * n_columns + columns, mask=inside, other=0
-        ).to(tl.float32)
+        position_at = position_codes_ptr + position * n_columns + columns
+        offset = tl.load(position_at, mask=inside, other=0).to(tl.float32)
         values += offset * tl.load(position_scale_ptr + position)
     tl.store(out_ptr + row * n_columns + columns, values.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-def _grouping(n_rows: int, n_columns: int) -> dict[str, int]:
-    """Block and launch sizes of a row kernel, by timing on an H200: two short rows share a program,
-    two warps once the GPU is full.
-    """
-    block = triton.next_power_of_2(n_columns)
-    if block > 1024:
-        return {"ROWS": 1, "BLOCK": block, "num_warps": 4}
-    return {"ROWS": 2, "BLOCK": block, "num_warps": 2 if n_rows > 4096 else 1}
-
-
-def _empty_codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    rows, n_columns = x.shape
-    codes = torch.empty((rows, n_columns), dtype=torch.int8, device=x.device)
-    return codes, torch.empty((rows, 1), dtype=torch.float32, device=x.device)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,43 +134,50 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
     x: float `[rows, n]`, contiguous. Returns codes int8 `[rows, n]` and scale float32 `[rows, 1]`.
     """
-    return _quantize(x, gelu=False)
+    return _launch(_quantize_kernel, x, GELU=False)
 
 
 def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass; shapes as in
-    `quantize_rows`.
-    """
-    return _quantize(x, gelu=True)
-
-
-def _quantize(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
-    codes, scale = _empty_codes(x)
-    if len(x):
-        sizes = _grouping(*x.shape)
-        grid = (triton.cdiv(len(x), sizes["ROWS"]),)
-        _quantize_kernel[grid](
-            x, codes, scale, *x.shape, GELU=gelu, **sizes, **hopper_options(x.device)
-        )
-    return codes, scale
+    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass."""
+    return _launch(_quantize_kernel, x, GELU=True)
 
 
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32.
-
-    x: float `[rows, n]`, contiguous; weight, bias: float `[n]`. Returns codes int8 `[rows, n]`,
-    scale float32 `[rows, 1]`.
+    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32; weight, bias:
+    float `[n]`.
     """
-    codes, scale = _empty_codes(x)
-    if len(x):
-        sizes = _grouping(*x.shape)
-        grid = (triton.cdiv(len(x), sizes["ROWS"]),)
-        _layer_norm_quantize_kernel[grid](
-            x, weight, bias, codes, scale, *x.shape, epsilon, **sizes, **hopper_options(x.device)
-        )
+    return _launch(_layer_norm_quantize_kernel, x, weight, bias, epsilon=epsilon)
+
+
+def _launch(kernel, x: Tensor, *parameters: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a row kernel; block and launch sizes by timing on an H200."""
+    n_rows, n_columns = x.shape
+    codes = torch.empty((n_rows, n_columns), dtype=torch.int8, device=x.device)
+    scale = torch.empty((n_rows, 1), dtype=torch.float32, device=x.device)
+    if n_rows:
+        block = triton.next_power_of_2(n_columns)
+        # Two short rows share a program, on two warps once the GPU is full.
+        rows, warps = (1, 4) if block > 1024 else (2, 2 if n_rows > 4096 else 1)
+        kernel[(triton.cdiv(n_rows, rows),)](
+            x, *parameters, codes, scale, n_rows=n_rows, n_columns=n_columns, ROWS=rows,
+            BLOCK=block, num_warps=warps, **options, **hopper_options(x.device),
+        )  # fmt: skip
     return codes, scale
+
+
+def layer_norm_head(
+    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, head: Tensor
+) -> Tensor:
+    """`layer_norm(x) head^T`: x float `[rows, n]`, head float `[classes, n]` -> logits float32."""
+    (n_rows, n_columns), n_classes = x.shape, len(head)
+    logits = torch.empty((n_rows, n_classes), dtype=torch.float32, device=x.device)
+    _head_kernel[(n_rows,)](
+        x, weight, bias, head, logits, n_columns, n_classes, epsilon,
+        BLOCK=triton.next_power_of_2(n_columns), **hopper_options(x.device),
+    )  # fmt: skip
+    return logits
 
 
 def int8_embedding(
@@ -180,20 +188,18 @@ def int8_embedding(
     position_codes: Tensor | None = None,
     position_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows of an int8 embedding as floats, without a float copy of the table; optionally plus
-    learned positions.
+    """Rows of an int8 embedding as floats, optionally plus learned positions.
 
     ids: integers `[...]`, the last axis being the position; codes int8 `[vocabulary, n]`, scale
     float32 `[vocabulary]`; position_codes int8 `[positions, n]`, position_scale float32
     `[positions]`. Returns `dtype` `[..., n]`.
     """
     n_columns = codes.shape[1]
-    ids = ids.contiguous()
     out = torch.empty((*ids.shape, n_columns), dtype=dtype, device=codes.device)
-    block = triton.next_power_of_2(n_columns)
     if ids.numel():
         _embedding_kernel[(ids.numel(),)](
-            ids, codes, scale, position_codes, position_scale, out, n_columns, ids.shape[-1] if ids.dim() else 1,
-            HAS_POSITION=position_codes is not None, BLOCK=block, num_warps=4, **hopper_options(codes.device),
+            ids.contiguous(), codes, scale, position_codes, position_scale, out, n_columns,
+            ids.shape[-1], BLOCK=triton.next_power_of_2(n_columns), num_warps=4,
+            **hopper_options(codes.device),
         )  # fmt: skip
     return out
