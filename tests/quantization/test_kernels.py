@@ -146,7 +146,7 @@ def assert_epilogue(x, weight, with_bias, with_residual, dtype):
     for term in (bias, residual):
         if term is not None:
             exact, magnitude = exact + term.double(), magnitude + term.double().abs()
-    # Up to 6 float32 roundings of terms no larger than `magnitude`, then one to the result's format.
+    # Up to 6 float32 roundings of terms no larger than `magnitude`, then one to `dtype`.
     bound = 16 * HALF_ULP[torch.float32] * magnitude + HALF_ULP[dtype] * exact.abs() + 1e-7
     assert got.dtype == dtype
     assert ((got.double() - exact).abs() <= bound).all()
@@ -306,19 +306,34 @@ def test_nf4_embedding(rows, columns):
     )
 
 
-@pytest.mark.parametrize("width, classes", [(768, 4), (100, 3)])
-def test_layer_norm_head(width, classes):
-    x, weight, bias, head = (
-        normal(3, width) * 3 + 1,
-        normal(width, seed=1),
-        normal(width, seed=2),
-        normal(classes, width, seed=3),
-    )
-    exact = (
-        torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
-        @ head.double().T
-    )
-    got = kernels.layer_norm_head(x, weight, bias, 1e-5, head)
-    # Sums of `width` products of numbers of a few units, each rounded once, with square root and
-    # quotient before.
-    assert (got.double() - exact).abs().max() <= 16 * width * HALF_ULP[torch.float32]
+def test_layers_compute_the_same_through_the_kernels(monkeypatch):
+    x, ids = torch.randn(2, 5, 64), torch.tensor([[1, 2, 39], [0, 5, 5]])
+    table, bias = torch.randn(40, 64), torch.randn(40)
+    linear = [
+        kind(64, 40, True, torch.float32).quantize_(table, bias, "w")
+        for kind in (layers.Int8Linear, layers.NF4Linear)
+    ]
+    odd = layers.Int8Linear(50, 33, False, torch.float32)
+    odd.quantize_(torch.randn(33, 50), None, "w")
+    tables = [
+        kind(40, 64, torch.float32).quantize_(table, "wte")
+        for kind in (layers.Int8Embedding, layers.NF4Embedding)
+    ]
+
+    def outputs(device):
+        at, inputs = ids.to(device), x.to(device)
+        for layer in (*linear, odd, *tables):
+            layer.to(device)
+        # x[..., :50] is not contiguous, which a kernel that counts in rows would not notice itself.
+        return [
+            odd(inputs[..., :50]),
+            *(layer(part) for layer in linear for part in (inputs, inputs[:, :2])),
+            *(found(at) for found in tables),
+            *(layers.TiedHead(found)(inputs) for found in tables),
+        ]
+
+    expected = outputs("cpu")
+    monkeypatch.setattr(layers, "kernels_for", lambda device: kernels)
+    for theirs, ours in zip(expected, outputs(DEVICE), strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert torch.allclose(ours.cpu(), theirs, rtol=1e-5, atol=1e-5)

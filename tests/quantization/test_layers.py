@@ -3,11 +3,8 @@ int64.
 """
 
 import copy
-import os
-import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -169,7 +166,7 @@ def test_a_gpu_without_an_int8_product_is_refused(monkeypatch):
 
 def test_an_old_gpu_falls_back_and_says_so(monkeypatch):
     _pretend_gpu(monkeypatch, (7, 5))
-    with pytest.warns(UserWarning, match="older than the Triton kernels"):
+    with pytest.warns(UserWarning, match="older than Ampere"):
         assert layers.kernels_for(torch.device("cuda", 0)) is None
     layers._kernels_on.cache_clear()
 
@@ -191,55 +188,3 @@ def test_on_the_cpu_nothing_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert layers.kernels_for(torch.device("cpu")) is None
-
-
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1",
-    reason="runs in the interpreter's own process, see below",
-)
-def test_layers_compute_the_same_through_the_kernels(monkeypatch):
-    from gpt2_quant.quantization import kernels
-
-    x, ids = torch.randn(2, 5, 64), torch.tensor([[1, 2, 39], [0, 5, 5]])
-    wide = Int8Linear(64, 96, True, torch.float32).quantize_(
-        torch.randn(96, 64), torch.randn(96), "w"
-    )
-    odd = Int8Linear(50, 33, False, torch.float32).quantize_(torch.randn(33, 50), None, "w")
-    nf4 = NF4Linear(64, 40, True, torch.float32).quantize_(
-        torch.randn(40, 64), torch.randn(40), "w"
-    )
-    int8_table = Int8Embedding(40, 64, torch.float32).quantize_(torch.randn(40, 64), "wte")
-    nf4_table = NF4Embedding(40, 64, torch.float32).quantize_(torch.randn(40, 64), "wte")
-
-    def outputs():
-        # x[..., :50] is not contiguous, which a kernel that counts in rows would not notice by
-        # itself.
-        heads = TiedHead(int8_table)(x), TiedHead(nf4_table)(x)
-        return [
-            wide(x),
-            odd(x[..., :50]),
-            nf4(x),
-            nf4(x[:, :2]),
-            int8_table(ids),
-            nf4_table(ids),
-            *heads,
-        ]
-
-    expected = outputs()
-    monkeypatch.setattr(layers, "kernels_for", lambda device: kernels)
-    for ours, theirs in zip(expected, outputs(), strict=True):
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_the_branch_for_gpus_under_tritons_interpreter():
-    """Triton decides at import whether it interprets, hence a process of its own."""
-    pytest.importorskip("triton")
-    options = ["-q", "-p", "no:cacheprovider", "-k", "through_the_kernels"]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:]

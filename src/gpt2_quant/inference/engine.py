@@ -1,19 +1,14 @@
 """The fastest way to run each variant, behind one call: `best_mode(model, device)(input_ids,
 attention_mask) -> logits`.
 
-variant                     CUDA                               CPU
-W8A8                        fused int8 kernels (fused.py) in   compiled blocks on `torch._int_mm`
-                            CUDA graphs                        (cpu.py)
-NF4 by hand                 the same chain, weights unpacked   torch.compile
-FP32, FP16, INT8 by hand    the same chain on float weights    torch.compile
-bitsandbytes                as it is: LLM.int8() asks the      as it is
-                            host in every layer, which cannot
-                            be captured
+variant                     CUDA                                      CPU
+W8A8                        fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
+NF4 by hand                 the same chain, weights unpacked          torch.compile
+FP32, FP16, INT8 by hand    the same chain on float weights           torch.compile
+bitsandbytes                as it is: LLM.int8() asks the host in every layer, which no graph allows
 
-On CUDA, FP16 in this chain is as fast as torch.compile in CUDA graphs and starts without compiling,
-so the 16-bit rows are not handicapped (`benchmarks/bench_quantization.py` times both). FP32 gains
-where the host is slower than the GPU (1.4 ms for 7.5, 1 x 32, on an H200) and at 64 x 128 (32.9 for
-39.4), but loses at 16 x 128 (13.4 for 11.9).
+FP16 in this chain is as fast as torch.compile in CUDA graphs (`benchmarks/bench_quantization.py`
+times both), so the 16-bit rows are not handicapped.
 
 Logits are the model's own within rounding. Any batch and length is served; the first call of a
 shape compiles or captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++
@@ -23,15 +18,14 @@ compiler) the model runs as it is, with the same results, and one warning says s
 import shutil
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from ..quantization.layers import missing_for_kernels
 from .gpt2 import can_fuse, is_w8a8
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
-OLDEST_GPU = (8, 0)
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -44,7 +38,11 @@ def best_mode(model, device: str | torch.device) -> Run:
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         return _logits_of(model)
     device = torch.device(device)
-    missing = _missing_on_cuda(device) if device.type == "cuda" else _missing_on_cpu()
+    missing = None
+    if device.type == "cuda":
+        missing = missing_for_kernels(device)
+    elif not any(shutil.which(compiler) for compiler in COMPILERS):
+        missing = "no C++ compiler was found, which torch.compile needs"
     if missing:
         warnings.warn(f"{missing}: same results, but slower", stacklevel=2)
         return _logits_of(model)
@@ -62,22 +60,6 @@ def best_mode(model, device: str | torch.device) -> Run:
         return CompiledClassifier(model)
     # With symbolic shapes: compiled once, or twice when a batch of one occurs.
     return _logits_of(torch.compile(model, dynamic=True))
-
-
-def _missing_on_cuda(device: torch.device) -> str | None:
-    """What the kernels need and this machine lacks, or None."""
-    if find_spec("triton") is None:
-        return "Triton is not installed (pip install triton)"
-    if torch.cuda.get_device_capability(device) < OLDEST_GPU:
-        gpu = torch.cuda.get_device_name(device)
-        return f"{gpu} is older than Ampere, which the Triton kernels need"
-    return None
-
-
-def _missing_on_cpu() -> str | None:
-    if any(shutil.which(compiler) for compiler in COMPILERS):
-        return None
-    return "no C++ compiler was found, which torch.compile needs"
 
 
 def _logits_of(model) -> Run:

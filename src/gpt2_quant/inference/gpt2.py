@@ -8,7 +8,7 @@ from ..quantization.layers import Int8Embedding, Int8Linear, NF4Linear
 
 
 def can_fuse(model) -> bool:
-    """Whether a model is a GPT-2 classifier of a kind and shape that `fused.py` and `cpu.py` take."""
+    """Whether a model is a GPT-2 classifier that `fused.py` and `cpu.py` take."""
     config = model.config
     if not hasattr(model, "score") or config.model_type != "gpt2" or not len(model.transformer.h):
         return False

@@ -1,13 +1,13 @@
 """CUDA graphs over a handful of shapes: a forward pass of any batch and length for one launch.
 
-A short forward pass is dominated by the host: GPT-2 launches a hundred kernels that take a few
-microseconds each. A CUDA graph records them once and replays them with one call, but only for the
-very shapes and addresses recorded. So inputs are copied into buffers of the next larger *bucket*:
-batches are powers of two, lengths multiples of 16 up to 128 and powers of two above. Padding is on
-the right, where causal attention never looks, and rows added are thrown away.
+GPT-2 launches a hundred kernels that take a few microseconds each, so a short pass waits for the
+host. A CUDA graph records them once and replays them with one call, but only for the very shapes
+and addresses recorded. So inputs are copied into buffers of the next larger *bucket*: batches are
+powers of two, lengths multiples of 16 up to 128 and powers of two above. Padding is on the right,
+where causal attention never looks, and rows added are thrown away.
 
-A bucket is captured when it is first needed. All captures share one memory pool: at any time only
-one of them runs, so together they need the activations of the largest.
+A bucket is captured when first needed. All captures share one memory pool, as only one runs at any
+time: together they need the activations of the largest.
 """
 
 from collections.abc import Callable

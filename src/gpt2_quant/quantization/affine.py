@@ -4,17 +4,16 @@ A real `x` is stored as the code `q = clamp(round(x / scale + zero_point), qmin,
 back as `(q - zero_point) * scale` (Jacob et al. 2018, arXiv 1712.05877, eq. 1). Where nothing
 saturates the error is at most half a scale, so the choice of the scale is all there is:
 
-symmetric   zero_point 0, scale = absmax / 127. A product of two such codes needs no correction
-            term, hence integer matrix products want it. -128 stays unused: its negative has no code.
-affine      scale = (max - min) / 255 over a range that is made to contain 0, so that 0 is exact.
+symmetric  zero_point 0, scale = absmax / 127: products of codes need no correction term. -128 stays
+           unused, as it has no negative.
+affine     scale = (max - min) / 255 over a range that is made to contain 0, so that 0 is exact.
 
-One scale serves the whole tensor, one output channel (a row of `[out, in]`), or `group_size`
-neighbours along the input axis: error falls with each, bytes for scales rise. GPT-2's linear layers
-are transformers' `Conv1D`, which keeps its weight as `[in, out]`: `layout="conv1d"` says so, and
-scales always come back in terms of `out`.
+One scale serves the whole tensor, one output channel, or `group_size` neighbours along the input
+axis: error falls with each, bytes for scales rise. A narrower range (`clip="mse"`: the shrinkage of
+least squared error) saturates a few outliers and serves the rest with finer steps.
 
-The range may also be clipped: a narrower one saturates a few outliers and serves the rest with
-finer steps. `clip="mse"` takes the shrinkage with the least squared error.
+GPT-2's linear layers keep their weight as `[in, out]` (transformers' `Conv1D`): `layout="conv1d"`
+says so, and scales always come back in terms of `out`.
 """
 
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ from ..errors import UserError
 
 SYMMETRIC_MAX = 127
 AFFINE_MIN, AFFINE_MAX = -128, 127
-# The smallest normal float32. Its reciprocal is still finite, so tensors of zeros or denormals need
-# no special case: their codes come out as 0 and the error stays below half of this.
+# The smallest normal float32, whose reciprocal is still finite: zeros and denormals become code 0.
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 SHRINKAGES = torch.linspace(1.0, 0.2, 33).tolist()
 Layout = Literal["linear", "conv1d"]
@@ -73,13 +71,12 @@ class Quantized:
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
     """Codes (int8) of `x` under a given scale (float32) and zero-point, both broadcast against `x`.
 
-    Bit for bit what `torch.quantize_per_tensor` and `torch.quantize_per_channel` do. Both multiply
-    by the reciprocal; the former adds the zero-point in the same step (a fused multiply-add, one
-    rounding), the latter in a second one. That matters for ties only, and for those that float32
-    makes: 126.49999994 is 126.5.
+    Bit for bit what `torch.quantize_per_tensor` and `torch.quantize_per_channel` do: both multiply
+    by the reciprocal, but the former adds the zero-point in the same step (a fused multiply-add).
     """
     inverse = 1.0 / scale
-    # float64 holds the product of two float32 exactly, so that the sum is rounded once, at the end.
+    # float64 holds the product of two float32 exactly: the sum is rounded once, which matters where
+    # float32 makes a tie (126.49999994 is 126.5).
     x = x.double() if scale.numel() == 1 else x.float()
     transformed = (x * inverse.to(x.dtype) + zero_point).float()
     return torch.round(transformed).clamp_(qmin, qmax).to(torch.int8)  # half to even
@@ -112,13 +109,11 @@ def quantize_tensor(
 ) -> Quantized:
     """Choose scales for `x` and quantize it.
 
-    x     float; `[out, in]` for layout "linear", `[in, out]` for "conv1d"; any shape per tensor
-    per   one scale per tensor, output channel or group (`group_size` along the input axis; the last
-          group of a row is shorter where the size does not divide it)
+    x     float, two axes in `layout`; any shape for per="tensor"
+    per   what a scale serves; the last group of a row may be shorter than `group_size`
     clip  "absmax" (no clipping) or "mse"
 
-    Raises UserError, with `name`, when x holds NaN or infinity, and ValueError for an unknown `per`
-    or a channel asked of a tensor without two axes.
+    Raises UserError, with `name`, for NaN or infinity, ValueError for a `per` that x cannot have.
     """
     if per not in ("tensor", "channel", "group"):
         raise ValueError(f"unknown granularity {per!r}")
@@ -145,7 +140,7 @@ def quantize_tensor(
 
 
 def require_finite(x: Tensor, name: str) -> None:
-    """Raise UserError naming the tensor where it holds NaN or infinity: no scale represents those."""
+    """Raise UserError with `name` where x holds NaN or infinity: no scale represents those."""
     if not bool(torch.isfinite(x).all()):
         raise UserError(
             f"{name} holds NaN or infinity and cannot be quantized: "

@@ -2,8 +2,7 @@
 with what came out.
 
 Such *fake* quantization changes no speed and no size; it isolates what rounding the weights does.
-Bits per weight count the scales (float32, or one byte in NF4's double quantization) and, where
-affine, one byte per zero-point.
+Bits per weight count scales and zero-points.
 """
 
 from collections.abc import Callable
@@ -70,10 +69,10 @@ def matrices(model: nn.Module) -> dict[str, tuple[Tensor, Layout]]:
 def fake_quantize_weights(
     model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True
 ) -> nn.Module:
-    """Round the weights of a float GPT-2 to `scheme` (a key of WEIGHT_SCHEMES) in place; returns it.
+    """Round the weights of a float GPT-2 to a scheme of WEIGHT_SCHEMES, in place; returns it.
 
-    A tied language-model head follows its embedding. `wanted(path)` picks matrices. Raises
-    UserError for another scheme.
+    A tied head follows its embedding. `wanted(path)` picks matrices. Raises UserError for another
+    scheme.
     """
     if scheme not in WEIGHT_SCHEMES:
         known = ", ".join(WEIGHT_SCHEMES)

@@ -1,25 +1,25 @@
 """Layers that keep their weights as integers and compute from them.
 
-W8A8 (`Int8Linear`). The weight is int8 `[out, in]` with one scale per output channel; each token's
-activations get a scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o, i]
-* r[o], so that
+W8A8. The weight is int8 `[out, in]` with one scale per output channel; each token's activations get
+a scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o, i] * r[o], so that
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-where the sum is pure integer arithmetic: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both
-scales stand outside the sum, which is why these two granularities and no others cost nothing.
-(LLM.int8(), arXiv 2208.07339, section 3.1, calls it vector-wise quantization.) On CUDA the product
-runs in `kernels/`, on the CPU in `torch._int_mm` (VNNI).
+where the sum is exact: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both scales stand
+outside it, which is why these two granularities and no others cost nothing (LLM.int8(), arXiv
+2208.07339, section 3.1). On CUDA it runs in `kernels/`, on the CPU in `torch._int_mm` (VNNI).
 
-NF4 (`NF4Linear`). 4.127 bits per weight, multiplied as floats: on CUDA each tile is read back
-inside the kernel, elsewhere one layer at a time, so no float copy of the model ever exists.
+NF4. 4.127 bits per weight, multiplied as floats: on CUDA each tile is read back inside the kernel,
+elsewhere one layer at a time, so no float copy of the model ever exists.
 
 Embeddings read back only the rows that are looked up. A tied language-model head multiplies by the
-very same codes: a row of the table is an output channel of the head (`TiedHead`).
+very same codes: a row of the table is an output channel of the head.
 """
 
 import warnings
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Self
 
 import torch
@@ -32,33 +32,21 @@ HEAD_TILE_ROWS = 4096
 
 
 class QuantizedLayer(nn.Module):
-    """A frozen matrix `[rows, columns]` of codes: what all layers here share.
-
-    Scales stay float32 whatever `.to(dtype)` asks for; `compute_dtype` is the output's dtype.
+    """A frozen matrix of codes. Scales stay float32 whatever `.to(dtype)` asks for; the output has
+    the `compute_dtype`.
     """
 
     SCALES: tuple[str, ...] = ()
+    # What a kind of codes provides:
+    _allocate: Callable  # (device) makes the buffers
+    _fill: Callable  # (weight float `[rows, columns]`, name) quantizes into them
+    _read_rows: Callable  # (ids int64 `[...]`) -> those rows `[..., columns]`, in the compute dtype
+    _multiply: Callable  # (x `[..., columns]`, bias or None) -> x W^T + bias `[..., rows]`
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype, device=None):
         super().__init__()
         self.rows, self.columns, self.compute_dtype = rows, columns, dtype
         self._allocate(device)
-
-    def _allocate(self, device) -> None:
-        """Make the buffers."""
-        raise NotImplementedError
-
-    def _fill(self, weight: Tensor, name: str) -> None:
-        """Quantize a float matrix `[rows, columns]` into the buffers."""
-        raise NotImplementedError
-
-    def _read_rows(self, ids: Tensor) -> Tensor:
-        """The rows asked for as floats: int64 `[...]` -> `[..., columns]` in the compute dtype."""
-        raise NotImplementedError
-
-    def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x `[..., columns]` -> x times the transposed matrix, plus bias: `[..., rows]`."""
-        raise NotImplementedError
 
     def _apply(self, fn, recurse=True):
         """Move to a device or dtype as any module does, but leave the scales' precision alone."""
@@ -87,7 +75,7 @@ class Linear(QuantizedLayer):
 
     @torch.no_grad()
     def quantize_(self, weight: Tensor, bias: Tensor | None, name: str) -> Self:
-        """Fill from a float weight `[out, in]`. Raises UserError, with `name`, for NaN or infinity."""
+        """Fill from a float weight. Raises UserError, with `name`, for NaN or infinity."""
         self._fill(weight, name)
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
@@ -103,7 +91,7 @@ class Embedding(QuantizedLayer):
 
     @torch.no_grad()
     def quantize_(self, weight: Tensor, name: str) -> Self:
-        """Fill from a float table `[n, d]`. Raises UserError, with `name`, for NaN or infinity."""
+        """Fill from a float table. Raises UserError, with `name`, for NaN or infinity."""
         self._fill(weight, name)
         return self
 
@@ -149,7 +137,7 @@ class Int8Weight(QuantizedLayer):
 
 
 class NF4Weight(QuantizedLayer):
-    """Codes flattened row by row; the buffers are the fields of `nf4.NF4`, `weight` being `packed`."""
+    """The fields of an `nf4.NF4`, of which `weight` is `packed`: codes flattened row by row."""
 
     SCALES = ("scale_absmax", "scale_offset")
 
@@ -253,21 +241,22 @@ def kernels_for(device: torch.device):
 @cache  # beneath a plain function, because torch.compile looks through caches and says so
 def _kernels_on(device: torch.device):
     capability = torch.cuda.get_device_capability(device)
-    gpu = f"this GPU (compute capability {capability[0]}.{capability[1]})"
     if capability < (7, 5):
         raise UserError(
-            f"{gpu} has no int8 matrix product, which needs 7.5 or newer: use --device cpu"
+            "this GPU (compute capability {}.{}) has no int8 matrix product, which needs 7.5 or "
+            "newer: use --device cpu".format(*capability)
         )
-    reason = f"{gpu} is older than the Triton kernels' 8.0"
-    if capability >= (8, 0):
-        try:
-            from . import kernels
+    if missing := missing_for_kernels(device):
+        slower = "quantized layers run through torch, with the same results but slower"
+        warnings.warn(f"{missing}: {slower}", stacklevel=2)
+        return None
+    from . import kernels
 
-            return kernels
-        except ImportError:
-            reason = "Triton is not installed (pip install triton)"
-    warnings.warn(
-        f"{reason}: quantized layers run through torch, with the same results but slower",
-        stacklevel=2,
-    )
-    return None
+    return kernels
+
+
+def missing_for_kernels(device: torch.device) -> str | None:
+    """What the Triton kernels need and a machine with this GPU lacks, or None."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "this GPU is older than Ampere, which the Triton kernels need"
+    return None if find_spec("triton") else "Triton is not installed (pip install triton)"

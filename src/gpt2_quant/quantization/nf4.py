@@ -1,12 +1,10 @@
 """NormalFloat, four bits: 16 levels placed where normally distributed weights are (QLoRA, arXiv
 2305.14314, section 3).
 
-Levels. A code should be used as often as any other, so the levels are quantiles of N(0, 1) at
-evenly spaced probabilities, divided by the largest so that they span [-1, 1]. To have an exact 0
-the two sides are built apart: 8 levels above zero, 7 below.
-
-Blocks. 64 neighbours in memory order share a scale, their absmax: an outlier spoils 63 others, not
-the whole tensor. Two codes share a byte, the first in the high nibble.
+Levels are quantiles of N(0, 1) at evenly spaced probabilities, so that codes are used equally
+often, divided by the largest: they span [-1, 1]. For an exact 0 the two sides are built apart: 8
+levels above zero, 7 below. 64 neighbours in memory order, a *block*, share a scale, their absmax:
+an outlier spoils 63 others, not the whole tensor.
 
 Double quantization. One float32 scale per block would cost 0.5 bit per weight. So the scales lose
 their mean, 256 neighbours share one float32 absmax, and each becomes one byte, an index into the
@@ -31,8 +29,7 @@ from .affine import require_finite
 BLOCK = 64
 ZERO_CODE = 7
 SCALES_PER_BLOCK = 256
-# Probability of the outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, half a step inside 1 for
-# 16 and 15 levels.
+# Probability of the outermost quantile: half a step inside 1, the mean for 16 and 15 levels.
 OUTERMOST = (1 - 1 / 32 + 1 - 1 / 30) / 2
 ALTERNATIONS = 4
 
@@ -75,10 +72,9 @@ def levels(device: torch.device | str = "cpu") -> Tensor:
 
 @cache
 def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
-    """The 256 values of the signed 8-bit dynamic data type, float32, ascending, with 0 and 1.
+    """The 256 values of the signed 8-bit dynamic data type, float32, ascending.
 
-    Seven decades from 1e-6 to 1; decade `e` is cut into 2^e equal parts, whose centres are the
-    values.
+    0, 1, and the centres of seven decades from 1e-6 to 1, decade `e` cut into 2^e equal parts.
     """
     values = [torch.zeros(1), torch.ones(1)]
     for exponent in range(7):
@@ -116,7 +112,7 @@ def to_blocks(x: Tensor) -> Tensor:
 
 
 def encode(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The index (uint8) of the level nearest to each `x / scale`; blocks `[n, 64]`, scales `[n]`."""
+    """The index (uint8) of the level nearest to `x / scale`; blocks `[n, 64]`, scales `[n]`."""
     return _nearest(blocks, scales, levels(blocks.device))
 
 
@@ -167,11 +163,8 @@ def _nearest(rows: Tensor, scales: Tensor, table: Tensor) -> Tensor:
 
 
 def _least_squares(blocks: Tensor, absmax: Tensor) -> Tensor:
-    """For each block the scale of least squared error, found by alternating.
-
-    Given codes, the best scale is <x, level> / <level, level>; given a scale, the best codes are
-    the nearest levels. Each half-step lowers the error, so the result is never worse than the
-    absmax it starts from.
+    """For each block the scale of least squared error, found by alternating: given codes, the best
+    scale is <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
     """
     scales = absmax
     for _ in range(ALTERNATIONS):

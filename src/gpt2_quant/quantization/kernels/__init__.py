@@ -1,6 +1,6 @@
 """Triton kernels of the quantized forward pass: what torch has no fused operation for.
 
-rows        whole rows: quantize, also after LayerNorm or GELU; embedding lookup; the head
+rows        whole rows: quantize, also after LayerNorm or GELU; embedding lookup
 gemm        int8 x int8 -> int32 on the tensor cores; scales, bias and residual in the epilogue
 attention   causal attention read straight from the joint query-key-value projection
 nf4         products with 4-bit weights, unpacked tile by tile
@@ -14,4 +14,4 @@ nothing is kept between calls.
 from .attention import causal_attention, padding_bias
 from .gemm import int8_gemm, int8_linear
 from .nf4 import nf4_dequantize, nf4_embedding, nf4_linear
-from .rows import gelu_quantize, int8_embedding, layer_norm_head, layer_norm_quantize, quantize_rows
+from .rows import gelu_quantize, int8_embedding, layer_norm_quantize, quantize_rows

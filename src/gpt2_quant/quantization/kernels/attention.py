@@ -1,13 +1,9 @@
 """Causal attention over short sequences, read straight from the joint projection (FlashAttention,
 arXiv 2205.14135).
 
-GPT-2 projects a token to query, key and value side by side: one `[tokens, 3 * width]` matrix.
-Reading heads out of it by strides saves the three transposed copies. One program takes a block of
-queries of one head, walks over the keys that they may see and keeps a running maximum and sum, so
-that the score matrix never leaves the registers.
-
-A classifier reads one token of each text. In its last layer only that token's query matters:
-`positions` then says where each text's single query stands.
+GPT-2 projects a token to query, key and value side by side; reading heads out of that by strides
+saves three transposed copies. One program takes a block of queries of one head, walks over the keys
+that they may see and keeps a running maximum and sum: the score matrix never leaves the registers.
 """
 
 import torch

@@ -1,28 +1,21 @@
 """int8 x int8 -> int32 on the tensor cores, with everything that follows in its epilogue.
 
-`y = x W^T + b` under quantization: x is codes `xq` with a scale for each row m, W codes `wq` `[out,
-in]` with a scale for each output channel n. Both scales are constant along the summation, so they
-leave the sum,
+    y[m, n] = x_scale[m] * w_scale[n] * sum_k xq[m, k] wq[n, k] + b[n] [+ residual[m, n]]
 
-    y[m, n] = x_scale[m] * w_scale[n] * sum_k xq[m, k] wq[n, k] + b[n],
-
-and the sum is exact in int32: |sum| <= 127^2 * K < 2^31 for K up to 133,000 (GPT-2's largest is
-3,072). Both operands have k as their fastest axis, the only order in which Hopper's integer wgmma
-reads shared memory; that is why weights are stored `[out, in]` and not as GPT-2's Conv1D has them.
-Tiles travel through tensor descriptors, that is, by Hopper's copy engine (TMA), and those over the
-edge need no masks. Bias and residual stream are added while a tile is in registers.
+The sum is exact: |sum| <= 127^2 * K < 2^31 for K up to 133,000. Both operands have k as their
+fastest axis, the only order in which Hopper's integer wgmma reads shared memory; that is why
+weights are stored `[out, in]` and not as GPT-2's Conv1D has them. Tiles travel through tensor
+descriptors, that is, by Hopper's copy engine (TMA), and those over the edge need no masks.
 
 Tile sizes. GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132
 multiprocessors, and with K = 768 a tile is six steps long, so filling the pipeline and writing the
 result cost as much as the sum. What pays is two to four tiles on a multiprocessor at once, one
-computing while another loads or writes. `tile_sizes` holds the fastest of 98 candidates, each timed
-on an H200; no search runs when the program starts. Two kinds stand out:
+computing while another loads or writes. `tile_sizes` holds the fastest of 98 candidates, timed on
+an H200. Two kinds stand out:
 
-persistent   For many rows one program takes tile after tile and loads the next while it writes the
-             last.
-128 + 64     A tile may be no power of two wide: that takes a second, narrower sum (`REST_N`). It
-             divides 2,048 x 2,304 outputs into 384 tiles, 2.9 per multiprocessor, where 128 x 128
-             leaves most of them waiting for those that have three.
+persistent  For many rows one program takes tile after tile and loads the next while it writes.
+128 + 64    A tile no power of two wide takes a second, narrower sum (`REST_N`). It divides 2,048 x
+            2,304 outputs into 384 tiles, 2.9 per multiprocessor.
 """
 
 import torch
@@ -39,8 +32,8 @@ _TMA_BYTES = 16  # rows that the copy engine reads or writes begin at multiples 
 
 @triton.jit
 def _corner(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First row and column of a program's tile. Neighbouring programs take 8 tiles of one column of
-    tiles, then the next column: what they share is still in the L2 cache.
+    """First row and column of a program's tile. Neighbours take 8 tiles of one column, then the
+    next column: what they share is still in the L2 cache.
     """
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     group, within = program // (8 * tiles_n), program % (8 * tiles_n)
@@ -50,8 +43,8 @@ def _corner(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _finish(
-    total, first_row, first_column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    total, first_row, first_column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr,
+    M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The epilogue: from exact integers to what is stored."""
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -73,9 +66,7 @@ def _finish(
 
 @triton.jit
 def _prefetch_weight(weight_ptr, N, K, LINES: tl.constexpr):
-    """Ask for this program's part of the weight, in lines of 128 bytes, to be brought into the L2
-    cache; wait for nothing.
-    """
+    """Ask for this program's part of the weight (lines of 128 bytes) to be brought into the L2."""
     lines = tl.cdiv(N * K, 128)
     part = tl.cdiv(lines, tl.num_programs(0))
     for start in range(0, part, LINES):
@@ -106,7 +97,7 @@ def _int8_gemm_kernel(
             for k in range(0, K, BLOCK_K):
                 codes = x.load([row, k])
                 total = tl.dot(codes, weight.load([column, k]).T, total, out_dtype=tl.int32)
-            # In two halves: half the shared memory for the way out leaves room for a second program.
+            # In two halves: half the shared memory on the way out leaves room for a second program.
             HALF: tl.constexpr = BLOCK_N // 2
             left, right = total.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
             _finish(left, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr,
@@ -198,9 +189,7 @@ def int8_gemm(
 
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer on floats `[..., k]`: quantize each row, then `int8_gemm`. Returns `[..., n]`
-    in x's dtype.
-    """
+    """A linear layer on floats: rows quantized, then `int8_gemm`; `[..., k]` -> `[..., n]`."""
     codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
     out = int8_gemm(codes, scale, weight, weight_scale, bias, dtype=x.dtype)
     return out.view(*x.shape[:-1], len(weight))

@@ -1,10 +1,9 @@
 """Starting a kernel before its predecessor has ended.
 
-A forward pass is a chain of a hundred short kernels, and between two of them the GPU idles for one
-to two microseconds: the last program must end before the first one of the next kernel is placed.
-Since Hopper a kernel may be placed early ("programmatic dependent launch", CUDA programming guide);
-it then waits, already on its multiprocessor, until everything before it has been written. CUDA
-graphs keep such launches.
+Between two short kernels the GPU idles for one to two microseconds: the last program must end
+before the first one of the next kernel is placed. Since Hopper a kernel may be placed early
+("programmatic dependent launch", CUDA programming guide); it then waits, already on its
+multiprocessor, until everything before it has been written. CUDA graphs keep such launches.
 
 Every kernel here calls `await_predecessor` before it reads or writes anything that another kernel
 writes. So one that sees its predecessor complete knows that all before that one are complete too.
@@ -27,7 +26,7 @@ def await_predecessor(HOPPER: tl.constexpr):
 
 @cache
 def hopper_options(device: torch.device) -> dict[str, bool]:
-    """Launch options of a kernel that calls `await_predecessor(HOPPER)`, its tensors on `device`."""
+    """Launch options of a kernel that calls `await_predecessor(HOPPER)`, for its device."""
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"HOPPER": True, "launch_pdl": True} if hopper else {"HOPPER": False}
 

@@ -6,13 +6,9 @@ map, and the absmax that 256 blocks share (see `quantization/nf4.py`),
 
     w = levels[code] * (dynamic_map[scale_code] * scale_absmax + scale_offset).
 
-Two ways to the same product:
-
-`nf4_linear`      every tile of the product unpacks the weights it needs. They cross the memory bus
-                  at 4.1 bits each, which is what counts while the batch is small; every tile of
-                  rows repeats the unpacking.
-`nf4_dequantize`  one layer into a buffer that dies right after an ordinary product. Unpacked once,
-                  so better from a few hundred rows on.
+In `nf4_linear` every tile of the product unpacks the weights it needs: they cross the memory bus at
+4.1 bits each, which counts while the batch is small. From a few hundred rows on it is better to
+unpack once: `nf4_dequantize` fills a buffer that dies right after an ordinary product.
 """
 
 import torch
@@ -38,8 +34,8 @@ def _read_scales(blocks, inside, scale_codes_ptr, scale_absmax_ptr, scale_offset
 
 @triton.jit
 def _read_bytes(
-    byte, inside, packed_ptr, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr, level_ptr,
-    BYTES: tl.constexpr,
+    byte, inside, packed_ptr, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr,
+    level_ptr, BYTES: tl.constexpr,
 ):  # fmt: skip
     """The weights float32 `[2 * BYTES]` that stand in these bytes."""
     packed = tl.load(packed_ptr + byte, mask=inside, other=0).to(tl.int32)
@@ -140,9 +136,8 @@ def nf4_embedding(ids: Tensor, table) -> Tensor:
 def nf4_linear(x: Tensor, layer, bias: Tensor | None) -> Tensor:
     """`x W^T + bias` with W an `NF4Linear`'s codes, rounded to x's dtype as they are unpacked.
 
-    x: float `[..., k]`. Returns `[..., n]` in x's dtype, summed in float32. Few rows are multiplied
-    tile by tile; more than 128, or k no multiple of 64 (then a block spans two rows), go through a
-    buffer of one layer.
+    x: float `[..., k]`. Returns `[..., n]` in x's dtype, summed in float32. More than 128 rows, or
+    k no multiple of 64 (then a block spans two rows), go through a buffer of one layer.
     """
     n, k = layer.rows, layer.columns
     rows = x.reshape(-1, k)

@@ -1,11 +1,9 @@
 """Kernels that hold whole rows: a token's activations fit in registers, so each is read once and
 written once.
 
-Quantizing a row needs its absmax before the first code can be written. Whoever computes the row
-anyway (LayerNorm, GELU) should therefore also quantize it: float activations of 2 bytes are read,
-codes of 1 byte are written, and the float result never exists in memory. Codes and scales are those
-of `affine.quantize_rows`, bit for bit. (One quotient per row: exact division costs a dozen
-instructions, and one for each element took three times as long as moving the data, measured.)
+Quantizing a row needs its absmax before the first code can be written. So whoever computes the row
+anyway (LayerNorm, GELU) also quantizes it: 2 bytes are read, 1 is written, and the float result
+never exists in memory. Codes and scales are those of `affine.quantize_rows`, bit for bit.
 """
 
 import torch
@@ -19,26 +17,22 @@ from .launch import await_predecessor, hopper_options
 _CODE_MAX = tl.constexpr(float(SYMMETRIC_MAX))
 _SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
 # float32 numbers from 2**23 to 2**24 are the integers, so adding 1.5 * 2**23 rounds to one, half to
-# even; taking it off again is exact. Triton offers no rounding of its own that its interpreter
-# knows too.
+# even; taking it off again is exact.
 _ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
 def _gelu(x, HOPPER: tl.constexpr):
-    """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
-
-    Exponential and quotient keep the special function unit busy for longer than the data takes to
-    move, so Hopper's own tanh is used (one instruction, relative error 2^-11, that of float16), and
-    1 + tanh u = 2 sigmoid(2 u) elsewhere.
-    """
+    """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     if HOPPER:
+        # One instruction (relative error 2^-11, float16's own): exponential and quotient would take
+        # longer than the data takes to move.
         tanh = tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
         )
         return 0.5 * x * (1.0 + tanh)
-    return x * tl.sigmoid(2.0 * u)
+    return x * tl.sigmoid(2.0 * u)  # 1 + tanh u = 2 sigmoid(2 u)
 
 
 @triton.jit
@@ -46,6 +40,7 @@ def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
     """Quantize rows (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and scales."""
     absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
+    # One quotient per row: one per element takes three times as long as moving the data.
     codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
     tl.store(codes_ptr + at, codes.to(tl.int8), mask=inside)
     tl.store(scale_ptr + rows, scale, mask=is_row)
@@ -86,27 +81,6 @@ def _layer_norm_quantize_kernel(
     variance = tl.sum(centred * centred, axis=1) / n_columns
     values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
     _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
-
-
-@triton.jit
-def _head_kernel(
-    x_ptr, weight_ptr, bias_ptr, head_ptr, logits_ptr, n_columns, n_classes, epsilon,
-    BLOCK: tl.constexpr, HOPPER: tl.constexpr,
-):  # fmt: skip
-    await_predecessor(HOPPER)
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < n_columns
-    x = tl.load(x_ptr + row * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    centred = tl.where(inside, x - tl.sum(x, axis=0) / n_columns, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / n_columns
-    normed = centred * tl.rsqrt(variance + epsilon) * weight + bias
-    for label in range(n_classes):
-        head = tl.load(head_ptr + label * n_columns + columns, mask=inside, other=0.0)
-        logit = tl.sum(normed * head.to(tl.float32), axis=0)
-        tl.store(logits_ptr + row * n_classes + label, logit)
 
 
 @triton.jit
@@ -165,19 +139,6 @@ def _launch(kernel, x: Tensor, *parameters: Tensor, **options) -> tuple[Tensor, 
             BLOCK=block, num_warps=warps, **options, **hopper_options(x.device),
         )  # fmt: skip
     return codes, scale
-
-
-def layer_norm_head(
-    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, head: Tensor
-) -> Tensor:
-    """`layer_norm(x) head^T`: x float `[rows, n]`, head float `[classes, n]` -> logits float32."""
-    (n_rows, n_columns), n_classes = x.shape, len(head)
-    logits = torch.empty((n_rows, n_classes), dtype=torch.float32, device=x.device)
-    _head_kernel[(n_rows,)](
-        x, weight, bias, head, logits, n_columns, n_classes, epsilon,
-        BLOCK=triton.next_power_of_2(n_columns), **hopper_options(x.device),
-    )  # fmt: skip
-    return logits
 
 
 def int8_embedding(
