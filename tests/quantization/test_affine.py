@@ -78,7 +78,8 @@ def test_error_is_at_most_half_a_scale(symmetric, per, layout):
     quantized = affine.quantize_tensor(
         x, symmetric=symmetric, per=per, layout=layout, group_size=64
     )
-    scale = affine._spread(quantized.scale, quantized)
+    scale = quantized.per_code(quantized.scale)
+    scale = scale.t() if layout == "conv1d" and per != "tensor" else scale
     # On top of half a scale: float32 rounds x / scale (at most 255) and the product, a few 2**-24
     # of absmax.
     slack = 4 * 2**-24 * x.abs().max()
@@ -155,19 +156,14 @@ def test_nan_and_infinity_are_refused_by_name(bad):
         affine.quantize_tensor(x, name="h.0.mlp")
 
 
-def test_least_squares_range_beats_absmax_and_percentile_saturates_its_share():
+def test_least_squares_range_beats_absmax():
     x = torch.randn(8, 4096)
     x[:, 0] = 40.0
 
     def mse(clip):
         return (affine.quantize_tensor(x, clip=clip).dequantize() - x).square().mean().item()
 
-    assert mse("mse") <= mse("absmax")
-    cut = affine.quantize_tensor(x, per="tensor", clip="percentile", percentile=99.0)
-    bound = x.abs().flatten().sort().values[round(0.99 * x.numel()) - 1]
-    assert cut.scale.item() == pytest.approx(bound.item() / 127)
-    saturated = (cut.codes.abs() == 127).float().mean().item()
-    assert 0.01 <= saturated < 0.012  # 1% lies beyond, and what rounds to the last code joins it
+    assert mse("mse") < mse("absmax")
 
 
 def test_unknown_choices_are_refused():

@@ -1,17 +1,14 @@
 """The fastest way to run each variant, behind one call: `best_mode(model, device)(input_ids,
 attention_mask) -> logits`.
 
-variant                     CUDA                                            CPU
-W8A8                        fused int8 kernels (fused.py) in CUDA graphs    compiled blocks on `torch._int_mm` (cpu.py)
-NF4 by hand                 the same chain on unpacked weights, in graphs   torch.compile
-FP32, FP16, INT8 by hand    the same chain on float weights, in graphs      torch.compile
-bitsandbytes                as it is: LLM.int8() asks the host in every     as it is
-                            layer, which cannot be captured
+variant                     CUDA                                      CPU
+W8A8                        fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
+NF4 by hand                 the same chain, weights unpacked          torch.compile
+FP32, FP16, INT8 by hand    the same chain on float weights           torch.compile
+bitsandbytes                as it is: LLM.int8() asks the host in every layer, which no graph allows
 
-On CUDA, FP16 in this chain is as fast as torch.compile in CUDA graphs and starts without compiling,
-so the 16-bit rows are not handicapped (`benchmarks/bench_quantization.py` times both). FP32 gains
-where the host is slower than the GPU (1.4 ms for 7.5, 1 x 32, on an H200) and at 64 x 128 (32.9 for
-39.4), but loses at 16 x 128 (13.4 for 11.9).
+FP16 in this chain is as fast as torch.compile in CUDA graphs (`benchmarks/bench_quantization.py`
+times both), so the 16-bit rows are not handicapped.
 
 Logits are the model's own within rounding. Any batch and length is served; the first call of a
 shape compiles or captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++
@@ -21,94 +18,55 @@ compiler) the model runs as it is, with the same results, and one warning says s
 import shutil
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from ..quantization.layers import missing_for_kernels
 from .gpt2 import can_fuse, is_w8a8
 
-OLDEST_GPU = (8, 0)
+Run = Callable[[Tensor, Tensor | None], Tensor]
+COMPILERS = ("c++", "g++", "clang++")
 
 
-def best_mode(model, device: str | torch.device) -> Callable[[Tensor, Tensor | None], Tensor]:
+def best_mode(model, device: str | torch.device) -> Run:
     """The fastest callable for `model`, which must be in eval mode on `device`.
 
     It takes int64 ids `[B, L]` and a mask of the same shape, or None when nothing is padded on the
     left, and returns logits float32 `[B, classes]`.
     """
-    if getattr(model, "quantization_method", None) == "bitsandbytes" or hasattr(
-        model, "is_loaded_in_8bit"
-    ):
-        return _eager(model)
+    if getattr(model, "quantization_method", None) == "bitsandbytes":
+        return _logits_of(model)
     device = torch.device(device)
-    return _on_cuda(model, device) if device.type == "cuda" else _on_cpu(model)
-
-
-def _on_cuda(model, device: torch.device) -> Callable:
-    missing = _missing_on_cuda(device)
+    missing = None
+    if device.type == "cuda":
+        missing = missing_for_kernels(device)
+    elif not any(shutil.which(compiler) for compiler in COMPILERS):
+        missing = "no C++ compiler was found, which torch.compile needs"
     if missing:
-        warnings.warn(
-            f"{missing}: {type(model).__name__} runs without CUDA graphs, same results but slower",
-            stacklevel=3,
+        warnings.warn(f"{missing}: same results, but slower", stacklevel=2)
+        return _logits_of(model)
+    if device.type == "cuda" and can_fuse(model) and model.config.pad_token_id is not None:
+        from .fused import FusedClassifier
+        from .graphs import GraphedClassifier
+
+        config = model.config
+        return GraphedClassifier(
+            FusedClassifier(model), config.pad_token_id, config.n_positions, device
         )
-        return _eager(model)
-    if not can_fuse(model) or model.config.pad_token_id is None:
-        return _compiled(model)
-    from .fused import FusedClassifier
-    from .graphs import GraphedClassifier
-
-    config = model.config
-    return GraphedClassifier(
-        FusedClassifier(model), config.pad_token_id, config.n_positions, device
-    )
-
-
-def _on_cpu(model) -> Callable:
-    if (
-        shutil.which("c++") is None
-        and shutil.which("g++") is None
-        and shutil.which("clang++") is None
-    ):
-        warnings.warn(
-            "no C++ compiler was found, which torch.compile needs: same results, but slower",
-            stacklevel=3,
-        )
-        return _eager(model)
-    if can_fuse(model) and is_w8a8(model):
+    if device.type == "cpu" and can_fuse(model) and is_w8a8(model):
         from .cpu import CompiledClassifier
 
         return CompiledClassifier(model)
-    return _compiled(model)
+    # With symbolic shapes: compiled once, or twice when a batch of one occurs.
+    return _logits_of(torch.compile(model, dynamic=True))
 
 
-def _missing_on_cuda(device: torch.device) -> str | None:
-    """What the kernels need and this machine lacks, or None."""
-    if find_spec("triton") is None:
-        return "Triton is not installed (pip install triton)"
-    if torch.cuda.get_device_capability(device) < OLDEST_GPU:
-        return f"{torch.cuda.get_device_name(device)} is older than Ampere, which the Triton kernels need"
-    return None
-
-
-def _eager(model) -> Callable:
-    """The model module by module; no cache of keys and values, as a classifier has no next token."""
+def _logits_of(model) -> Run:
+    """`model` without a cache of keys and values: a classifier has no next token."""
 
     @torch.inference_mode()
     def run(ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-
-    return run
-
-
-def _compiled(model) -> Callable:
-    """torch.compile of the whole model with symbolic shapes: compiled once, or twice when a batch
-    of one occurs.
-    """
-    compiled = torch.compile(model, dynamic=True)
-
-    @torch.inference_mode()
-    def run(ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        return compiled(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
 
     return run

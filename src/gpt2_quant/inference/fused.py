@@ -5,17 +5,15 @@ In W8A8 a block is nine launches,
     LayerNorm+quantize -> QKV product -> attention -> quantize -> output product + residual
     LayerNorm+quantize -> up product -> GELU+quantize -> down product + residual
 
-where the module-by-module forward of the same model launches some forty and moves each activation
-through memory in float several times. Here LayerNorm and GELU end in codes, biases and residuals
-are added inside the product, and heads are read by strides. In 16-bit floats (FP16, and NF4, which
-multiplies as FP16) the same chain runs on torch's own operations; FP16 in it shows what fusion
-alone is worth, and what is left for the integers.
+where the module-by-module forward of the same model launches some forty. In floats (NF4 multiplies
+as FP16) the same chain runs on torch's own operations, which shows what fusion alone is worth.
 
-The last block. The classifier reads one token of each text. Of the last block only the keys and
-values are needed for every token; query, output, both MLP products and the final norm are computed
-for the pooled tokens alone. The logits are those of the full computation, and a twelfth of the work
-falls to a sixth of that.
+The classifier reads one token of each text. Of the last block only keys and values are needed for
+every token; query, output, both MLP products and the final norm are computed for the pooled tokens
+alone: the same logits, for a sixth of the block's work.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +21,11 @@ from torch.nn import functional
 
 from ..quantization import kernels
 from ..quantization.layers import Int8Linear, NF4Embedding, NF4Linear
-from .gpt2 import is_w8a8, score_scale
+from .gpt2 import is_w8a8, pooled_positions, score_scale
 
 
 class Integers:
-    """W8A8: between operations stand codes and their row scales, `(int8 [m, k], float32 [m, 1])`."""
+    """W8A8: operands are codes and their row scales, `(int8 [m, k], float32 [m, 1])`."""
 
     def embed(self, transformer, ids: Tensor) -> Tensor:
         wte, wpe = transformer.wte, transformer.wpe
@@ -45,26 +43,17 @@ class Integers:
     def operand(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.quantize_rows(x)
 
-    def take(
-        self, x: Tensor, operand: tuple[Tensor, Tensor], rows: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        taken, *codes = kernels.take_rows(x, *operand, rows)
-        return taken, tuple(codes)
-
-    def product(
-        self, layer: Int8Linear, operand: tuple[Tensor, Tensor], channels: slice, residual, dtype
-    ) -> Tensor:
-        bias = None if layer.bias is None else layer.bias[channels]
+    def product(self, layer: Int8Linear, operand, channels: slice, residual, dtype) -> Tensor:
+        codes, scale = operand
         weight, weight_scale = layer.weight[channels], layer.weight_scale[channels]
+        bias = None if layer.bias is None else layer.bias[channels]
         return kernels.int8_gemm(
-            *operand, weight, weight_scale, bias, residual=residual, dtype=dtype
+            codes, scale, weight, weight_scale, bias, residual=residual, dtype=dtype
         )
 
 
 class Floats:
-    """FP16 or FP32 weights, or NF4 unpacked one layer at a time; between operations stand floats
-    `[m, k]`.
-    """
+    """FP16 or FP32 weights, or NF4 unpacked one layer at a time; operands are floats `[m, k]`."""
 
     def embed(self, transformer, ids: Tensor) -> Tensor:
         wte = transformer.wte
@@ -80,13 +69,9 @@ class Floats:
     def operand(self, x: Tensor) -> Tensor:
         return x
 
-    def take(self, x: Tensor, operand: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return x[rows], operand[rows]
-
     def product(self, layer, operand: Tensor, channels: slice, residual, dtype) -> Tensor:
         if isinstance(layer, NF4Linear):
-            shape = torch.Size((layer.out_features, layer.in_features))
-            weight = kernels.nf4_dequantize(layer, shape, dtype)[channels].t()
+            weight = kernels.nf4_dequantize(layer, dtype)[channels].t()
         else:
             weight = layer.weight[:, channels]
         out = torch.addmm(layer.bias[channels], operand, weight)
@@ -97,56 +82,50 @@ class FusedClassifier:
     """`(input_ids [B, L], attention_mask [B, L] or None) -> logits [B, classes] float32`, sharing
     the model's tensors.
 
-    `whole_last_block` computes the last block for every token, as transformers does: for measuring
-    what that costs.
+    `whole_last_block` computes it for every token, as transformers does, to measure the cost.
     """
 
     def __init__(self, model, whole_last_block: bool = False):
         self.model, self.whole_last_block = model, whole_last_block
-        self.dtype = model.transformer.ln_f.weight.dtype
-        self.arithmetic = Integers() if is_w8a8(model) else Floats()
+        norm = model.transformer.ln_f
+        self.dtype = norm.weight.dtype
+        # In float32, so that the logits are: a few thousand numbers.
+        self.norm, self.head = (norm.weight.float(), norm.bias.float()), model.score.weight.float()
+        self.arithmetic: Any = Integers() if is_w8a8(model) else Floats()
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        transformer, (texts, length) = self.model.transformer, ids.shape
-        x = self.arithmetic.embed(transformer, ids).view(texts * length, -1)
+        transformer, texts = self.model.transformer, len(ids)
+        x = self.arithmetic.embed(transformer, ids).flatten(0, 1)
         bias = None if mask is None else kernels.padding_bias(mask)
-        for block in transformer.h[:-1]:
+        *blocks, last = transformer.h
+        for block in blocks:
             x = self._mlp(block, self._attention(block, x, texts, bias))
-        pooled, block = kernels.pooled_rows(ids, self.model.config.pad_token_id), transformer.h[-1]
+        positions = pooled_positions(ids, self.model.config.pad_token_id)
         if self.whole_last_block:
-            x = self._mlp(block, self._attention(block, x, texts, bias))[pooled[1]]
+            x = _pooled(self._mlp(last, self._attention(last, x, texts, bias)), positions)
         else:
-            x = self._mlp(block, self._attention(block, x, texts, bias, pooled))
-        norm = transformer.ln_f
-        return kernels.layer_norm_head(x, norm.weight, norm.bias, norm.eps, self.model.score.weight)
+            x = self._mlp(last, self._attention(last, x, texts, bias, positions))
+        normed = functional.layer_norm(x.float(), x.shape[1:], *self.norm, transformer.ln_f.eps)
+        return functional.linear(normed, self.head)
 
     def _attention(
-        self,
-        block,
-        x: Tensor,
-        texts: int,
-        bias: Tensor | None,
-        pooled: tuple[Tensor, Tensor] | None = None,
+        self, block, x: Tensor, texts: int, bias: Tensor | None, positions: Tensor | None = None
     ) -> Tensor:
-        """The block's first half, residual included; for the `pooled` (positions, rows) only when
-        they are given.
+        """The block's first half, residual included; for one token of each text where `positions`
+        are given.
         """
         attention, width = block.attn, x.shape[1]
         operand = self.arithmetic.normalize(block.ln_1, x)
-        if pooled is None:
+        if positions is None:
             query, key, value = self._product(attention.c_attn, operand).split(width, dim=1)
         else:
-            key, value = self._product(attention.c_attn, operand, slice(width, None)).split(
-                width, dim=1
-            )
-            x, operand = self.arithmetic.take(x, operand, pooled[1])
+            both = self._product(attention.c_attn, operand, slice(width, None))
+            key, value = both.split(width, dim=1)
+            x = _pooled(x, positions)
+            operand = self.arithmetic.normalize(block.ln_1, x)
             query = self._product(attention.c_attn, operand, slice(width))
-        heads, scale, positions = (
-            self.model.config.n_head,
-            score_scale(self.model, attention),
-            pooled and pooled[0],
-        )
+        heads, scale = self.model.config.n_head, score_scale(self.model, attention)
         out = kernels.causal_attention(query, key, value, texts, heads, scale, bias, positions)
         return self._product(attention.c_proj, self.arithmetic.operand(out), residual=x)
 
@@ -156,7 +135,13 @@ class FusedClassifier:
         return self._product(block.mlp.c_proj, self.arithmetic.gelu(hidden), residual=x)
 
     def _product(
-        self, layer, operand, channels: slice = slice(None), residual: Tensor | None = None
+        self, layer, operand, channels=slice(None), residual: Tensor | None = None
     ) -> Tensor:
         """A layer, or the given output channels of it: rows of `[out, in]`, hence no copy."""
         return self.arithmetic.product(layer, operand, channels, residual, self.dtype)
+
+
+def _pooled(x: Tensor, positions: Tensor) -> Tensor:
+    """The row of each text's token: `[texts * length, width]` -> `[texts, width]`."""
+    texts = torch.arange(len(positions), device=x.device)
+    return x.view(len(positions), -1, x.shape[1])[texts, positions]

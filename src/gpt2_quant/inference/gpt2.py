@@ -1,6 +1,4 @@
-"""What a forward pass of our own must know about transformers' GPT-2 classifier, and nothing that
-needs a GPU.
-"""
+"""What a forward pass of our own must know about transformers' GPT-2 classifier, on any device."""
 
 import torch
 from torch import Tensor
@@ -10,15 +8,9 @@ from ..quantization.layers import Int8Embedding, Int8Linear, NF4Linear
 
 
 def can_fuse(model) -> bool:
-    """Whether a model is a GPT-2 classifier in W8A8, NF4 or float, of a shape that `fused.py` and
-    `cpu.py` take.
-    """
+    """Whether a model is a GPT-2 classifier that `fused.py` and `cpu.py` take."""
     config = model.config
-    if (
-        not hasattr(model, "score")
-        or getattr(config, "model_type", None) != "gpt2"
-        or not len(model.transformer.h)
-    ):
+    if not hasattr(model, "score") or config.model_type != "gpt2" or not len(model.transformer.h):
         return False
     head_dim = config.n_embd // config.n_head
     return (
@@ -26,23 +18,22 @@ def can_fuse(model) -> bool:
         and config.activation_function == "gelu_new"
         and not config.add_cross_attention
         and head_dim >= 16
-        and head_dim & (head_dim - 1) == 0
+        and head_dim & (head_dim - 1) == 0  # a power of two
     )
 
 
 def is_w8a8(model) -> bool:
     """Whether linear layers and embeddings are all int8."""
     transformer = model.transformer
-    return isinstance(transformer.wte, Int8Embedding) and isinstance(
-        transformer.h[0].attn.c_attn, Int8Linear
-    )
+    kinds = type(transformer.wte), type(transformer.h[0].attn.c_attn)
+    return kinds == (Int8Embedding, Int8Linear)
 
 
 def pooled_positions(ids: Tensor, pad_token_id: int | None) -> Tensor:
     """int64 `[texts]`: the last token of each text that is not padding, as transformers' classifier
-    chooses it.
+    chooses it; without a padding token the last one.
 
-    ids: int64 `[texts, length]`. Without a padding token it is the last one.
+    ids: int64 `[texts, length]`.
     """
     places = torch.arange(ids.shape[1], device=ids.device)
     if pad_token_id is None:
@@ -51,16 +42,14 @@ def pooled_positions(ids: Tensor, pad_token_id: int | None) -> Tensor:
 
 
 def is_right_padded(mask: Tensor) -> bool:
-    """Whether no token of a `[B, L]` mask follows a padded one. Such a mask changes nothing that a
-    causal model reads.
+    """Whether no token of a `[B, L]` mask follows a padded one: a causal model never reads such
+    padding.
     """
     return not bool((mask[:, 1:] > mask[:, :-1]).any())
 
 
 def score_scale(model, attention) -> float:
-    """The factor on a block's attention scores, 1 / sqrt(head size) unless the configuration says
-    otherwise.
-    """
+    """The factor on a block's attention scores, 1 / sqrt(head size) unless configured otherwise."""
     config = model.config
     scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
     return scale / (attention.layer_idx + 1) if config.scale_attn_by_inverse_layer_idx else scale

@@ -1,17 +1,17 @@
-"""CUDA graphs over a handful of shapes: a forward pass of any batch and length for the price of one
-launch.
+"""CUDA graphs over a handful of shapes: a forward pass of any batch and length for one launch.
 
-A short forward pass is dominated by the host: GPT-2 launches a hundred kernels that take a few
-microseconds each. A CUDA graph records them once and replays them with one call, but only for the
-very shapes and addresses recorded. So inputs are copied into buffers of the next larger *bucket*:
-batches are powers of two, lengths multiples of 16 up to 128 and powers of two above. Padding is on
-the right, where causal attention never looks, and rows added are thrown away.
+GPT-2 launches a hundred kernels that take a few microseconds each, so a short pass waits for the
+host. A CUDA graph records them once and replays them with one call, but only for the very shapes
+and addresses recorded. So inputs are copied into buffers of the next larger *bucket*: batches are
+powers of two, lengths multiples of 16 up to 128 and powers of two above. Padding is on the right,
+where causal attention never looks, and rows added are thrown away.
 
-A bucket is captured when it is first needed. All captures share one memory pool: at any time only
-one of them runs, so together they need the activations of the largest.
+A bucket is captured when first needed. All captures share one memory pool, as only one runs at any
+time: together they need the activations of the largest.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,18 +20,21 @@ from .gpt2 import is_right_padded
 
 LARGEST_BATCH = 256
 FINE_LENGTHS_UP_TO = 128
-WARMUP_RUNS = (
-    2  # lets kernels compile and libraries allocate their workspaces, which a capture may not
-)
+WARMUP_RUNS = 2  # kernels compile and libraries allocate workspaces, which a capture may not
 
 
 def bucket(texts: int, length: int, longest: int) -> tuple[int, int]:
-    """The captured shape that serves `[texts, length]`, texts at most 256, length at most
-    `longest`.
-    """
+    """The captured shape that serves `[texts, length]`: at most 256 texts, at most `longest`."""
     fine = length <= FINE_LENGTHS_UP_TO
     padded = -(-length // 16) * 16 if fine else 1 << (length - 1).bit_length()
     return 1 << (texts - 1).bit_length(), min(padded, longest)
+
+
+class _Capture(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    ids: Tensor
+    mask: Tensor | None
+    logits: Tensor
 
 
 class GraphedClassifier:
@@ -43,14 +46,10 @@ class GraphedClassifier:
     """
 
     def __init__(self, forward: Callable, pad_token_id: int, longest: int, device: torch.device):
-        self.forward, self.pad_token_id, self.longest, self.device = (
-            forward,
-            pad_token_id,
-            longest,
-            device,
-        )
+        self.forward, self.device = forward, device
+        self.pad_token_id, self.longest = pad_token_id, longest
         self.pool = torch.cuda.graph_pool_handle()
-        self.captures: dict[tuple, tuple] = {}
+        self.captures: dict[tuple[tuple[int, int], bool], _Capture] = {}
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -58,34 +57,30 @@ class GraphedClassifier:
         device.
         """
         if len(ids) > LARGEST_BATCH:
-            masks = (
-                mask.split(LARGEST_BATCH)
-                if mask is not None
-                else [None] * -(-len(ids) // LARGEST_BATCH)
-            )
-            return torch.cat(
-                [self(*part) for part in zip(ids.split(LARGEST_BATCH), masks, strict=True)]
-            )
+            parts = ids.split(LARGEST_BATCH)
+            masks = [None] * len(parts) if mask is None else mask.split(LARGEST_BATCH)
+            return torch.cat([self(*part) for part in zip(parts, masks, strict=True)])
         if mask is not None and not mask.is_cuda and is_right_padded(mask):
             mask = None  # asked where it costs nothing; on the device the mask is used as it is
         texts, length = ids.shape
         shape = bucket(texts, length, self.longest)
-        if (shape, mask is None) not in self.captures:
-            self.captures[shape, mask is None] = self._capture(shape, mask is not None)
-        graph, static_ids, static_mask, static_logits = self.captures[shape, mask is None]
+        key = shape, mask is not None
+        if key not in self.captures:
+            self.captures[key] = self._capture(*key)
+        capture = self.captures[key]
         if shape != (texts, length):
-            static_ids.fill_(self.pad_token_id)
-            if mask is not None:
-                static_mask.zero_()
-        static_ids[:texts, :length].copy_(ids)
-        if mask is not None:
-            static_mask[:texts, :length].copy_(mask)
-        graph.replay()
-        return static_logits[:texts].clone()
+            capture.ids.fill_(self.pad_token_id)
+        capture.ids[:texts, :length].copy_(ids)
+        if mask is not None and capture.mask is not None:
+            if shape != (texts, length):
+                capture.mask.zero_()
+            capture.mask[:texts, :length].copy_(mask)
+        capture.graph.replay()
+        return capture.logits[:texts].clone()
 
-    def _capture(self, shape: tuple[int, int], with_mask: bool) -> tuple:
+    def _capture(self, shape: tuple[int, int], with_mask: bool) -> _Capture:
         ids = torch.full(shape, self.pad_token_id, dtype=torch.int64, device=self.device)
-        mask = torch.ones(shape, dtype=torch.int64, device=self.device) if with_mask else None
+        mask = torch.ones_like(ids) if with_mask else None
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -95,4 +90,4 @@ class GraphedClassifier:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             logits = self.forward(ids, mask)
-        return graph, ids, mask, logits
+        return _Capture(graph, ids, mask, logits)

@@ -2,8 +2,7 @@
 with what came out.
 
 Such *fake* quantization changes no speed and no size; it isolates what rounding the weights does.
-Bits a weight count the scales (float32, or one byte in NF4's double quantization) and, where
-affine, one byte a zero-point.
+Bits per weight count scales and zero-points.
 """
 
 from collections.abc import Callable
@@ -16,44 +15,37 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
 from . import affine, nf4
+from .affine import Layout
 
 
 @dataclass(frozen=True)
 class ReadBack:
-    """A matrix after quantization: its values, bits a weight, and the share of codes at either end
-    of their range.
-    """
+    """A matrix after quantization; saturated_share is that of codes at an end of their range."""
 
     values: Tensor
     bits_per_weight: float
     saturated_share: float
 
 
-def _integer(x: Tensor, layout: str, name: str, **choices) -> ReadBack:
-    quantized = affine.quantize_tensor(x, layout=layout, name=name, **choices)
-    lowest = affine.AFFINE_MIN if choices.get("symmetric") is False else -affine.SYMMETRIC_MAX
+def _integer(x: Tensor, layout: Layout, name: str, symmetric: bool = True, **choices) -> ReadBack:
+    quantized = affine.quantize_tensor(x, layout=layout, name=name, symmetric=symmetric, **choices)
+    lowest = -affine.SYMMETRIC_MAX if symmetric else affine.AFFINE_MIN
     at_ends = (quantized.codes == lowest) | (quantized.codes == affine.AFFINE_MAX)
-    return ReadBack(
-        quantized.dequantize(), 8 * quantized.n_bytes / x.numel(), at_ends.float().mean().item()
-    )
+    bits = 8 * quantized.n_bytes / x.numel()
+    return ReadBack(quantized.dequantize(), bits, at_ends.float().mean().item())
 
 
-def _normal_float(x: Tensor, layout: str, name: str, fit: str) -> ReadBack:
-    rows = x.t() if layout == "conv1d" else x
-    quantized = nf4.quantize(rows, fit=fit, name=name)
+def _normal_float(x: Tensor, layout: Layout, name: str, fit) -> ReadBack:
+    quantized = nf4.quantize(x.t() if layout == "conv1d" else x, fit=fit, name=name)
     values = quantized.dequantize()
     codes = torch.stack([quantized.packed >> 4, quantized.packed & 15])
     at_ends = ((codes == 0) | (codes == 15)).float().mean().item()
-    n_bytes = sum(
-        t.numel() * t.element_size()
-        for t in (quantized.packed, quantized.scale_codes, quantized.scale_absmax)
-    )
-    return ReadBack(
-        values.t() if layout == "conv1d" else values, 8 * (n_bytes + 4) / x.numel(), at_ends
-    )
+    bits = 8 * quantized.n_bytes / x.numel()
+    return ReadBack(values.t() if layout == "conv1d" else values, bits, at_ends)
 
 
-WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str, str], ReadBack]] = {
+# Name -> function of a weight, its layout and its name (for errors).
+WEIGHT_SCHEMES: dict[str, Callable[[Tensor, Layout, str], ReadBack]] = {
     "int8 per tensor": partial(_integer, per="tensor"),
     "int8 affine per tensor": partial(_integer, per="tensor", symmetric=False),
     "int8 per channel": partial(_integer, per="channel"),
@@ -64,16 +56,12 @@ WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str, str], ReadBack]] = {
 }
 
 
-def matrices(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
-    """Path of module -> (weight, layout) of every linear layer and embedding; a head is not among
-    them.
-    """
-    found = {}
+def matrices(model: nn.Module) -> dict[str, tuple[Tensor, Layout]]:
+    """Path -> (weight, layout) of each linear layer and embedding; a head is not among them."""
+    found: dict[str, tuple[Tensor, Layout]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, Conv1D):
-            found[path] = module.weight, "conv1d"
-        elif isinstance(module, nn.Embedding):
-            found[path] = module.weight, "linear"
+        if isinstance(module, (Conv1D, nn.Embedding)):
+            found[path] = module.weight, "conv1d" if isinstance(module, Conv1D) else "linear"
     return found
 
 
@@ -81,16 +69,14 @@ def matrices(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
 def fake_quantize_weights(
     model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True
 ) -> nn.Module:
-    """Round the weights of a float GPT-2 to `scheme` (a key of WEIGHT_SCHEMES) in place, and return
-    the model.
+    """Round the weights of a float GPT-2 to a scheme of WEIGHT_SCHEMES, in place; returns it.
 
-    A tied language-model head follows its embedding. `wanted(path)` picks matrices. Raises
-    UserError for another scheme.
+    A tied head follows its embedding. `wanted(path)` picks matrices. Raises UserError for another
+    scheme.
     """
     if scheme not in WEIGHT_SCHEMES:
-        raise UserError(
-            f"unknown weight scheme {scheme!r}: the schemes are {', '.join(WEIGHT_SCHEMES)}"
-        )
+        known = ", ".join(WEIGHT_SCHEMES)
+        raise UserError(f"unknown weight scheme {scheme!r}: the schemes are {known}")
     for path, (weight, layout) in matrices(model).items():
         if wanted(path):
             weight.copy_(WEIGHT_SCHEMES[scheme](weight, layout, f"{path}.weight").values)

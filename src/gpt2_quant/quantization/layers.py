@@ -1,30 +1,26 @@
 """Layers that keep their weights as integers and compute from them.
 
-W8A8 (`Int8Linear`). The weight is int8 `[out, in]` with one scale an output channel; each token's
-activations get a scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o, i]
-* r[o], so that
+W8A8. The weight is int8 `[out, in]` with one scale per output channel; each token's activations get
+a scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o, i] * r[o], so that
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-where the sum is pure integer arithmetic: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both
-scales stand outside the sum, which is why these two granularities and no others cost nothing.
-(LLM.int8(), arXiv 2208.07339, section 3.1, calls it vector-wise quantization.) On CUDA the product
-runs in `kernels.py`, on the CPU in `torch._int_mm` (VNNI).
+where the sum is exact: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both scales stand
+outside it, which is why these two granularities and no others cost nothing (LLM.int8(), arXiv
+2208.07339, section 3.1). On CUDA it runs in `kernels/`, on the CPU in `torch._int_mm` (VNNI).
 
-Embeddings (`Int8Embedding`) keep one scale a row and read back only the rows that are looked up. A
-tied language-model head multiplies by the very same codes: a row of the table is an output channel
-of the head (`TiedHead`).
+NF4. 4.127 bits per weight, multiplied as floats: on CUDA each tile is read back inside the kernel,
+elsewhere one layer at a time, so no float copy of the model ever exists.
 
-NF4 (`NF4Linear`, `NF4Embedding`). 4.127 bits a weight, multiplied as floats: on CUDA each tile is
-read back inside the kernel, elsewhere one layer at a time, so no float copy of the model ever
-exists.
-
-Scales stay float32 whatever `.to(dtype)` asks for; `compute_dtype` is the dtype of a layer's
-output.
+Embeddings read back only the rows that are looked up. A tied language-model head multiplies by the
+very same codes: a row of the table is an output channel of the head.
 """
 
 import warnings
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -36,253 +32,190 @@ HEAD_TILE_ROWS = 4096
 
 
 class QuantizedLayer(nn.Module):
-    """What all layers here share: frozen buffers, float32 scales, a compute dtype."""
+    """A frozen matrix of codes. Scales stay float32 whatever `.to(dtype)` asks for; the output has
+    the `compute_dtype`.
+    """
 
     SCALES: tuple[str, ...] = ()
+    # What a kind of codes provides:
+    _allocate: Callable  # (device) makes the buffers
+    _fill: Callable  # (weight float `[rows, columns]`, name) quantizes into them
+    _read_rows: Callable  # (ids int64 `[...]`) -> those rows `[..., columns]`, in the compute dtype
+    _multiply: Callable  # (x `[..., columns]`, bias or None) -> x W^T + bias `[..., rows]`
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, device=None):
         super().__init__()
-        self.compute_dtype = dtype
+        self.rows, self.columns, self.compute_dtype = rows, columns, dtype
+        self._allocate(device)
 
     def _apply(self, fn, recurse=True):
         """Move to a device or dtype as any module does, but leave the scales' precision alone."""
-        before = {name: self._buffers[name] for name in self.SCALES}
+        scales = {name: getattr(self, name) for name in self.SCALES}
         super()._apply(fn, recurse)
-        for name, scale in before.items():
-            if self._buffers[name].dtype != scale.dtype:
-                self._buffers[name] = scale.to(self._buffers[name].device)
+        for name, scale in scales.items():
+            moved = getattr(self, name)
+            if moved.dtype != scale.dtype:
+                setattr(self, name, scale.to(moved.device))
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
 
-    def quantization_state(self) -> dict[str, Tensor]:
-        """The buffers, by name, that hold codes and scales (a bias is not among them)."""
-        return dict(self.named_buffers(recurse=False))
-
-
-class Int8Linear(QuantizedLayer):
-    """`y = x @ W.T + bias` with W int8 per output channel and x int8 per token.
-
-    weight        int8 `[out, in]`, contiguous
-    weight_scale  float32 `[out]`
-    bias          compute dtype `[out]`, or None
-    """
-
-    SCALES = ("weight_scale",)
-
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device=None
-    ):
-        super().__init__(dtype)
-        self.in_features, self.out_features = in_features, out_features
-        self.register_buffer(
-            "weight", torch.empty(out_features, in_features, dtype=torch.int8, device=device)
-        )
-        self.register_buffer(
-            "weight_scale", torch.empty(out_features, dtype=torch.float32, device=device)
-        )
-        self.bias = _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
-
-    @torch.no_grad()
-    def quantize_(self, weight: Tensor, bias: Tensor | None, name: str) -> "Int8Linear":
-        """Fill from a float weight `[out, in]`. Raises UserError, with `name`, for NaN or infinity."""
-        quantized = affine.quantize_tensor(weight, per="channel", name=name)
-        self.weight.copy_(quantized.codes)
-        self.weight_scale.copy_(quantized.scale)
-        if self.bias is not None:
-            self.bias.copy_(bias)
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x `[..., in]` -> `[..., out]` in the dtype of x."""
-        return int8_linear(x, self.weight, self.weight_scale, self.bias)
-
     def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}, int8"
+        return f"{self.rows} x {self.columns}"
 
 
-class Int8Embedding(QuantizedLayer):
-    """A lookup table with int8 rows: weight int8 `[n, d]`, weight_scale float32 `[n]`."""
-
-    SCALES = ("weight_scale",)
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, dtype: torch.dtype, device=None):
-        super().__init__(dtype)
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.register_buffer(
-            "weight", torch.empty(num_embeddings, embedding_dim, dtype=torch.int8, device=device)
-        )
-        self.register_buffer(
-            "weight_scale", torch.empty(num_embeddings, dtype=torch.float32, device=device)
-        )
-
-    @torch.no_grad()
-    def quantize_(self, weight: Tensor, name: str) -> "Int8Embedding":
-        """Fill from a float table `[n, d]`. Raises UserError, with `name`, for NaN or infinity."""
-        quantized = affine.quantize_tensor(weight, per="channel", name=name)
-        self.weight.copy_(quantized.codes)
-        self.weight_scale.copy_(quantized.scale)
-        return self
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (int64, any shape) -> `[..., d]` in the compute dtype."""
-        kernels = kernels_for(ids.device)
-        if kernels is not None:
-            return kernels.int8_embedding(ids, self.weight, self.weight_scale, self.compute_dtype)
-        return affine.dequantize(self.weight[ids], self.weight_scale[ids].unsqueeze(-1)).to(
-            self.compute_dtype
-        )
-
-    def head(self, x: Tensor) -> Tensor:
-        """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer."""
-        return int8_linear(x, self.weight, self.weight_scale, None)
-
-    def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, int8"
-
-
-class NF4Layer(QuantizedLayer):
-    """A matrix `[rows, columns]` in NF4, its codes flattened row by row; the buffers are the fields
-    of `nf4.NF4`.
-
-    weight             uint8 `[rows * columns / 2]`, two codes a byte, the first in the high nibble
-    scale_codes        uint8 `[blocks]`, blocks = ceil(rows * columns / 64)
-    scale_absmax       float32 `[ceil(blocks / 256)]`
-    scale_offset       float32 `[]`
-    """
-
-    SCALES = ("scale_absmax", "scale_offset")
-
-    def __init__(self, rows: int, columns: int, dtype: torch.dtype, device=None):
-        super().__init__(dtype)
-        if columns % 2:
-            raise ValueError(
-                f"a row of {columns} codes ends within a byte: NF4 needs an even width"
-            )
-        self.rows, self.columns = rows, columns
-        blocks = -(-rows * columns // nf4.BLOCK)
-        groups = -(-blocks // nf4.SCALES_PER_BLOCK)
-        self.register_buffer(
-            "weight", torch.empty(rows * columns // 2, dtype=torch.uint8, device=device)
-        )
-        self.register_buffer("scale_codes", torch.empty(blocks, dtype=torch.uint8, device=device))
-        self.register_buffer(
-            "scale_absmax", torch.empty(groups, dtype=torch.float32, device=device)
-        )
-        self.register_buffer("scale_offset", torch.empty((), dtype=torch.float32, device=device))
-
-    @torch.no_grad()
-    def fill_(self, weight: Tensor, fit: str, name: str) -> None:
-        """Quantize a float matrix `[rows, columns]` into the buffers."""
-        quantized = nf4.quantize(weight, fit=fit, name=name)
-        self.weight.copy_(quantized.packed)
-        self.scale_codes.copy_(quantized.scale_codes)
-        self.scale_absmax.copy_(quantized.scale_absmax)
-        self.scale_offset.copy_(quantized.scale_offset)
-
-    def block_scales(self) -> Tensor:
-        """The scale of each block of 64, float32 `[blocks]`, read back from its byte."""
-        return nf4.read_scales(self.scale_codes, self.scale_absmax, self.scale_offset)
-
-    def dequantize(self) -> Tensor:
-        """The whole matrix as floats, `[rows, columns]` in the compute dtype."""
-        values = nf4.dequantize(self.weight, self.block_scales(), self.rows * self.columns)
-        return values.view(self.rows, self.columns).to(self.compute_dtype)
-
-    def read_rows(self, rows: Tensor) -> Tensor:
-        """Only the rows asked for: int64 `[...]` -> `[..., columns]` in the compute dtype."""
-        packed = self.weight.view(self.rows, self.columns // 2)[rows]
-        element = rows.unsqueeze(-1) * self.columns + torch.arange(self.columns, device=rows.device)
-        block = element // nf4.BLOCK
-        absmax = self.scale_absmax[block // nf4.SCALES_PER_BLOCK]
-        scales = (
-            nf4.dynamic_map(rows.device)[self.scale_codes[block].int()] * absmax + self.scale_offset
-        )
-        values = nf4.byte_table(rows.device)[packed.int()].flatten(-2)
-        return (values * scales).to(self.compute_dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.rows}, {self.columns}, nf4"
-
-
-class NF4Linear(NF4Layer):
-    """`y = x @ W.T + bias` with W `[out, in]` in NF4 and x in the compute dtype."""
+class Linear(QuantizedLayer):
+    """`y = x @ W.T + bias`, W `[out, in]`, bias in the compute dtype or None."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device=None
     ):
         super().__init__(out_features, in_features, dtype, device)
-        self.in_features, self.out_features = in_features, out_features
-        self.bias = _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
+        empty = torch.empty(out_features, dtype=dtype, device=device)
+        self.bias = nn.Parameter(empty, requires_grad=False) if bias else None
 
     @torch.no_grad()
-    def quantize_(
-        self, weight: Tensor, bias: Tensor | None, name: str, fit: str = "mse"
-    ) -> "NF4Linear":
-        """Fill from a float weight `[out, in]`. Raises UserError, with `name`, for NaN or infinity."""
-        self.fill_(weight, fit, name)
-        if self.bias is not None:
+    def quantize_(self, weight: Tensor, bias: Tensor | None, name: str) -> Self:
+        """Fill from a float weight. Raises UserError, with `name`, for NaN or infinity."""
+        self._fill(weight, name)
+        if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """x `[..., in]` -> `[..., out]` in the dtype of x."""
-        kernels = kernels_for(x.device)
-        if kernels is None:
-            return nn.functional.linear(x, self.dequantize().to(x.dtype), self.bias)
-        return kernels.nf4_linear(x, self)
+        return self._multiply(x, self.bias)
 
 
-class NF4Embedding(NF4Layer):
-    """A lookup table in NF4 that reads back the rows that are looked up."""
+class Embedding(QuantizedLayer):
+    """A lookup table `[n, d]` that reads back the rows that are looked up."""
 
     @torch.no_grad()
-    def quantize_(self, weight: Tensor, name: str, fit: str = "mse") -> "NF4Embedding":
-        """Fill from a float table `[n, d]`. Raises UserError, with `name`, for NaN or infinity."""
-        self.fill_(weight, fit, name)
+    def quantize_(self, weight: Tensor, name: str) -> Self:
+        """Fill from a float table. Raises UserError, with `name`, for NaN or infinity."""
+        self._fill(weight, name)
         return self
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (int64, any shape) -> `[..., d]` in the compute dtype."""
-        kernels = kernels_for(ids.device)
-        return self.read_rows(ids) if kernels is None else kernels.nf4_embedding(ids, self)
+        return self._read_rows(ids)
 
     def head(self, x: Tensor) -> Tensor:
-        """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer, read back tile by
-        tile.
-        """
-        tiles = torch.arange(self.rows, device=x.device).split(HEAD_TILE_ROWS)
-        return torch.cat(
-            [nn.functional.linear(x, self.read_rows(rows).to(x.dtype)) for rows in tiles], dim=-1
+        """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer."""
+        return self._multiply(x, None)
+
+
+class Int8Weight(QuantizedLayer):
+    """weight int8 `[rows, columns]`, weight_scale float32 `[rows]`."""
+
+    SCALES = ("weight_scale",)
+
+    def _allocate(self, device) -> None:
+        shape = self.rows, self.columns
+        self.weight = nn.Buffer(torch.empty(shape, dtype=torch.int8, device=device))
+        self.weight_scale = nn.Buffer(torch.empty(self.rows, dtype=torch.float32, device=device))
+
+    def _fill(self, weight: Tensor, name: str) -> None:
+        quantized = affine.quantize_tensor(weight, per="channel", name=name)
+        self.weight.copy_(quantized.codes)
+        self.weight_scale.copy_(quantized.scale)
+
+    def _read_rows(self, ids: Tensor) -> Tensor:
+        kernels = kernels_for(ids.device)
+        if kernels is not None:
+            return kernels.int8_embedding(ids, self.weight, self.weight_scale, self.compute_dtype)
+        values = affine.dequantize(self.weight[ids], self.weight_scale[ids].unsqueeze(-1))
+        return values.to(self.compute_dtype)
+
+    def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        kernels = kernels_for(x.device)
+        if kernels is not None:
+            return kernels.int8_linear(x.contiguous(), self.weight, self.weight_scale, bias)
+        codes, scale = affine.quantize_rows(x.reshape(-1, self.columns))
+        y = int8_matmul(codes, self.weight).float() * scale * self.weight_scale
+        y = (y if bias is None else y + bias).to(x.dtype)
+        return y.view(*x.shape[:-1], self.rows)
+
+
+class NF4Weight(QuantizedLayer):
+    """The fields of an `nf4.NF4`, of which `weight` is `packed`: codes flattened row by row."""
+
+    SCALES = ("scale_absmax", "scale_offset")
+
+    def _allocate(self, device) -> None:
+        if self.columns % 2:
+            raise ValueError(f"{self.columns} codes end within a byte: NF4 needs an even width")
+        n = self.rows * self.columns
+        blocks = -(-n // nf4.BLOCK)
+        groups = -(-blocks // nf4.SCALES_PER_BLOCK)
+        self.weight = nn.Buffer(torch.empty(n // 2, dtype=torch.uint8, device=device))
+        self.scale_codes = nn.Buffer(torch.empty(blocks, dtype=torch.uint8, device=device))
+        self.scale_absmax = nn.Buffer(torch.empty(groups, dtype=torch.float32, device=device))
+        self.scale_offset = nn.Buffer(torch.empty((), dtype=torch.float32, device=device))
+
+    def _fill(self, weight: Tensor, name: str) -> None:
+        quantized = nf4.quantize(weight, fit="mse", name=name)
+        self.weight.copy_(quantized.packed)
+        for field in ("scale_codes", "scale_absmax", "scale_offset"):
+            getattr(self, field).copy_(getattr(quantized, field))
+
+    def dequantize(self) -> Tensor:
+        """The whole matrix as floats, `[rows, columns]` in the compute dtype."""
+        scales = self.scale_codes, self.scale_absmax, self.scale_offset
+        stored = nf4.NF4(self.weight, *scales, torch.Size((self.rows, self.columns)))
+        return stored.dequantize(self.compute_dtype)
+
+    def _read_rows(self, ids: Tensor) -> Tensor:
+        kernels = kernels_for(ids.device)
+        if kernels is not None:
+            return kernels.nf4_embedding(ids, self)
+        packed = self.weight.view(self.rows, self.columns // 2)[ids]
+        values = nf4.byte_table(ids.device)[packed.int()].flatten(-2)
+        element = ids.unsqueeze(-1) * self.columns + torch.arange(self.columns, device=ids.device)
+        scales = nf4.read_scales(
+            self.scale_codes, self.scale_absmax, self.scale_offset, element // nf4.BLOCK
         )
+        return (values * scales).to(self.compute_dtype)
+
+    def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        kernels = kernels_for(x.device)
+        if kernels is not None:
+            return kernels.nf4_linear(x, self, bias)
+        return nn.functional.linear(x, self.dequantize().to(x.dtype), bias)
+
+
+class Int8Linear(Linear, Int8Weight):
+    """A linear layer, weights int8 per output channel, activations int8 per token."""
+
+
+class Int8Embedding(Embedding, Int8Weight):
+    """A table with one scale per row."""
+
+
+class NF4Linear(Linear, NF4Weight):
+    """A linear layer with weights in NF4."""
+
+
+class NF4Embedding(Embedding, NF4Weight):
+    """A table in NF4."""
+
+    def head(self, x: Tensor) -> Tensor:
+        """As `Embedding.head`, read back tile by tile: the table is a quarter of the model."""
+        tiles = torch.arange(self.rows, device=x.device).split(HEAD_TILE_ROWS)
+        products = [nn.functional.linear(x, self(rows).to(x.dtype)) for rows in tiles]
+        return torch.cat(products, dim=-1)
 
 
 class TiedHead(nn.Module):
-    """A language-model head that multiplies by the token embedding's own codes and stores nothing
-    itself.
-    """
+    """A language-model head that multiplies by the token embedding's own codes."""
 
-    def __init__(self, embedding: Int8Embedding | NF4Embedding):
+    def __init__(self, embedding: Embedding):
         super().__init__()
-        self._embedding = (
-            embedding,
-        )  # in a tuple, so that it is not registered (and saved) a second time
+        # In a tuple, so that it is not registered (and saved) a second time.
+        self._embedding = (embedding,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states `[..., d]` -> logits `[..., n]`."""
         return self._embedding[0].head(x)
-
-
-def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Quantize the rows of `x`, multiply as integers, scale back, add the bias; shapes as in
-    `Int8Linear`.
-    """
-    kernels = kernels_for(x.device)
-    if kernels is not None:
-        return kernels.int8_linear(x.contiguous(), weight, weight_scale, bias)
-    codes, scale = affine.quantize_rows(x.reshape(-1, x.shape[-1]))
-    y = int8_matmul(codes, weight).float() * scale * weight_scale
-    y = (y if bias is None else y + bias).to(x.dtype)
-    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -300,33 +233,30 @@ def kernels_for(device: torch.device):
     """The Triton kernels where `device` is a GPU that can run them, else None: torch then computes
     the same integers.
 
-    Falls back, with a warning, without Triton and on GPUs before Ampere. Raises UserError for GPUs
-    before Turing (7.5), which have no int8 matrix product at all.
+    Warns without Triton and on GPUs before Ampere. Raises UserError for GPUs before Turing (7.5).
     """
     return _kernels_on(device) if device.type == "cuda" else None
 
 
 @cache  # beneath a plain function, because torch.compile looks through caches and says so
 def _kernels_on(device: torch.device):
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < (7, 5):
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (7, 5):
         raise UserError(
-            f"this GPU (compute capability {major}.{minor}) has no int8 matrix product, which needs 7.5 or newer: use --device cpu"
+            "this GPU (compute capability {}.{}) has no int8 matrix product, which needs 7.5 or "
+            "newer: use --device cpu".format(*capability)
         )
-    reason = f"this GPU (compute capability {major}.{minor}) is older than the Triton kernels' 8.0"
-    if major >= 8:
-        try:
-            from . import kernels
+    if missing := missing_for_kernels(device):
+        slower = "quantized layers run through torch, with the same results but slower"
+        warnings.warn(f"{missing}: {slower}", stacklevel=2)
+        return None
+    from . import kernels
 
-            return kernels
-        except ImportError:
-            reason = "Triton is not installed (pip install triton)"
-    warnings.warn(
-        f"{reason}: quantized layers run through torch, with the same results but slower",
-        stacklevel=2,
-    )
-    return None
+    return kernels
 
 
-def _frozen(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value, requires_grad=False)
+def missing_for_kernels(device: torch.device) -> str | None:
+    """What the Triton kernels need and a machine with this GPU lacks, or None."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "this GPU is older than Ampere, which the Triton kernels need"
+    return None if find_spec("triton") else "Triton is not installed (pip install triton)"

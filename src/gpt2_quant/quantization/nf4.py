@@ -1,38 +1,35 @@
 """NormalFloat, four bits: 16 levels placed where normally distributed weights are (QLoRA, arXiv
 2305.14314, section 3).
 
-Levels. A code should be used as often as any other, so the levels are quantiles of N(0, 1) at
-evenly spaced probabilities, divided by the largest so that they span [-1, 1]. To have an exact 0
-the two sides are built apart: 8 levels above zero, 7 below.
+Levels are quantiles of N(0, 1) at evenly spaced probabilities, so that codes are used equally
+often, divided by the largest: they span [-1, 1]. For an exact 0 the two sides are built apart: 8
+levels above zero, 7 below. 64 neighbours in memory order, a *block*, share a scale, their absmax:
+an outlier spoils 63 others, not the whole tensor.
 
-Blocks. 64 neighbours in memory order share a scale, their absmax: an outlier spoils 63 others, not
-the whole tensor. Two codes share a byte, the first in the high nibble.
+Double quantization. One float32 scale per block would cost 0.5 bit per weight. So the scales lose
+their mean, 256 neighbours share one float32 absmax, and each becomes one byte, an index into the
+8-bit *dynamic* map (Dettmers, arXiv 1511.04561: a sign, an exponent in unary, the rest a linear
+fraction). That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits per weight.
 
-Double quantization. One float32 scale a block would cost 0.5 bit a weight. So the scales are
-quantized in turn: their mean is taken off, 256 neighbours share one float32 absmax, and each
-becomes one byte, an index into the 8-bit *dynamic* map (Dettmers, arXiv 1511.04561: a sign, an
-exponent in unary, what is left is a linear fraction). That makes 4 + 8/64 + 32/(64 * 256) = 4.127
-bits a weight.
-
-Layout, codes and read-back values are those of bitsandbytes for equal scales. Two refinements, both
-free at run time: codes are chosen against the scale *as stored*, after its own quantization, and
-the scale may be the one of least squared error instead of the absmax (`fit="mse"`): for a normal
-block clipping the largest weight a little serves the other 63.
+Layout, codes and values are those of bitsandbytes for equal scales. `fit="mse"` adds two
+refinements, both free at run time: a block's scale is the one of least squared error (clipping its
+largest weight a little serves the other 63), and codes are chosen against the scale *as stored*.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .affine import require_finite
 
 BLOCK = 64
 ZERO_CODE = 7
 SCALES_PER_BLOCK = 256
-# Probability of the outermost quantile: the mean of 1 - 1/32 and 1 - 1/30, half a step inside 1 for
-# 16 and 15 levels.
+# Probability of the outermost quantile: half a step inside 1, the mean for 16 and 15 levels.
 OUTERMOST = (1 - 1 / 32 + 1 - 1 / 30) / 2
 ALTERNATIONS = 4
 
@@ -41,7 +38,7 @@ ALTERNATIONS = 4
 class NF4:
     """A tensor in NF4.
 
-    packed        uint8 `[ceil(n / 2)]`: two codes a byte over the flattened tensor, the first in the high nibble
+    packed        uint8 `[ceil(n / 2)]`: two codes per byte over the flattened tensor
     scale_codes   uint8 `[blocks]`: index of each block's scale in the dynamic map
     scale_absmax  float32 `[ceil(blocks / 256)]`: what the map's 1.0 stands for
     scale_offset  float32 `[]`: the mean scale, taken off before
@@ -58,6 +55,11 @@ class NF4:
         scales = read_scales(self.scale_codes, self.scale_absmax, self.scale_offset)
         return dequantize(self.packed, scales, self.shape.numel()).view(self.shape).to(dtype)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of codes and scales."""
+        return self.packed.numel() + self.scale_codes.numel() + 4 * self.scale_absmax.numel() + 4
+
 
 @cache
 def levels(device: torch.device | str = "cpu") -> Tensor:
@@ -70,10 +72,9 @@ def levels(device: torch.device | str = "cpu") -> Tensor:
 
 @cache
 def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
-    """The 256 values of the signed 8-bit dynamic data type, float32, ascending, with 0 and 1.
+    """The 256 values of the signed 8-bit dynamic data type, float32, ascending.
 
-    Seven decades from 1e-6 to 1; decade `e` is cut into 2^e equal parts, whose centres are the
-    values.
+    0, 1, and the centres of seven decades from 1e-6 to 1, decade `e` cut into 2^e equal parts.
     """
     values = [torch.zeros(1), torch.ones(1)]
     for exponent in range(7):
@@ -84,24 +85,14 @@ def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
 
 
 @cache
-def _midpoints(device: torch.device | str = "cpu") -> Tensor:
-    """The 15 boundaries between neighbouring levels; a value goes to the nearer level."""
-    return (levels(device)[1:] + levels(device)[:-1]) / 2
-
-
-@cache
 def byte_table(device: torch.device | str = "cpu") -> Tensor:
-    """float32 `[256, 2]`: the two levels that each possible byte stands for, so that unpacking is
-    one lookup.
-    """
+    """float32 `[256, 2]`: the two levels that each byte stands for; unpacking is one lookup."""
     byte = torch.arange(256)
     return levels()[torch.stack([byte >> 4, byte & 15], dim=1)].to(device)
 
 
-def quantize(x: Tensor, *, fit: str = "absmax", name: str = "tensor") -> NF4:
-    """Quantize a float tensor of any shape.
-
-    fit  "absmax" is the published method: a block's scale is its largest magnitude. "mse" adds both refinements.
+def quantize(x: Tensor, *, fit: Literal["absmax", "mse"] = "absmax", name: str = "tensor") -> NF4:
+    """Quantize a float tensor of any shape; fit "absmax" is the published method.
 
     Raises UserError, with `name`, when x holds NaN or infinity.
     """
@@ -117,75 +108,68 @@ def quantize(x: Tensor, *, fit: str = "absmax", name: str = "tensor") -> NF4:
 
 def to_blocks(x: Tensor) -> Tensor:
     """`x` as float32 `[blocks, 64]` in memory order, the last block filled up with 0."""
-    flat = x.detach().float().reshape(-1)
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
+    return _in_rows(x.detach().float().reshape(-1), BLOCK)
 
 
 def encode(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The index (uint8) of the level nearest to each `x / scale`; blocks `[n, 64]`, scales `[n]`."""
-    safe = torch.where(scales == 0, torch.ones_like(scales), scales)
-    return torch.bucketize(
-        blocks / safe.unsqueeze(-1), _midpoints(blocks.device), out_int32=True
-    ).to(torch.uint8)
-
-
-def decode(codes: Tensor, scales: Tensor) -> Tensor:
-    """`levels[code] * scale`, float32; codes uint8 `[n, 64]`, scales `[n]`."""
-    return levels(codes.device)[codes.long()] * scales.unsqueeze(-1)
+    """The index (uint8) of the level nearest to `x / scale`; blocks `[n, 64]`, scales `[n]`."""
+    return _nearest(blocks, scales, levels(blocks.device))
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Two 4-bit codes a byte, the first in the high nibble; an odd last one is followed by 0's
-    code. `[n]` -> `[ceil(n/2)]`.
-    """
-    pairs = torch.nn.functional.pad(codes, (0, codes.numel() % 2), value=ZERO_CODE).view(-1, 2)
+    """Two 4-bit codes per byte, `[n]` -> `[ceil(n / 2)]`; 0's code follows an odd last one."""
+    pairs = pad(codes, (0, codes.numel() % 2), value=ZERO_CODE).view(-1, 2)
     return (pairs[:, 0] << 4) | pairs[:, 1]
 
 
 def dequantize(packed: Tensor, scales: Tensor, n: int) -> Tensor:
-    """The first `n` values, float32 `[n]`, that the packed codes stand for under the block scales."""
+    """The first `n` values, float32 `[n]`, of the packed codes under the block scales."""
     values = byte_table(packed.device)[packed.int()].flatten()
-    values = torch.nn.functional.pad(values, (0, scales.numel() * BLOCK - values.numel())).view(
-        -1, BLOCK
-    )
+    values = pad(values, (0, scales.numel() * BLOCK - values.numel())).view(-1, BLOCK)
     return (values * scales.unsqueeze(-1)).flatten()[:n]
 
 
 def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Block scales float32 `[blocks]` to one byte each: (codes, absmax per 256, offset), as in
-    `NF4`.
-    """
+    """Block scales float32 `[blocks]` to one byte each: (codes, absmax, offset) as in `NF4`."""
     if scales.numel() == 0:
         return scales.to(torch.uint8), scales, scales.new_zeros(())
     offset = scales.mean()
-    centred = torch.nn.functional.pad(
-        scales - offset, (0, -scales.numel() % SCALES_PER_BLOCK)
-    ).view(-1, SCALES_PER_BLOCK)
+    centred = _in_rows(scales - offset, SCALES_PER_BLOCK)
     absmax = centred.abs().amax(-1)
-    safe = torch.where(absmax == 0, torch.ones_like(absmax), absmax)
-    table = dynamic_map(scales.device)
-    codes = torch.bucketize(centred / safe.unsqueeze(-1), (table[1:] + table[:-1]) / 2)
-    return codes.flatten()[: scales.numel()].to(torch.uint8), absmax, offset
+    codes = _nearest(centred, absmax, dynamic_map(scales.device))
+    return codes.flatten()[: scales.numel()], absmax, offset
 
 
-def read_scales(codes: Tensor, absmax: Tensor, offset: Tensor) -> Tensor:
-    """The block scales, float32 `[blocks]`, that `quantize_scales` stored."""
-    spread = absmax.repeat_interleave(SCALES_PER_BLOCK)[: codes.numel()]
-    return dynamic_map(codes.device)[codes.int()] * spread + offset
+def read_scales(
+    codes: Tensor, absmax: Tensor, offset: Tensor, blocks: Tensor | None = None
+) -> Tensor:
+    """The scales, float32, that `quantize_scales` stored for these `blocks`, by default for all."""
+    if blocks is None:
+        blocks = torch.arange(codes.numel(), device=codes.device)
+    spread = absmax[blocks // SCALES_PER_BLOCK]
+    return dynamic_map(codes.device)[codes[blocks].int()] * spread + offset
+
+
+def _in_rows(x: Tensor, width: int) -> Tensor:
+    """`[n]` -> `[ceil(n / width), width]`, filled up with 0."""
+    return pad(x, (0, -x.numel() % width)).view(-1, width)
+
+
+def _nearest(rows: Tensor, scales: Tensor, table: Tensor) -> Tensor:
+    """For each `row / its scale` the index (uint8) of the nearest entry of an ascending table."""
+    safe = torch.where(scales == 0, torch.ones_like(scales), scales)
+    midpoints = (table[1:] + table[:-1]) / 2
+    return torch.bucketize(rows / safe.unsqueeze(-1), midpoints, out_int32=True).to(torch.uint8)
 
 
 def _least_squares(blocks: Tensor, absmax: Tensor) -> Tensor:
-    """For each block the scale of least squared error found by alternating.
-
-    Given codes, the best scale is <x, level> / <level, level>; given a scale, the best codes are
-    the nearest levels. Each half-step lowers the error, so the result is never worse than the
-    absmax it starts from.
+    """For each block the scale of least squared error, found by alternating: given codes, the best
+    scale is <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
     """
     scales = absmax
     for _ in range(ALTERNATIONS):
         chosen = levels(blocks.device)[encode(blocks, scales).long()]
         energy = chosen.square().sum(-1)
-        scales = torch.where(
-            energy > 0, (blocks * chosen).sum(-1) / energy.clamp_min(1e-30), absmax
-        )
+        fitted = (blocks * chosen).sum(-1) / energy.clamp_min(1e-30)
+        scales = torch.where(energy > 0, fitted, absmax)
     return scales

@@ -1,13 +1,9 @@
 """Causal attention over short sequences, read straight from the joint projection (FlashAttention,
 arXiv 2205.14135).
 
-GPT-2 projects a token to query, key and value side by side: one `[tokens, 3 * width]` matrix.
-Reading heads out of it by strides saves the three transposed copies. One program takes a block of
-queries of one head, walks over the keys that they may see and keeps a running maximum and sum, so
-that the score matrix never leaves the registers.
-
-A classifier reads one token of each text. In its last layer only that token's query matters:
-`positions` then says where each text's single query stands.
+GPT-2 projects a token to query, key and value side by side; reading heads out of that by strides
+saves three transposed copies. One program takes a block of queries of one head, walks over the keys
+that they may see and keeps a running maximum and sum: the score matrix never leaves the registers.
 """
 
 import torch
@@ -25,8 +21,8 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _attention_kernel(
-    query_ptr, key_ptr, value_ptr, bias_ptr, position_ptr, out_ptr, n_queries, n_keys, query_stride, key_stride, scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_BIAS: tl.constexpr, SINGLE: tl.constexpr,
+    query_ptr, key_ptr, value_ptr, bias_ptr, position_ptr, out_ptr, n_queries, n_keys,
+    query_stride, key_stride, scale, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     await_predecessor(HOPPER)
@@ -35,13 +31,10 @@ def _attention_kernel(
     queries = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     channels = head * HEAD_DIM + tl.arange(0, HEAD_DIM)
     query_rows = text * n_queries + queries
-    is_query = queries < n_queries
-    query = tl.load(
-        query_ptr + query_rows[:, None] * query_stride + channels[None, :],
-        mask=is_query[:, None],
-        other=0.0,
-    )
-    if SINGLE:
+    is_query = (queries < n_queries)[:, None]
+    query_at = query_rows[:, None] * query_stride + channels[None, :]
+    query = tl.load(query_ptr + query_at, mask=is_query, other=0.0)
+    if position_ptr is not None:
         positions = tl.load(position_ptr + text) + tl.zeros((BLOCK_Q,), dtype=tl.int64)
         end = n_keys
     else:
@@ -54,31 +47,28 @@ def _attention_kernel(
     for start in range(0, end, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
         is_key = keys < n_keys
-        where = (text * n_keys + keys)[:, None] * key_stride + channels[None, :]
-        key = tl.load(key_ptr + where, mask=is_key[:, None], other=0.0)
+        key_at = (text * n_keys + keys)[:, None] * key_stride + channels[None, :]
+        key = tl.load(key_ptr + key_at, mask=is_key[:, None], other=0.0)
         scores = tl.dot(query, key.T, input_precision="ieee") * (scale * _LOG2_E)
-        if HAS_BIAS:
+        if bias_ptr is not None:
             scores += tl.load(bias_ptr + text * n_keys + keys, mask=is_key, other=0.0)[None, :]
         # No query stands beyond the last key, so the comparison also hides what lies over the edge.
         scores = tl.where(keys[None, :] <= positions[:, None], scores, _HIDDEN)
         raised = tl.maximum(highest, tl.max(scores, axis=1))
         weights = tl.exp2(scores - raised[:, None])
         shrink = tl.exp2(highest - raised)
-        value = tl.load(value_ptr + where, mask=is_key[:, None], other=0.0)
-        result = tl.dot(
-            weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee"
-        )
+        value = tl.load(value_ptr + key_at, mask=is_key[:, None], other=0.0)
+        shrunk = result * shrink[:, None]
+        result = tl.dot(weights.to(value.dtype), value, shrunk, input_precision="ieee")
         total = total * shrink + tl.sum(weights, axis=1)
         highest = raised
     result /= total[:, None]
-    out_where = query_rows[:, None] * (HEADS * HEAD_DIM) + channels[None, :]
-    tl.store(out_ptr + out_where, result.to(out_ptr.dtype.element_ty), mask=is_query[:, None])
+    out_at = query_rows[:, None] * (HEADS * HEAD_DIM) + channels[None, :]
+    tl.store(out_ptr + out_at, result.to(out_ptr.dtype.element_ty), mask=is_query)
 
 
 def padding_bias(mask: Tensor) -> Tensor:
-    """What hides padded keys: float32 of the mask's shape, 0 where it is 1 and hugely negative
-    where it is 0.
-    """
+    """What hides padded keys: float32, 0 where the mask is 1, hugely negative where it is 0."""
     return (mask == 0).float() * _HIDDEN.value
 
 
@@ -94,27 +84,27 @@ def causal_attention(
 ) -> Tensor:
     """Softmax attention in which a token sees itself and what precedes it.
 
-    query, key, value  float `[texts * length, width]`, column slices of a wider matrix allowed; key and value alike
-    texts, heads       how many texts the rows hold; heads split the width evenly (into a power of two, at least 16)
+    query, key, value  float `[texts * length, width]`; column slices of a wider matrix will do
+    texts, heads       texts in the rows; heads split the width into a power of two, at least 16
     scale              factor on the scores, 1 / sqrt(width / heads) in GPT-2
-    bias               float32 `[texts, length]` added to the scores of a key (in units of log 2): `padding_bias` of a mask
-    positions          int64 `[texts]`: `query` is then `[texts, width]`, one query a text, standing at this position
+    bias               float32 `[texts, length]`, added to a key's scores: `padding_bias` of a mask
+    positions          int64 `[texts]`: `query` is then `[texts, width]`, one query of each text
 
     Returns `[rows of query, width]`, contiguous, in the query's dtype.
     """
     width = query.shape[1]
     n_keys, n_queries = key.shape[0] // texts, query.shape[0] // texts
     out = torch.empty((query.shape[0], width), dtype=query.dtype, device=query.device)
-    single = positions is not None
-    block_q = 16 if single else min(64, max(16, triton.next_power_of_2(n_queries)))
+    block_q = min(64, max(16, triton.next_power_of_2(n_queries)))
     grid = (triton.cdiv(n_queries, block_q), texts * heads)
     # Shorter steps need fewer registers, which pays once there are several programs for each
     # multiprocessor slot.
     crowded = grid[0] * grid[1] > 1024
     block_k = min(32 if crowded else 64, max(16, triton.next_power_of_2(n_keys)))
     _attention_kernel[grid](
-        query, key, value, bias, positions, out, n_queries, n_keys, query.stride(0), key.stride(0), scale,
-        HEADS=heads, HEAD_DIM=width // heads, HAS_BIAS=bias is not None, SINGLE=single,
-        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=3 if crowded else 2, **hopper_options(query.device),
+        query, key, value, bias, positions, out, n_queries, n_keys,
+        query.stride(0), key.stride(0), scale, HEADS=heads, HEAD_DIM=width // heads,
+        BLOCK_Q=block_q, BLOCK_K=block_k, num_warps=4, num_stages=3 if crowded else 2,
+        **hopper_options(query.device),
     )  # fmt: skip
     return out

@@ -1,34 +1,21 @@
-"""int8 x int8 -> int32 on the tensor cores, with everything that follows the product in its
-epilogue.
+"""int8 x int8 -> int32 on the tensor cores, with everything that follows in its epilogue.
 
-`y = x W^T + b` under quantization: x is codes `xq` with a scale for each row m, W codes `wq` `[out,
-in]` with a scale for each output channel n. Both scales are constant along the summation, so they
-leave the sum,
+    y[m, n] = x_scale[m] * w_scale[n] * sum_k xq[m, k] wq[n, k] + b[n] [+ residual[m, n]]
 
-    y[m, n] = x_scale[m] * w_scale[n] * sum_k xq[m, k] wq[n, k] + b[n],
-
-and the sum is exact in int32: |sum| <= 127^2 * K < 2^31 for K up to 133,000 (GPT-2's largest is
-3,072). Both operands have k as their fastest axis, which is the only order in which Hopper's
-integer wgmma reads shared memory; that is why weights are stored `[out, in]` and not as GPT-2's
-Conv1D has them. Tiles travel through tensor descriptors, that is, by Hopper's copy engine (TMA): 8%
-faster here than loads by pointers, and tiles over the edge need no masks.
-
-A result leaves the kernel once, as float: bias, GELU and the residual stream are added while the
-tile is in registers.
+The sum is exact: |sum| <= 127^2 * K < 2^31 for K up to 133,000. Both operands have k as their
+fastest axis, the only order in which Hopper's integer wgmma reads shared memory; that is why
+weights are stored `[out, in]` and not as GPT-2's Conv1D has them. Tiles travel through tensor
+descriptors, that is, by Hopper's copy engine (TMA), and those over the edge need no masks.
 
 Tile sizes. GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132
 multiprocessors, and with K = 768 a tile is six steps long, so filling the pipeline and writing the
-result cost as much as the sum. What pays is having two to four tiles on a multiprocessor at once,
-one computing while another loads or writes. For many rows a *persistent* grid does the same in one
-program: it takes tile after tile and loads the next while it writes the last. A tile may be no
-power of two wide, as 64 x 192: that takes a second, narrower sum (`REST_N`), and divides 2,048 x
-2,304 outputs into 384 tiles, 2.9 on each multiprocessor, where 128 x 128 leaves most of them
-waiting for those that have three. `tile_sizes` holds the fastest of 98 candidates, each timed on an
-H200; no search runs when the program starts.
+result cost as much as the sum. What pays is two to four tiles on a multiprocessor at once, one
+computing while another loads or writes. `tile_sizes` holds the fastest of 98 candidates, timed on
+an H200. Two kinds stand out:
 
-The weight does not depend on the kernel before. So, placed early (`launch.py`), each program first
-asks for its share of the weight to be brought into the cache, while the predecessor is still
-computing what it must wait for.
+persistent  For many rows one program takes tile after tile and loads the next while it writes.
+128 + 64    A tile no power of two wide takes a second, narrower sum (`REST_N`). It divides 2,048 x
+            2,304 outputs into 384 tiles, 2.9 per multiprocessor.
 """
 
 import torch
@@ -38,15 +25,15 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import await_predecessor, hopper_options, multiprocessors
-from .rows import _gelu, quantize_rows
+from .rows import quantize_rows
 
 _TMA_BYTES = 16  # rows that the copy engine reads or writes begin at multiples of this
 
 
 @triton.jit
 def _corner(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First row and column of a program's tile. Neighbouring programs take 8 tiles of one column of
-    tiles, then the next column: what they share is still in the L2 cache.
+    """First row and column of a program's tile. Neighbours take 8 tiles of one column, then the
+    next column: what they share is still in the L2 cache.
     """
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     group, within = program // (8 * tiles_n), program % (8 * tiles_n)
@@ -56,64 +43,50 @@ def _corner(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _finish(
-    total, first_row, first_column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-    SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HOPPER: tl.constexpr,
+    total, first_row, first_column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr,
+    M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The epilogue: from exact integers to what is stored."""
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     is_row, is_column = row < M - first_row, column < N - first_column
-    if SCALED:
-        x_scale = tl.load(x_scale_ptr + first_row + row, mask=is_row, other=0.0)
-        weight_scale = tl.load(weight_scale_ptr + first_column + column, mask=is_column, other=0.0)
-        result = total.to(tl.float32) * x_scale[:, None] * weight_scale[None, :]
-        if HAS_BIAS:
-            result += tl.load(bias_ptr + first_column + column, mask=is_column, other=0.0).to(
-                tl.float32
-            )[None, :]
-        if GELU:
-            result = _gelu(result, HOPPER)
-        if HAS_RESIDUAL:
-            # The corner with 64 bits, what lies inside the tile with 32: fewer registers.
-            corner = residual_ptr + first_row.to(tl.int64) * N + first_column
-            inside = is_row[:, None] & is_column[None, :]
-            result += tl.load(
-                corner + row[:, None] * N + column[None, :], mask=inside, other=0.0
-            ).to(tl.float32)
-        out.store([first_row, first_column], result.to(out.dtype))
-    else:
-        out.store([first_row, first_column], total)
+    x_scale = tl.load(x_scale_ptr + first_row + row, mask=is_row, other=0.0)
+    weight_scale = tl.load(weight_scale_ptr + first_column + column, mask=is_column, other=0.0)
+    result = total.to(tl.float32) * x_scale[:, None] * weight_scale[None, :]
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + first_column + column, mask=is_column, other=0.0)
+        result += bias.to(tl.float32)[None, :]
+    if residual_ptr is not None:
+        # The corner with 64 bits, what lies inside the tile with 32: fewer registers.
+        corner = residual_ptr + first_row.to(tl.int64) * N + first_column
+        inside = is_row[:, None] & is_column[None, :]
+        residual = tl.load(corner + row[:, None] * N + column[None, :], mask=inside, other=0.0)
+        result += residual.to(tl.float32)
+    out.store([first_row, first_column], result.to(out.dtype))
 
 
 @triton.jit
 def _prefetch_weight(weight_ptr, N, K, LINES: tl.constexpr):
-    """Ask for this program's share of the weight, in lines of 128 bytes, to be brought into the L2
-    cache; wait for nothing.
-    """
+    """Ask for this program's part of the weight (lines of 128 bytes) to be brought into the L2."""
     lines = tl.cdiv(N * K, 128)
-    share = tl.cdiv(lines, tl.num_programs(0))
-    for start in range(0, share, LINES):
-        line = tl.minimum(tl.program_id(0) * share + start + tl.arange(0, LINES), lines - 1)
+    part = tl.cdiv(lines, tl.num_programs(0))
+    for start in range(0, part, LINES):
+        line = tl.minimum(tl.program_id(0) * part + start + tl.arange(0, LINES), lines - 1)
         address = (weight_ptr + line.to(tl.int64) * 128).to(tl.int64)
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [address],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit
 def _int8_gemm_kernel(
-    x, weight, weight_rest, out, out_rest, weight_ptr, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N, K,
-    SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, REST_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PERSISTENT: tl.constexpr, HOPPER: tl.constexpr,
+    x, weight, weight_rest, out, out_rest, weight_ptr, x_scale_ptr, weight_scale_ptr, bias_ptr,
+    residual_ptr, M, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, REST_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     if HOPPER:
-        _prefetch_weight(weight_ptr, N, K, 128)  # weights do not wait for the predecessor
+        # The weight does not depend on the predecessor, which may still be computing.
+        _prefetch_weight(weight_ptr, N, K, 128)
     await_predecessor(HOPPER)
     if PERSISTENT:
         tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
@@ -122,16 +95,15 @@ def _int8_gemm_kernel(
             row, column = _corner(program, M, N, BLOCK_M, BLOCK_N)
             total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
             for k in range(0, K, BLOCK_K):
-                total = tl.dot(
-                    x.load([row, k]), weight.load([column, k]).T, total, out_dtype=tl.int32
-                )
-            # In two halves: half the shared memory for the way out, which leaves room for a second
-            # program.
-            left, right = total.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
-            _finish(left, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-                    SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N // 2, HOPPER)  # fmt: skip
-            _finish(right, row, column + BLOCK_N // 2, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-                    SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N // 2, HOPPER)  # fmt: skip
+                codes = x.load([row, k])
+                total = tl.dot(codes, weight.load([column, k]).T, total, out_dtype=tl.int32)
+            # In two halves: half the shared memory on the way out leaves room for a second program.
+            HALF: tl.constexpr = BLOCK_N // 2
+            left, right = total.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+            _finish(left, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr,
+                    M, N, BLOCK_M, HALF)  # fmt: skip
+            _finish(right, row, column + HALF, out, x_scale_ptr, weight_scale_ptr, bias_ptr,
+                    residual_ptr, M, N, BLOCK_M, HALF)  # fmt: skip
     else:
         row, column = _corner(tl.program_id(0), M, N, BLOCK_M, BLOCK_N + REST_N)
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
@@ -140,14 +112,13 @@ def _int8_gemm_kernel(
             codes = x.load([row, k])
             total = tl.dot(codes, weight.load([column, k]).T, total, out_dtype=tl.int32)
             if REST_N:
-                rest = tl.dot(
-                    codes, weight_rest.load([column + BLOCK_N, k]).T, rest, out_dtype=tl.int32
-                )
-        _finish(total, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-                SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, BLOCK_N, HOPPER)  # fmt: skip
+                narrow = weight_rest.load([column + BLOCK_N, k]).T
+                rest = tl.dot(codes, narrow, rest, out_dtype=tl.int32)
+        _finish(total, row, column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr,
+                M, N, BLOCK_M, BLOCK_N)  # fmt: skip
         if REST_N:
-            _finish(rest, row, column + BLOCK_N, out_rest, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr, M, N,
-                    SCALED, HAS_BIAS, GELU, HAS_RESIDUAL, BLOCK_M, REST_N, HOPPER)  # fmt: skip
+            _finish(rest, row, column + BLOCK_N, out_rest, x_scale_ptr, weight_scale_ptr, bias_ptr,
+                    residual_ptr, M, N, BLOCK_M, REST_N)  # fmt: skip
 
 
 def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
@@ -166,75 +137,59 @@ def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
         sizes = (128, 64, 128, 3) if wide else (64, 128, 128, 4)
     else:
         sizes = (128, 128, 128, 3) if wide or (deep and m > 12288) else (64, 128, 128, 3)
-    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages")
-    return {
-        **dict(zip(names, sizes, strict=True)),
-        "REST_N": rest,
-        "num_warps": 4,
-        "PERSISTENT": wide and m > 4096,
-    }
+    chosen = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages"), sizes, strict=True))
+    return chosen | {"REST_N": rest, "num_warps": 4, "PERSISTENT": wide and m > 4096}
 
 
 def int8_gemm(
     x: Tensor,
-    x_scale: Tensor | None,
+    x_scale: Tensor,
     weight: Tensor,
-    weight_scale: Tensor | None,
+    weight_scale: Tensor,
     bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
-    gelu: bool = False,
     dtype: torch.dtype = torch.float16,
-    tiles: dict[str, int] | None = None,
 ) -> Tensor:
-    """The product on codes: `[gelu](x_scale * weight_scale * (x weight^T) + bias) [+ residual]`.
+    """The product on codes: `x_scale * weight_scale * (x weight^T) + bias [+ residual]`.
 
-    x, x_scale            int8 `[m, k]`, float32 `[m, 1]`, as the row kernels return them; contiguous
-    weight, weight_scale  int8 `[n, k]`, float32 `[n]`; contiguous
-    bias, residual        float `[n]`, float `[m, n]` contiguous
-    tiles                 launch sizes, for measurements; `tile_sizes` chooses otherwise
+    x, x_scale            int8 `[m, k]`, float32 `[m, 1]`, as the row kernels return them
+    weight, weight_scale  int8 `[n, k]`, float32 `[n]`
+    bias, residual        float `[n]`, float `[m, n]`
 
-    Returns `dtype` `[m, n]`. With both scales None the exact int32 product, without an epilogue.
-    (Where n is no multiple of 16 bytes the result is a slice of a wider buffer.)
+    All are contiguous. Returns `dtype` `[m, n]`, where n is no multiple of 16 bytes as a slice of a
+    wider buffer.
     """
     (m, k), n = x.shape, weight.shape[0]
     if weight.shape[1] != k:
         raise ValueError(f"x has {k} columns and the weight [out, in] is {tuple(weight.shape)}")
-    scaled = x_scale is not None
-    dtype = dtype if scaled else torch.int32
-    out = torch.empty((m, _round_up(n, _TMA_BYTES // dtype.itemsize)), dtype=dtype, device=x.device)
+    width = n + -n % (_TMA_BYTES // dtype.itemsize)
+    out = torch.empty((m, width), dtype=dtype, device=x.device)
     if m == 0 or n == 0:
         return out[:, :n]
     if k % _TMA_BYTES:
         x, weight = (torch.nn.functional.pad(codes, (0, -k % _TMA_BYTES)) for codes in (x, weight))
-    sizes = tiles or tile_sizes(m, n, k)
+    sizes = tile_sizes(m, n, k)
     block_m, block_n, block_k = sizes["BLOCK_M"], sizes["BLOCK_N"], sizes["BLOCK_K"]
-    rest_n = sizes["REST_N"]
+    rest_n, out_n = sizes["REST_N"], block_n // 2 if sizes["PERSISTENT"] else block_n
     programs = triton.cdiv(m, block_m) * triton.cdiv(n, block_n + rest_n)
     if sizes["PERSISTENT"]:
         programs = min(programs, 2 * multiprocessors(x.device))
+    tile = TensorDescriptor.from_tensor
     _int8_gemm_kernel[(programs,)](
-        TensorDescriptor.from_tensor(x, [block_m, block_k]),
-        TensorDescriptor.from_tensor(weight, [block_n, block_k]),
-        TensorDescriptor.from_tensor(weight, [rest_n, block_k]) if rest_n else None,
-        TensorDescriptor.from_tensor(out, [block_m, block_n // 2 if sizes["PERSISTENT"] else block_n]),
-        TensorDescriptor.from_tensor(out, [block_m, rest_n]) if rest_n else None,
+        tile(x, [block_m, block_k]),
+        tile(weight, [block_n, block_k]),
+        tile(weight, [rest_n, block_k]) if rest_n else None,
+        tile(out, [block_m, out_n]),
+        tile(out, [block_m, rest_n]) if rest_n else None,
         weight, x_scale, weight_scale, bias, residual, m, n, x.shape[1],
-        SCALED=scaled, HAS_BIAS=bias is not None, GELU=gelu, HAS_RESIDUAL=residual is not None,
         **sizes, **hopper_options(x.device),
     )  # fmt: skip
     return out[:, :n]
 
 
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer on floats `[..., k]`: quantize each row, then `int8_gemm`. Returns `[..., n]`
-    in x's dtype.
-    """
+    """A linear layer on floats: rows quantized, then `int8_gemm`; `[..., k]` -> `[..., n]`."""
     codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-    return int8_gemm(codes, scale, weight, weight_scale, bias, dtype=x.dtype).view(
-        *x.shape[:-1], weight.shape[0]
-    )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+    out = int8_gemm(codes, scale, weight, weight_scale, bias, dtype=x.dtype)
+    return out.view(*x.shape[:-1], len(weight))

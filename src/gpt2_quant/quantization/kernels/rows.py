@@ -1,12 +1,9 @@
 """Kernels that hold whole rows: a token's activations fit in registers, so each is read once and
 written once.
 
-Quantizing a row needs its absmax before the first code can be written. Whoever computes the row
-anyway (LayerNorm, GELU) should therefore also quantize it: float activations of 2 bytes are read,
-codes of 1 byte are written, and the float result never exists in memory. The arithmetic is that of
-`affine.quantize_rows`: scale = absmax / 127 in float32, codes are x * (1 / scale) rounded half to
-even, so codes and scales are equal to its, bit for bit. (One quotient a row: exact division costs a
-dozen instructions, and one for each element took three times as long as moving the data, measured.)
+Quantizing a row needs its absmax before the first code can be written. So whoever computes the row
+anyway (LayerNorm, GELU) also quantizes it: 2 bytes are read, 1 is written, and the float result
+never exists in memory. Codes and scales are those of `affine.quantize_rows`, bit for bit.
 """
 
 import torch
@@ -20,37 +17,32 @@ from .launch import await_predecessor, hopper_options
 _CODE_MAX = tl.constexpr(float(SYMMETRIC_MAX))
 _SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
 # float32 numbers from 2**23 to 2**24 are the integers, so adding 1.5 * 2**23 rounds to one, half to
-# even; taking it off again is exact. Triton offers no rounding of its own that its interpreter
-# knows too.
+# even; taking it off again is exact.
 _ROUNDER = tl.constexpr(12582912.0)
 
 
 @triton.jit
 def _gelu(x, HOPPER: tl.constexpr):
-    """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
-
-    Exponential and quotient keep the special function unit busy for longer than the data takes to
-    move, so Hopper's own tanh is used (one instruction, relative error 2^-11, that of float16), and
-    1 + tanh u = 2 sigmoid(2 u) elsewhere.
-    """
+    """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     if HOPPER:
+        # One instruction (relative error 2^-11, float16's own): exponential and quotient would take
+        # longer than the data takes to move.
         tanh = tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
         )
         return 0.5 * x * (1.0 + tanh)
-    return x * tl.sigmoid(2.0 * u)
+    return x * tl.sigmoid(2.0 * u)  # 1 + tanh u = 2 sigmoid(2 u)
 
 
 @triton.jit
-def _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr):
-    """Quantize rows held in registers (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and
-    scales.
-    """
+def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
+    """Quantize rows (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and scales."""
     absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
+    # One quotient per row: one per element takes three times as long as moving the data.
     codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
-    tl.store(codes_ptr + where, codes.to(tl.int8), mask=inside)
+    tl.store(codes_ptr + at, codes.to(tl.int8), mask=inside)
     tl.store(scale_ptr + rows, scale, mask=is_row)
 
 
@@ -64,11 +56,11 @@ def _quantize_kernel(
     columns = tl.arange(0, BLOCK)
     is_row = rows < n_rows
     inside = is_row[:, None] & (columns < n_columns)[None, :]
-    where = rows[:, None] * n_columns + columns[None, :]
-    values = tl.load(x_ptr + where, mask=inside, other=0.0).to(tl.float32)
+    at = rows[:, None] * n_columns + columns[None, :]
+    values = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if GELU:
         values = _gelu(values, HOPPER)
-    _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr)
+    _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
 
 
 @triton.jit
@@ -81,20 +73,20 @@ def _layer_norm_quantize_kernel(
     columns = tl.arange(0, BLOCK)
     is_row, is_column = rows < n_rows, columns < n_columns
     inside = is_row[:, None] & is_column[None, :]
-    where = rows[:, None] * n_columns + columns[None, :]
-    x = tl.load(x_ptr + where, mask=inside, other=0.0).to(tl.float32)
+    at = rows[:, None] * n_columns + columns[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
     centred = tl.where(inside, x - (tl.sum(x, axis=1) / n_columns)[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / n_columns
     values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
-    _store_codes(values, where, inside, rows, is_row, codes_ptr, scale_ptr)
+    _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
 
 
 @triton.jit
 def _embedding_kernel(
     ids_ptr, codes_ptr, scale_ptr, position_codes_ptr, position_scale_ptr, out_ptr,
-    n_columns, length, HAS_POSITION: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
+    n_columns, length, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     await_predecessor(HOPPER)
     row = tl.program_id(0).to(tl.int64)
@@ -103,29 +95,12 @@ def _embedding_kernel(
     token = tl.load(ids_ptr + row).to(tl.int64)
     values = tl.load(codes_ptr + token * n_columns + columns, mask=inside, other=0).to(tl.float32)
     values *= tl.load(scale_ptr + token)
-    if HAS_POSITION:
+    if position_codes_ptr is not None:
         position = row % length
-        offset = tl.load(
-            position_codes_ptr + position * n_columns + columns, mask=inside, other=0
-        ).to(tl.float32)
+        position_at = position_codes_ptr + position * n_columns + columns
+        offset = tl.load(position_at, mask=inside, other=0).to(tl.float32)
         values += offset * tl.load(position_scale_ptr + position)
     tl.store(out_ptr + row * n_columns + columns, values.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-def _grouping(n_rows: int, n_columns: int) -> dict[str, int]:
-    """Block and launch sizes of a row kernel, by timing on an H200: two short rows share a program,
-    two warps once the GPU is full.
-    """
-    block = triton.next_power_of_2(n_columns)
-    if block > 1024:
-        return {"ROWS": 1, "BLOCK": block, "num_warps": 4}
-    return {"ROWS": 2, "BLOCK": block, "num_warps": 2 if n_rows > 4096 else 1}
-
-
-def _empty_codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    rows, n_columns = x.shape
-    codes = torch.empty((rows, n_columns), dtype=torch.int8, device=x.device)
-    return codes, torch.empty((rows, 1), dtype=torch.float32, device=x.device)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,42 +108,36 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
     x: float `[rows, n]`, contiguous. Returns codes int8 `[rows, n]` and scale float32 `[rows, 1]`.
     """
-    return _quantize(x, gelu=False)
+    return _launch(_quantize_kernel, x, GELU=False)
 
 
 def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass; shapes as in
-    `quantize_rows`.
-    """
-    return _quantize(x, gelu=True)
-
-
-def _quantize(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
-    codes, scale = _empty_codes(x)
-    if len(x):
-        sizes = _grouping(*x.shape)
-        grid = (triton.cdiv(len(x), sizes["ROWS"]),)
-        _quantize_kernel[grid](
-            x, codes, scale, *x.shape, GELU=gelu, **sizes, **hopper_options(x.device)
-        )
-    return codes, scale
+    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass."""
+    return _launch(_quantize_kernel, x, GELU=True)
 
 
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32.
-
-    x: float `[rows, n]`, contiguous; weight, bias: float `[n]`. Returns codes int8 `[rows, n]`,
-    scale float32 `[rows, 1]`.
+    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32; weight, bias:
+    float `[n]`.
     """
-    codes, scale = _empty_codes(x)
-    if len(x):
-        sizes = _grouping(*x.shape)
-        grid = (triton.cdiv(len(x), sizes["ROWS"]),)
-        _layer_norm_quantize_kernel[grid](
-            x, weight, bias, codes, scale, *x.shape, epsilon, **sizes, **hopper_options(x.device)
-        )
+    return _launch(_layer_norm_quantize_kernel, x, weight, bias, epsilon=epsilon)
+
+
+def _launch(kernel, x: Tensor, *parameters: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a row kernel; block and launch sizes by timing on an H200."""
+    n_rows, n_columns = x.shape
+    codes = torch.empty((n_rows, n_columns), dtype=torch.int8, device=x.device)
+    scale = torch.empty((n_rows, 1), dtype=torch.float32, device=x.device)
+    if n_rows:
+        block = triton.next_power_of_2(n_columns)
+        # Two short rows share a program, on two warps once the GPU is full.
+        rows, warps = (1, 4) if block > 1024 else (2, 2 if n_rows > 4096 else 1)
+        kernel[(triton.cdiv(n_rows, rows),)](
+            x, *parameters, codes, scale, n_rows=n_rows, n_columns=n_columns, ROWS=rows,
+            BLOCK=block, num_warps=warps, **options, **hopper_options(x.device),
+        )  # fmt: skip
     return codes, scale
 
 
@@ -180,20 +149,18 @@ def int8_embedding(
     position_codes: Tensor | None = None,
     position_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows of an int8 embedding as floats, without a float copy of the table; optionally plus
-    learned positions.
+    """Rows of an int8 embedding as floats, optionally plus learned positions.
 
     ids: integers `[...]`, the last axis being the position; codes int8 `[vocabulary, n]`, scale
     float32 `[vocabulary]`; position_codes int8 `[positions, n]`, position_scale float32
     `[positions]`. Returns `dtype` `[..., n]`.
     """
     n_columns = codes.shape[1]
-    ids = ids.contiguous()
     out = torch.empty((*ids.shape, n_columns), dtype=dtype, device=codes.device)
-    block = triton.next_power_of_2(n_columns)
     if ids.numel():
         _embedding_kernel[(ids.numel(),)](
-            ids, codes, scale, position_codes, position_scale, out, n_columns, ids.shape[-1] if ids.dim() else 1,
-            HAS_POSITION=position_codes is not None, BLOCK=block, num_warps=4, **hopper_options(codes.device),
+            ids.contiguous(), codes, scale, position_codes, position_scale, out, n_columns,
+            ids.shape[-1], BLOCK=triton.next_power_of_2(n_columns), num_warps=4,
+            **hopper_options(codes.device),
         )  # fmt: skip
     return out
