@@ -36,6 +36,11 @@ def session(tiny_gpt2, tiny_tokenizer, tokens):
     return Session({"baseline": tiny_gpt2}, tokens, tiny_tokenizer.pad_token_id, "cpu", QUICK)
 
 
+def batches_of(session):
+    plan = session.plan
+    return timing.text_batches(session.tokens, plan.texts, plan.texts_a_batch, session.pad_id)
+
+
 @pytest.mark.parametrize(
     ("n", "rank"),
     # P(B < 1) = 1/64 for n = 6; 11/1024 for B < 2 of 10, where B < 3 has 56/1024; B < 6 of 20 has
@@ -148,7 +153,7 @@ def test_a_shape_beyond_the_memory_is_left_out_and_noted(session, tiny_gpt2):
 
 def test_throughput_counts_texts_and_real_tokens(session, tokens):
     rows = np.unique(np.linspace(0, 59, 20).astype(int))
-    batches = session.host_batches()
+    batches = batches_of(session)
     assert sum(len(batch["labels"]) for batch in batches) == 20
     seen = []
 
@@ -170,49 +175,40 @@ def test_energy_is_the_counter_over_the_texts(session):
     ticks = iter(range(0, 1000, 30))
     session.joules = lambda: float(next(ticks))  # each pass draws 30 J
     session.run_throughput(
-        {"baseline": lambda ids, mask: torch.zeros(len(ids), 4)}, "eager", session.host_batches()
+        {"baseline": lambda ids, mask: torch.zeros(len(ids), 4)}, "eager", batches_of(session)
     )
     energy = session.found["baseline"].energy["eager"]
     assert energy["texts"] == 40 and energy["joules_per_1000_texts"] == 1000 * 60 / 40
 
 
-def fake_engine(monkeypatch, best_mode):
-    monkeypatch.setattr(engine, "best_mode", best_mode)
-
-
 def test_best_mode_is_taken_when_its_logits_are_the_same(session, monkeypatch):
-    fake_engine(monkeypatch, lambda model, device: eager(model))
+    monkeypatch.setattr(engine, "best_mode", lambda model, device: eager(model))
     with torch.inference_mode():
         ready = best.prepare_best(session)
-    ids, mask = session.batch((2, 16))
-    assert torch.allclose(
-        ready[2, 16]["baseline"](ids, mask), eager(session.models["baseline"])(ids, mask), atol=1e-5
-    )
-    assert {shape: list(functions) for shape, functions in ready.items()} == {
-        shape: ["baseline"] for shape in QUICK.best_shapes
-    }
+        for shape in QUICK.best_shapes:
+            batch = session.batch(shape)
+            expected = eager(session.models["baseline"])(*batch)
+            assert torch.allclose(ready[shape]["baseline"](*batch), expected, atol=1e-5)
 
 
 def raising(model, device):
     raise RuntimeError("no compiler\nhere")
 
 
+def scaled(factor):
+    return lambda model, device: lambda ids, mask: eager(model)(ids, mask) * factor
+
+
 @pytest.mark.parametrize(
     ("best_mode", "sentence"),
     [
-        (
-            lambda model, device: lambda ids, mask: eager(model)(ids, mask) * 1.2,
-            "differ from eager",
-        ),
-        (
-            lambda model, device: lambda ids, mask: eager(model)(ids, mask) * float("nan"),
-            "differ from eager",
-        ),
+        (scaled(1.2), "differ from eager"),
+        (scaled(float("nan")), "differ from eager"),
         (raising, "RuntimeError: no compiler here"),
     ],
 )
 def test_best_mode_that_cannot_be_had_is_noted(session, monkeypatch, best_mode, sentence):
-    fake_engine(monkeypatch, best_mode)
+    monkeypatch.setattr(engine, "best_mode", best_mode)
     with torch.inference_mode():
         assert not any(best.prepare_best(session).values())
     assert any(
@@ -223,10 +219,10 @@ def test_best_mode_that_cannot_be_had_is_noted(session, monkeypatch, best_mode, 
 
 @pytest.mark.parametrize("limit", ["best_seconds", "best_seconds_each"])
 def test_best_mode_ends_with_its_time(session, monkeypatch, limit):
-    fake_engine(
-        monkeypatch,
-        lambda model, device: lambda ids, mask: time.sleep(0.05) or eager(model)(ids, mask),
-    )
+    def slow(model, device):
+        return lambda ids, mask: time.sleep(0.05) or eager(model)(ids, mask)
+
+    monkeypatch.setattr(engine, "best_mode", slow)
     session.plan = replace(QUICK, **{limit: 0.02})
     with torch.inference_mode():
         ready = best.prepare_best(session)
@@ -269,16 +265,8 @@ def measured(tiny_gpt2, tiny_tokenizer, tiny_texts, tmp_path, monkeypatch):
             "metrics": {"accuracy": 0.5},
         }
         records.save_record(tmp_path / "results", key, body)
-    args = common.parser("").parse_args(
-        [
-            "--models-dir",
-            str(tmp_path / "models"),
-            "--results-dir",
-            str(tmp_path / "results"),
-            "--device",
-            "cpu",
-        ]
-    )
+    folders = ["--models-dir", str(tmp_path / "models"), "--results-dir", str(tmp_path / "results")]
+    args = common.parser("").parse_args([*folders, "--device", "cpu"])
     return common.settings_from(args)
 
 

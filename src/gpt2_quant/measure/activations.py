@@ -71,7 +71,7 @@ def decibels(signal: float, noise: float) -> float:
 
 @torch.no_grad()
 def input_statistics(model: nn.Module, batches: Iterable[dict]) -> dict[str, InputStatistics]:
-    """Path of each Conv1D -> statistics of its input over the tokens of `batches`, padding aside."""
+    """Path of each Conv1D -> statistics of its input over `batches`, padding aside."""
     device = next(model.parameters()).device
     layers = {path: m for path, m in model.named_modules() if isinstance(m, Conv1D)}
     found = {path: InputStatistics(len(m.weight), device) for path, m in layers.items()}

@@ -2,41 +2,40 @@
 explained where it is missing.
 
 `inference.engine.best_mode` compiles, captures and fuses. That may take long, fail, or change the
-result, and none of it may cost the eager figures: what is given up leaves a sentence in the
-variant's record.
+result; what is given up leaves a sentence in the variant's record, beside its eager figures.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from ..inference import engine
 from ..models.variants import VARIANTS
 from .footprint import kept_bytes
-from .session import Batches, Function, Functions, Session, Shape, eager
+from .session import Function, Functions, Session, Shape, eager
+from .timing import Batches
 
 # Of the largest logit: where best mode differs from eager by more, it is not the same model.
 LOGIT_TOLERANCE = 0.05
 
 
-class Clock:
-    """The time that preparing has taken, of each variant and in all, and whether it is over."""
+class Budget:
+    """The seconds that preparing may take, of each variant and in all."""
 
     def __init__(self, seconds: float, seconds_each: float):
         self.seconds, self.seconds_each = seconds, seconds_each
-        self.spent: dict[str, float] = {}
+        self.spent: dict[str, float] = defaultdict(float)
 
-    def is_over(self, key: str) -> bool:
-        own = self.spent.get(key, 0.0)
-        return own > self.seconds_each or sum(self.spent.values()) > self.seconds
-
-    @contextmanager
-    def running(self, key: str) -> Iterator[None]:
+    def run(self, key: str, prepare: Callable[[], object]) -> None:
+        """Call `prepare`. Raises TimeoutError where what was called before has used up the time."""
+        if self.spent[key] > self.seconds_each or sum(self.spent.values()) > self.seconds:
+            raise TimeoutError("compiling took more than the time allowed")
         start = time.monotonic()
-        yield
-        self.spent[key] = self.spent.get(key, 0.0) + time.monotonic() - start
+        prepare()
+        self.spent[key] += time.monotonic() - start
 
 
 def prepare_best(session: Session) -> dict[Shape, Functions]:
@@ -45,7 +44,7 @@ def prepare_best(session: Session) -> dict[Shape, Functions]:
     All variants are prepared for the first shape before any is for the second: what time there is
     goes where it matters most. A variant without a best mode is eager once more.
     """
-    clock = Clock(session.plan.best_seconds, session.plan.best_seconds_each)
+    budget = Budget(session.plan.best_seconds, session.plan.best_seconds_each)
     ready: dict[Shape, Functions] = {shape: {} for shape in session.plan.best_shapes}
     for key, model in session.models.items():
         if reason := VARIANTS[key].no_best_mode:
@@ -56,20 +55,21 @@ def prepare_best(session: Session) -> dict[Shape, Functions]:
     keys = [key for key in session.models if not VARIANTS[key].no_best_mode]
     keys.sort(key=lambda key: not VARIANTS[key].computes_on_codes)
     made: Functions = {}
+
+    def prepare(key: str, batch: tuple[Tensor, Tensor]) -> None:
+        if key not in made:
+            made[key] = _make(session, key, batch)
+        made[key](*batch)  # the first call at a shape compiles or captures
+        _check_same(made[key](*batch), eager(session.models[key])(*batch))
+
     for shape in ready:
         batch, at = session.batch(shape), f"at {shape[0]} x {shape[1]}"
         for key in list(keys):
-            if clock.is_over(key):
-                late = "since compiling took more than the time allowed"
-                session.note(key, f"best mode: left out {at}, {late}")
-                continue
             try:
-                with clock.running(key):
-                    if key not in made:
-                        made[key] = _make(session, key, batch)
-                    made[key](*batch)  # the first call at a shape compiles or captures
-                    _check_same(made[key](*batch), eager(session.models[key])(*batch))
+                budget.run(key, partial(prepare, key, batch))
                 ready[shape][key] = made[key]
+            except TimeoutError as fault:
+                session.note(key, f"best mode: left out {at}, since {fault}")
             except Exception as fault:  # whatever a compiler may raise: eager stands without it
                 session.note(key, f"best mode: given up {at}, {_sentence(fault)}")
                 keys.remove(key)
@@ -105,20 +105,15 @@ def _sentence(fault: Exception) -> str:
 
 
 def ready_for_texts(session: Session, functions: Functions, batches: Batches) -> Functions:
-    """Those of `functions` that have served one batch of every shape in `batches` within half the
-    time of `prepare_best`.
-    """
-    clock = Clock(session.plan.best_seconds / 2, session.plan.best_seconds_each / 2)
+    """Those of `functions` that served every shape in `batches` in half `prepare_best`'s time."""
+    budget = Budget(session.plan.best_seconds / 2, session.plan.best_seconds_each / 2)
     shapes = {batch["input_ids"].shape: batch for batch in batches}
     served = dict(functions)
     for batch in shapes.values():
         inputs = [batch[name].to(session.device) for name in ("input_ids", "attention_mask")]
         for key, function in list(served.items()):
             try:
-                if clock.is_over(key):
-                    raise TimeoutError("compiling for every length took more than the time allowed")
-                with clock.running(key):
-                    function(*inputs)
+                budget.run(key, partial(function, *inputs))
             except Exception as fault:
                 session.note(key, f"throughput in best mode: none, {_sentence(fault)}")
                 del served[key]

@@ -1,16 +1,14 @@
 """Where the quantization error comes from: matrix by matrix, channel by channel, and in the end in
 the predictions.
 
-weights      each matrix under each weight scheme: signal-to-quantization-noise ratio
-             10 log10(sum w² / sum e²) in dB, worst error over absmax, mean |e| over mean |w|, absmax
-             over sigma (what one scale per tensor suffers from), the fraction of codes at the ends
-activations  outlier channels of every linear layer's input on real texts
-effects      the model with one kind of matrix quantized and everything else float: errors of
-             matrices do not add up to errors of predictions; this says which reach the output
+weights      signal-to-quantization-noise ratio 10 log10(sum w² / sum e²) of each matrix under each
+             scheme; worst and mean error; absmax over sigma, which one scale suffers from
+activations  outlier channels of every linear layer's input
+effects      the model with one kind of matrix quantized: errors of matrices do not add up to errors
+             of predictions; this says which reach the output
 choices      refinements of the schemes with everything quantized: why each was taken or left
 
-Effects and choices: accuracy, agreement with the float model, KL(float || quantized) in nats.
-Validation texts only: nothing here has seen the test split.
+All on validation texts: nothing here has seen the test split.
 """
 
 import copy
@@ -22,19 +20,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from scipy.special import log_softmax
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GPT2PreTrainedModel
 
 from .. import records
 from ..cli import Settings
-from ..data.tokens import Tokens, pad_batch, sorted_batches
+from ..data.tokens import Tokens
 from ..models.variants import W8A8
 from ..quantization import affine, schemes
 from ..quantization.fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices
 from ..quantization.quantizer import quantize_model
 from .activations import decibels, energy, input_statistics, smooth
 from .figures import quantization_error
+from .session import eager
+from .timing import Batches, text_batches
 
 KINDS = ("wte", "wpe", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TEXTS = {"cuda": 2000, "cpu": 128}  # validation texts for effects and choices, evenly spaced
@@ -67,16 +68,15 @@ class Analysis:
 
     def summary(self) -> str:
         """The short version, for the terminal."""
-        by_scheme = {"columns": "scheme", "sort": False}
-        sqnr = self.weights.pivot_table("sqnr_db", "matrix", aggfunc="mean", **by_scheme).T
-        kl = self.effects.pivot_table("kl_nats", "part", **by_scheme)
+        sqnr = self.weights.pivot_table("sqnr_db", "scheme", "matrix", sort=False)
+        kl = self.effects.pivot_table("kl_nats", "part", "scheme", sort=False)
         worst = self.activations.nlargest(1, "outlier_ratio").to_dict("records")[0]
         return (
-            f"\nSQNR of the weights in dB, mean over layers\n{sqnr.round(1)}\n"
+            f"\nSQNR of the weights in dB, mean over layers\n{sqnr.round(1).to_string()}\n"
             f"\nLargest activation outlier: layer {worst['layer']} {worst['matrix']}, channel "
             f"{worst['top_channel']}, {worst['outlier_ratio']:.1f} times the median channel\n"
             "\nKL to the float model in nats, one kind of matrix quantized "
-            f"({self.effects['n'].iloc[0]} texts)\n{kl.map('{:.1e}'.format)}"
+            f"({self.effects['n'].iloc[0]} texts)\n{kl.map('{:.1e}'.format).to_string()}"
         )
 
 
@@ -84,18 +84,16 @@ def analyse(
     model: GPT2PreTrainedModel, tokens: Tokens, pad_id: int, settings: Settings
 ) -> Analysis:
     """All four tables for the float classifier `model` and tokenized validation texts."""
-    few = _batches(tokens, OUTLIER_TEXTS, settings.batch_size, pad_id)
-    many = _batches(tokens, TEXTS[settings.device], settings.batch_size, pad_id)
+    few = text_batches(tokens, OUTLIER_TEXTS, settings.batch_size, pad_id)
+    many = text_batches(tokens, TEXTS[settings.device], settings.batch_size, pad_id)
     with torch.inference_mode(False), torch.no_grad():
         inputs = input_statistics(model, few)
-        smoothed = partial(
-            smooth, channel_absmax={k: v.channel_absmax for k, v in inputs.items()}, alpha=SMOOTHING
-        )
+        absmax = {path: found.channel_absmax for path, found in inputs.items()}
         return Analysis(
             weight_errors(model),
             pd.DataFrame([_position(path) | found.row() for path, found in inputs.items()]),
             _compare(model, many, _effects(), ("scheme", "part")),
-            _compare(model, many, _choices(smoothed), ("scheme", "choice", "taken")),
+            _compare(model, many, _choices(absmax), ("scheme", "choice", "taken")),
         )
 
 
@@ -126,28 +124,27 @@ def weight_errors(model: nn.Module) -> pd.DataFrame:
 
 def _effects() -> dict[tuple, Change]:
     """One kind of matrix at a time under each scheme, and all of them together."""
-
-    def per_tensor(model, wanted) -> None:
-        fake_quantize_weights(model, "int8 affine per tensor", wanted)
-
-    def in_layers(scheme: schemes.LayerScheme):
-        return lambda model, wanted: scheme.replace(model, model.dtype, True, wanted)
-
-    changes: dict[tuple, Change] = {}
-    how = {
-        "int8 per tensor": per_tensor,
-        "W8A8": in_layers(schemes.W8A8),
-        "NF4": in_layers(schemes.NF4),
+    how: dict[str, Callable] = {
+        "int8 per tensor": partial(fake_quantize_weights, scheme="int8 affine per tensor"),
+        "W8A8": partial(_in_layers, schemes.W8A8),
+        "NF4": partial(_in_layers, schemes.NF4),
     }
-    for scheme, quantize in how.items():
-        for kind in (*KINDS, "all"):
-            end = "" if kind == "all" else f".{kind}"
-            wanted = partial(lambda path, end: path.endswith(end), end=end)
-            changes[scheme, kind] = partial(quantize, wanted=wanted)
-    return changes
+    return {
+        (scheme, kind): partial(quantize, wanted=partial(_is_of, kind))
+        for scheme, quantize in how.items()
+        for kind in (*KINDS, "all")
+    }
 
 
-def _choices(smoothed: Change) -> dict[tuple, Change]:
+def _in_layers(scheme: schemes.LayerScheme, model: GPT2PreTrainedModel, wanted) -> None:
+    scheme.replace(model, model.dtype, True, wanted)
+
+
+def _is_of(kind: str, path: str) -> bool:
+    return kind == "all" or path.endswith(f".{kind}")
+
+
+def _choices(channel_absmax: dict[str, Tensor]) -> dict[tuple, Change]:
     """Refinements of W8A8 and NF4, each with every matrix quantized; the last entry of a key says
     whether the schemes do it.
     """
@@ -156,8 +153,7 @@ def _choices(smoothed: Change) -> dict[tuple, Change]:
         quantize_model(model, W8A8.key)
 
     def after_smoothing(model) -> None:
-        smoothed(model)
-        w8a8(model)
+        w8a8(smooth(model, channel_absmax, SMOOTHING))
 
     def clipped(model) -> None:
         for path, (weight, layout) in matrices(model).items():
@@ -172,21 +168,21 @@ def _choices(smoothed: Change) -> dict[tuple, Change]:
 
         return apply
 
-    absmax, least = "nf4", "nf4 least squares"
+    in_nf4 = normal_float("nf4", "nf4")
+    least = normal_float("nf4 least squares", "nf4 least squares")
+    least_and_int8 = normal_float("nf4 least squares", "int8 per channel")
     return {
         ("W8A8", "absmax scales", True): w8a8,
         ("W8A8", "least-squares clipping of the weights", False): clipped,
         ("W8A8", f"SmoothQuant, alpha {SMOOTHING}", False): after_smoothing,
-        ("NF4", "absmax scales, positions in NF4", False): normal_float(absmax, absmax),
-        ("NF4", "least-squares scales, positions in NF4", False): normal_float(least, least),
-        ("NF4", "least-squares scales, positions in int8", True): normal_float(
-            least, "int8 per channel"
-        ),
+        ("NF4", "absmax scales, positions in NF4", False): in_nf4,
+        ("NF4", "least-squares scales, positions in NF4", False): least,
+        ("NF4", "least-squares scales, positions in int8", True): least_and_int8,
     }
 
 
 def _compare(
-    model: GPT2PreTrainedModel, batches: list[dict], changes: dict[tuple, Change], columns: tuple
+    model: GPT2PreTrainedModel, batches: Batches, changes: dict[tuple, Change], columns: tuple
 ) -> pd.DataFrame:
     """Apply each change to a copy of `model`; compare its predictions with the float model's."""
     labels = torch.cat([batch["labels"] for batch in batches]).numpy()
@@ -207,21 +203,11 @@ def _compare(
     return pd.DataFrame(rows)
 
 
-def _log_probabilities(model: GPT2PreTrainedModel, batches: list[dict]) -> np.ndarray:
+def _log_probabilities(model: GPT2PreTrainedModel, batches: Batches) -> np.ndarray:
     """Log-softmax of the logits, float64 `[texts, classes]`."""
-    found = []
-    for batch in batches:
-        ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        found.append(torch.log_softmax(logits.double(), dim=-1))
-    return torch.cat(found).cpu().numpy()
-
-
-def _batches(tokens: Tokens, limit: int, batch_size: int, pad_id: int) -> list[dict]:
-    """At most `limit` texts, evenly spaced over the split, in padded batches of like length."""
-    rows = np.unique(np.linspace(0, len(tokens) - 1, min(limit, len(tokens))).astype(int))
-    groups = sorted_batches(tokens.lengths[rows], batch_size)
-    return [pad_batch(tokens, rows[group], pad_id) for group in groups]
+    inputs = [(batch["input_ids"], batch["attention_mask"]) for batch in batches]
+    logits = [eager(model)(ids.to(model.device), mask.to(model.device)) for ids, mask in inputs]
+    return log_softmax(torch.cat(logits).double().cpu().numpy(), axis=1)
 
 
 def _position(path: str) -> dict:

@@ -6,6 +6,7 @@ Each function returns the files that it wrote, a PNG and a PDF.
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -107,12 +108,11 @@ def training_curve(frame: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
-    """Reliability diagrams, a panel per variant: accuracy against confidence in 15 equal-width bins.
+    """Reliability diagrams: accuracy against confidence in 15 equal-width bins, one panel each.
 
     Each variant is {key, label, labels, logits, ece, temperature}; with a temperature (fitted on
-    validation) the open circles show the same test rows after it. On the diagonal a classifier is
-    as often right as it claims to be. The area of a circle is its bin's fraction of the rows: most
-    bins of a good classifier are nearly empty, and noisy.
+    validation) open circles show the rows after it. On the diagonal a classifier is as often right
+    as it claims. A circle's area is the fraction of rows: nearly empty bins are noisy.
     """
     columns = min(4, len(variants))
     n_rows = -(-len(variants) // columns)
@@ -159,36 +159,30 @@ def quantization_error(weights: pd.DataFrame, path: Path) -> list[Path]:
     across, the two embeddings above. `weights` is `error_analysis.weight_errors`'. Brighter is
     better; 6 dB are one bit.
     """
-    schemes = weights["scheme"].unique()
-    depth = weights["layer"].nunique()
-    colours = {
-        "vmin": weights["sqnr_db"].min(), "vmax": weights["sqnr_db"].max(),
-        "cmap": "cividis", "cbar": False,
-    }  # fmt: skip
+    schemes, depth = weights["scheme"].unique(), weights["layer"].nunique()
+    low, high = weights["sqnr_db"].min(), weights["sqnr_db"].max()
+    colours = {"vmin": low, "vmax": high, "cmap": "cividis", "cbar": False}
     with look():
+        matplotlib.rc("font", size=10)
         size = (1.6 + 1.55 * len(schemes), 1.6 + 0.25 * (depth + 1))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(2, len(schemes), squeeze=False, height_ratios=[1, depth])
         for scheme, (top, axes) in zip(schemes, panels.T, strict=True):
             rows = weights[weights["scheme"] == scheme]
-            outside, inside = rows[rows["layer"].isna()], rows[rows["layer"].notna()]
-            names = outside[["matrix"]].T
-            sns.heatmap(
-                outside[["sqnr_db"]].T, annot=names, fmt="", annot_kws={"fontsize": 10},
-                xticklabels=False, yticklabels=False, ax=top, **colours,
-            )  # fmt: skip
-            kinds = inside["matrix"].unique()
-            grid = inside.astype({"layer": int}).pivot(
-                index="layer", columns="matrix", values="sqnr_db"
-            )
-            sns.heatmap(grid[kinds], yticklabels=axes is panels[1, 0], ax=axes, **colours)
-            axes.tick_params(length=0, labelsize=10)
+            above = rows[rows["layer"].isna()]
+            names, values = above[["matrix"]].T, above[["sqnr_db"]].T
+            no_ticks = {"xticklabels": False, "yticklabels": False}
+            sns.heatmap(values, annot=names, fmt="", ax=top, **no_ticks, **colours)
+            below = rows.dropna(subset="layer").astype({"layer": int})
+            grid = below.pivot(index="layer", columns="matrix", values="sqnr_db")
+            grid = grid[below["matrix"].unique()]  # in the model's order
+            sns.heatmap(grid, yticklabels=axes is panels[1, 0], ax=axes, **colours)
+            axes.tick_params(length=0)
             axes.tick_params(axis="y", rotation=0)
             axes.set(xlabel="", ylabel="")
             title = scheme.replace(" per ", "\nper ").replace(" least", "\nleast")
-            top.set_title(f"{title}\n{rows['sqnr_db'].mean():.1f} dB", fontsize=11)
-        panels[1, 0].set_ylabel("layer", fontsize=11)
+            top.set_title(f"{title}\n{rows['sqnr_db'].mean():.1f} dB")
+        panels[1, 0].set_ylabel("layer")
         bar = figure.colorbar(axes.collections[0], ax=panels.ravel().tolist(), shrink=0.9)
-        bar.set_label("SQNR (dB)", fontsize=11)
-        bar.ax.tick_params(labelsize=10)
+        bar.set_label("SQNR (dB)")
         return save(figure, path)

@@ -2,9 +2,7 @@
 their records.
 
 timing.py says how a call is timed, session.py what is called, best.py what the fastest way to call
-it is, footprint.py how memory and energy are read. Here is how much is measured where: on CUDA a
-sweep over 1 to 256 texts of 32 to 128 tokens and the whole test set; on a CPU a sample, fewer
-shapes and fewer texts under the same protocol, and n says how many.
+it is, footprint.py how memory and energy are read; here stands how much is measured on a device.
 """
 
 from dataclasses import asdict, replace
@@ -22,7 +20,7 @@ from ..models.variants import VARIANTS
 from . import footprint
 from .best import prepare_best, ready_for_texts
 from .session import Protocol, Session, eager, measure_memory
-from .timing import shape_batch
+from .timing import shape_batch, text_batches
 
 MEMORY_SHAPE = (16, 128)
 _SWEEP = tuple((batch, length) for length in (128, 64, 32) for batch in (16, 1, 64, 256, 4))
@@ -93,7 +91,7 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
         plain = {key: eager(model) for key, model in models.items()}
         session.sweep(dict.fromkeys(plan.shapes, plain), "eager")
         progress.update()
-        batches = session.host_batches()
+        batches = text_batches(tokens, plan.texts, plan.texts_a_batch, pad_id)
         session.run_throughput(plain, "eager", batches)
         progress.update()
         # Stored before best mode: a fault in a compiler must not cost what is measured.

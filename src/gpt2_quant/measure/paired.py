@@ -5,15 +5,14 @@ Only the rows where exactly one is right tell them apart: b that the variant alo
 that the baseline alone gets right, of n. The difference in accuracy is d = (b - c) / n.
 
   * *Is there a difference?* Exact McNemar (Psychometrika 1947): if neither is better, b of b + c is
-    a fair coin's count. For many comparisons with one baseline, Holm's adjustment (Scand. J. Stat.
-    1979) keeps the chance of any false claim below alpha.
+    a fair coin's count. Holm's adjustment over many comparisons (Scand. J. Stat. 1979) keeps the
+    chance of any false claim below alpha.
   * *Is there none that matters?* A large p is no evidence of equality. Two one-sided tests
     (Schuirmann, J. Pharmacokinet. Biopharm. 1987) reject a loss, and a gain, of the margin or more,
-    by Tango's score statistic (Stat. Med. 1998, eq. 9), which still works when b + c is 0. Its 90%
-    interval lies within the margin exactly when both reject at 5%.
+    by Tango's score statistic (Stat. Med. 1998, eq. 9), which still works when b + c is 0.
   * *How large is it?* Paired bootstrap: both are scored on the same samples (`scores.py`).
   * *What changed beneath the accuracy?* Answers may flip both ways and cancel out: agreement, flips
-    by direction and class, KL(baseline || variant) in nats (arXiv 2407.09141).
+    by class, KL(baseline || variant) in nats (arXiv 2407.09141).
 """
 
 from collections.abc import Sequence
@@ -29,13 +28,12 @@ MARGIN = 0.005  # half a point: about the half-width of a 95% interval at 0.946 
 
 
 def mcnemar(b: int, c: int) -> float:
-    """Two-sided exact p-value that b and c differ by chance alone; 1 when no row is discordant."""
+    """Two-sided exact p-value of b against c; 1 when both are 0."""
     return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
 
 
 def tango(b: int, c: int, n: int, difference: float) -> float:
-    """Tango's score statistic for H0: p_b - p_c = D = `difference`; standard normal under H0, and
-    positive when d is larger.
+    """Tango's score statistic for H0: p_b - p_c = D = `difference`; standard normal under H0.
 
     T = (b - c - n D) / sqrt(n (2 q + D (1 - D))), where q is the likeliest p_c under H0: the root
     of 2n q² + (-b - c + (2n - b + c) D) q - c D (1 - D) = 0.
@@ -76,9 +74,7 @@ def equivalence(b: int, c: int, n: int, margin: float = MARGIN) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm-adjusted p-values, in the order given: the k-th smallest of m times (m - k + 1), never
-    decreasing, at most 1.
-    """
+    """Adjusted p-values: the k-th smallest of m times (m - k + 1), never decreasing, at most 1."""
     values = np.asarray(p_values, dtype=float)
     order = np.argsort(values, kind="stable")
     scaled = values[order] * np.arange(len(values), 0, -1)

@@ -52,9 +52,8 @@ def predictions_path(results_dir: Path, key: str) -> Path:
 
 def save_predictions(results_dir: Path, key: str, labels: np.ndarray, logits: np.ndarray) -> Path:
     """Write labels [n] and logits float32 [n, 4] as parquet, atomically."""
-    frame = pd.DataFrame(logits.astype(np.float32), columns=LOGITS)
-    frame.insert(0, "id", np.arange(len(labels)))
-    frame.insert(1, "label", np.asarray(labels, dtype=np.int64))
+    texts = pd.DataFrame({"id": np.arange(len(labels)), "label": np.asarray(labels, np.int64)})
+    frame = texts.join(pd.DataFrame(logits.astype(np.float32), columns=LOGITS))
     path = predictions_path(results_dir, key)
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)

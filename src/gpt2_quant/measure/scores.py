@@ -1,22 +1,18 @@
 """Scores of one classifier from its logits, each with a 95% interval.
 
-How far would a score move on another n rows? The bootstrap draws samples of n from the rows at
-hand, with replacement, in one of two forms:
+How far would a score move on another n rows? The bootstrap draws n of the rows at hand, with
+replacement, in one of two forms:
 
   * Accuracy, precision, recall and F1 depend on *counts* only, of rows with label i and prediction
     j: a sample is one draw from a multinomial distribution (`draw_counts`).
   * NLL, Brier score and calibration error are made of *sums over rows*: how often each row was
     drawn, times the matrix of the rows' terms (`draw_sums`).
 
-Proportions (accuracy, precision and recall per class) have Wilson's score interval, which stays
-inside [0, 1] and is not empty at its ends (JASA 1927, eq. 7); the rest have the bootstrap's
-percentiles (Efron & Tibshirani 1993, ch. 13). Calibration error is a sum of absolute values, to
-which resampling adds what sampling has added before: the basic bootstrap, [2v - q97.5, 2v - q2.5],
-takes that bias off (Davison & Hinkley 1997, eq. 5.6).
-
-Calibration error (Guo et al., arXiv 1706.04599, eq. 3) is of the top label in 15 bins: of equal
-width in `ece`, of equal count in `ece_adaptive` (Nixon et al., arXiv 1904.01685). Bins are fixed on
-the sample.
+The interval is the bootstrap's percentiles (Efron & Tibshirani 1993, ch. 13), with two exceptions.
+Proportions (accuracy, precision and recall per class) have Wilson's score interval, which stays in
+[0, 1] and is not empty at its ends (JASA 1927, eq. 7). Calibration errors are sums of absolute
+values, to which resampling adds what sampling has added before; the basic bootstrap takes that off:
+[2v - q97.5, 2v - q2.5] (Davison & Hinkley 1997, eq. 5.6).
 """
 
 import numpy as np
@@ -61,11 +57,13 @@ def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndar
     return cells.T, np.vstack([counts, drawn])
 
 
-def count_scores(counts, labels, predicted, n_classes: int) -> dict[str, np.ndarray]:
-    """Accuracy, and precision, recall and F1 per class (`f1_2`) and averaged over classes.
+def count_scores(
+    counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray, n_classes: int
+) -> dict[str, np.ndarray]:
+    """Accuracy, and precision, recall and F1 per class (`f1_2`) and averaged over classes, [...].
 
-    counts [..., cells] says how many rows have `labels` [cells] and `predicted` [cells]; scores have
-    its leading shape. A class never predicted has precision 0, one without rows recall 0.
+    counts [..., cells]: how many rows have `labels` [cells] and `predicted` [cells]. A class never
+    predicted has precision 0, one without rows recall 0.
     """
     classes = np.eye(n_classes)
     labelled, answered = counts @ classes[labels], counts @ classes[predicted]
@@ -85,7 +83,8 @@ def row_terms(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """What each row adds to the scores that are sums over rows, float32 [n, 32].
 
     Columns: negative log-likelihood in nats | Brier score, a sum of squares over classes (0 to 2) |
-    confidence - correct in each of 15 equal-width bins | in each of 15 equal-count bins.
+    confidence - correct of the top label in 15 bins of equal width (Guo et al., arXiv 1706.04599,
+    eq. 3) | in 15 bins of equal count (Nixon et al., arXiv 1904.01685).
     """
     rows, logits = np.arange(len(labels)), np.asarray(logits, dtype=np.float64)
     log_probability = log_softmax(logits, axis=1)
@@ -108,9 +107,7 @@ def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def draw_sums(terms: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums of `terms` float32 [n, k] over the rows of each sample, float64 [1 + resamples, k], the
-    sample itself first.
-    """
+    """Sums of `terms` float32 [n, k] over the rows drawn, [1 + resamples, k], undrawn first."""
     n, rng = len(terms), np.random.default_rng(seed)
     sums = np.empty((1 + resamples, terms.shape[1]))
     sums[0] = terms.sum(axis=0, dtype=np.float64)
@@ -145,18 +142,16 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def classification_scores(
     labels: np.ndarray, logits: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """All scores of one classifier: name -> {value, low, high, n}, n being the rows the score is a
-    statement about.
+    """All scores: name -> {value, low, high, n}, n being the rows that the score speaks of.
 
-    labels [n] in [0, C); logits [n, C], any float dtype. Per-class scores are named by class number
-    (`f1_2`). Raises UserError for predictions that cannot be scored (`check_predictions`).
+    labels [n] in [0, C); logits [n, C], any float dtype. Raises UserError (`check_predictions`).
     """
     check_predictions(labels, logits)
     labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
     n, n_classes = logits.shape
     classes, predicted = range(n_classes), logits.argmax(axis=1)
-    cells, counts = draw_counts(np.column_stack([labels, predicted]), resamples, seed)
-    samples = count_scores(counts, *cells, n_classes)
+    (truth, guess), counts = draw_counts(np.column_stack([labels, predicted]), resamples, seed)
+    samples = count_scores(counts, truth, guess, n_classes)
     samples |= sum_scores(draw_sums(row_terms(labels, logits), resamples, seed), n)
 
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
@@ -195,9 +190,7 @@ def classification_scores(
 
 
 def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> pd.DataFrame:
-    """What a reliability diagram draws: rows (`count`), mean `confidence` and `accuracy` of each
-    equal-width bin that is not empty.
-    """
+    """Rows (`count`), mean `confidence` and `accuracy` per equal-width bin that is not empty."""
     probability = softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
     confidence, hits = probability.max(axis=1), probability.argmax(axis=1) == labels
     frame = pd.DataFrame({"count": 1, "confidence": confidence, "accuracy": hits})
@@ -208,8 +201,8 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """The T that minimises the NLL of softmax(logits / T): temperature scaling (Guo, section 4.2).
 
-    Fit it on validation logits only. NLL is convex in 1/T, so the one minimum over T in [0.05, 20]
-    is the answer. T > 1 means that the classifier was overconfident. No prediction changes.
+    For validation logits only. NLL is convex in 1/T: it has one minimum over T in [0.05, 20]. T > 1
+    means that the classifier was overconfident. No prediction changes.
     """
     check_predictions(labels, logits)
     logits, rows = np.asarray(logits, dtype=np.float64), np.arange(len(labels))

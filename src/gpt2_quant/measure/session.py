@@ -1,8 +1,5 @@
 """One process's measurements: the same batches for every variant, one id that every figure carries.
 
-A *function* here is anything (input_ids, attention_mask) -> logits [B, 4], so that eager and best
-mode are measured by the same code.
-
 *Throughput* is the test set at its real lengths, in batches of like length, from padded batches in
 host memory to logits in host memory; tokenizing is not in it. The same passes give the energy per
 thousand texts.
@@ -18,15 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.tokens import Tokens, pad_batch, sorted_batches
+from ..data.tokens import Tokens
 from ..models.sizes import resident_bytes
 from . import footprint
-from .timing import median_interval, shape_batch, synchronize, time_interleaved
+from .timing import Batches, median_interval, shape_batch, synchronize, time_interleaved
 
 Shape = tuple[int, int]  # texts, tokens
-Function = Callable[[Tensor, Tensor], Tensor]
-Functions = dict[str, Function]  # by the variant's key
-Batches = list[dict[str, Tensor]]
+Function = Callable[[Tensor, Tensor], Tensor]  # input_ids, attention_mask -> logits [B, 4]
+Functions = dict[str, Function]  # by the variant's key; eager and best mode are called alike
 
 
 @dataclass(frozen=True)
@@ -115,13 +111,6 @@ class Session:
             "values_ms": [round(value, 5) for value in values_ms], "session": self.id,
         }  # fmt: skip
 
-    def host_batches(self) -> Batches:
-        """The throughput run's batches in host memory, longest first, padded to a multiple of 8."""
-        wanted = self.plan.texts or len(self.tokens)
-        rows = np.unique(np.linspace(0, len(self.tokens) - 1, wanted).astype(int))
-        groups = sorted_batches(self.tokens.lengths[rows], self.plan.texts_a_batch)
-        return [pad_batch(self.tokens, rows[group], self.pad_id) for group in groups]
-
     def run_throughput(self, functions: Functions, mode: str, batches: Batches) -> None:
         """Texts per second, and joules per thousand texts, in interleaved passes over `batches`."""
         n_texts = sum(len(batch["labels"]) for batch in batches)
@@ -168,8 +157,8 @@ class Session:
 def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_before: int) -> dict:
     """Bytes that a freshly loaded model holds, and the most with a forward pass of `batch` running.
 
-    To be called before the model's first forward, in which bitsandbytes casts tensors.
-    `allocated_before` is the allocator's count before it was loaded.
+    Comes before any forward, in which bitsandbytes casts tensors. `allocated_before`: the
+    allocator's count before loading.
     """
     resident = resident_bytes(model)
     allocated = footprint.allocated_bytes(device) - allocated_before

@@ -1,14 +1,13 @@
 """How a call is timed, and what may be said of the times.
 
-A latency is a property of model, shape, machine and moment. So that two rows compare, every variant
-gets the same batch of real texts, already on the device. It is warmed up first (kernels are chosen,
-compiled, captured), then timed in *rounds*, once per round in an order shuffled anew: drift of
-clock and temperature hits all alike, and nobody always runs behind the same neighbour.
+So that two variants compare, both get the same batch of real texts, already on the device. Each is
+warmed up (kernels are chosen, compiled, captured), then timed in *rounds*, once per round in an
+order shuffled anew: drift of clock and temperature hits all alike, and nobody always runs behind
+the same neighbour. Every value is kept.
 
-Every value is kept. The median has a 95% interval of order statistics, which assumes no
-distribution: the number of values below the true median is binomial(n, 1/2), so the k-th smallest
-and k-th largest enclose it with probability 1 - 2 P(B < k) (Conover, Practical Nonparametric
-Statistics, section 3.2).
+The median has a 95% interval of order statistics, which assumes no distribution: the number of
+values below the true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it
+with probability 1 - 2 P(B < k) (Conover, Practical Nonparametric Statistics, section 3.2).
 """
 
 import gc
@@ -20,7 +19,9 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from ..data.tokens import Tokens
+from ..data.tokens import Tokens, pad_batch, sorted_batches
+
+Batches = list[dict[str, Tensor]]
 
 
 def median_interval(values_ms) -> tuple[float, float, float]:
@@ -43,6 +44,16 @@ def shape_batch(
         text = tokens.row(row)[:seq_len]
         ids[i, : len(text)], mask[i, : len(text)] = text, 1
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def text_batches(tokens: Tokens, limit: int | None, batch_size: int, pad_id: int) -> Batches:
+    """At most `limit` texts, evenly spaced, at their real lengths: batches of like length in host
+    memory, longest first, as `pad_batch` makes them.
+    """
+    wanted = min(limit or len(tokens), len(tokens))
+    rows = np.unique(np.linspace(0, len(tokens) - 1, wanted).astype(int))
+    groups = sorted_batches(tokens.lengths[rows], batch_size)
+    return [pad_batch(tokens, rows[group], pad_id) for group in groups]
 
 
 def synchronize(device: str) -> None:
