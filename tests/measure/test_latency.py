@@ -1,8 +1,7 @@
 """Timing against hand-worked cases, and a session against models whose answers are known."""
 
-import sys
 import time
-from types import ModuleType
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +11,11 @@ from gpt2_quant import records
 from gpt2_quant.cache import Step
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import tokenize
-from gpt2_quant.inference import best
-from gpt2_quant.measure import footprint, latency, timing
+from gpt2_quant.inference import engine
+from gpt2_quant.measure import best, footprint, latency, timing
 from gpt2_quant.measure.session import Protocol, Session, eager, measure_memory
-from gpt2_quant.models import loading as checkpoints
+from gpt2_quant.models import loading, sizes
+from gpt2_quant.models.variants import LLM_INT8
 
 QUICK = Protocol(
     shapes=((2, 16), (1, 8)), best_shapes=((2, 16), (1, 8)), best_seconds=60, best_seconds_each=60,
@@ -34,6 +34,11 @@ def tokens(tiny_tokenizer, tiny_texts):
 @pytest.fixture
 def session(tiny_gpt2, tiny_tokenizer, tokens):
     return Session({"baseline": tiny_gpt2}, tokens, tiny_tokenizer.pad_token_id, "cpu", QUICK)
+
+
+def batches_of(session):
+    plan = session.plan
+    return timing.text_batches(session.tokens, plan.texts, plan.texts_a_batch, session.pad_id)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +76,10 @@ def test_shape_batch_cuts_and_pads_real_texts(tokens):
     assert timing.shape_batch(tokens, 100, 8, 7, "cpu")[0].shape == (100, 8)
 
 
-def test_time_once_is_the_time_of_the_call():
-    assert 20 <= timing.time_once(lambda: time.sleep(0.02), "cpu") < 2000
+def test_time_once_is_the_time_of_the_call(monkeypatch):
+    clock = iter((5_000_000, 27_000_000))
+    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: next(clock))
+    assert timing.time_once(lambda: None, "cpu") == 22
 
 
 def test_rounds_are_interleaved_and_their_number_is_bounded():
@@ -108,7 +115,7 @@ def test_peak_memory_of_a_known_sequence():
 def test_memory_of_a_model(tiny_gpt2, tokens, tiny_tokenizer):
     batch = timing.shape_batch(tokens, 4, 32, tiny_tokenizer.pad_token_id, "cpu")
     found = measure_memory(tiny_gpt2, batch, "cpu", 0)
-    assert found["resident_bytes"] == checkpoints.resident_bytes(tiny_gpt2)
+    assert found["resident_bytes"] == sizes.resident_bytes(tiny_gpt2)
     hidden = (
         4 * 32 * 4 * 64 * 4
     )  # the MLP's inner activations, float32: at least two of them live at once
@@ -119,7 +126,7 @@ def test_memory_of_a_model(tiny_gpt2, tokens, tiny_tokenizer):
 def test_sweep_keeps_every_value(session, tiny_gpt2):
     with torch.inference_mode():
         session.sweep({(2, 16): {"baseline": eager(tiny_gpt2)}}, "eager")
-    (entry,) = session.found["baseline"]["latency"]
+    (entry,) = session.found["baseline"].latency
     assert (entry["batch_size"], entry["seq_len"], entry["mode"], entry["dtype"]) == (
         2,
         16,
@@ -140,13 +147,13 @@ def test_a_shape_beyond_the_memory_is_left_out_and_noted(session, tiny_gpt2):
 
     with torch.inference_mode():
         session.sweep({shape: {"baseline": too_large} for shape in QUICK.shapes}, "eager")
-    assert [entry["batch_size"] for entry in session.found["baseline"]["latency"]] == [1]
-    assert any("2 x 16 does not fit" in note for note in session.found["baseline"]["notes"])
+    assert [entry["batch_size"] for entry in session.found["baseline"].latency] == [1]
+    assert any("2 x 16 does not fit" in note for note in session.found["baseline"].notes)
 
 
 def test_throughput_counts_texts_and_real_tokens(session, tokens):
     rows = np.unique(np.linspace(0, 59, 20).astype(int))
-    batches = session.host_batches()
+    batches = batches_of(session)
     assert sum(len(batch["labels"]) for batch in batches) == 20
     seen = []
 
@@ -155,106 +162,93 @@ def test_throughput_counts_texts_and_real_tokens(session, tokens):
         return torch.zeros(len(ids), 4)
 
     session.run_throughput({"baseline": function}, "eager", batches)
-    found = session.found["baseline"]["throughput"]["eager"]
+    found = session.found["baseline"].throughput["eager"]
     assert sum(seen) == 2 * tokens.lengths[rows].sum()  # two passes
     assert found["n"] == 20 and len(found["values_texts_per_s"]) == 2
     assert found["tokens_per_s"] / found["texts_per_s"] == pytest.approx(
         tokens.lengths[rows].mean()
     )
-    assert (
-        session.found["baseline"]["energy"] == {}
-        and "energy" in session.found["baseline"]["notes"][0]
-    )
+    assert session.found["baseline"].energy == {} and "energy" in session.found["baseline"].notes[0]
 
 
 def test_energy_is_the_counter_over_the_texts(session):
     ticks = iter(range(0, 1000, 30))
     session.joules = lambda: float(next(ticks))  # each pass draws 30 J
     session.run_throughput(
-        {"baseline": lambda ids, mask: torch.zeros(len(ids), 4)}, "eager", session.host_batches()
+        {"baseline": lambda ids, mask: torch.zeros(len(ids), 4)}, "eager", batches_of(session)
     )
-    energy = session.found["baseline"]["energy"]["eager"]
+    energy = session.found["baseline"].energy["eager"]
     assert energy["texts"] == 40 and energy["joules_per_1000_texts"] == 1000 * 60 / 40
 
 
-def fake_engine(monkeypatch, best_mode):
-    module = ModuleType("gpt2_quant.inference.engine")
-    module.best_mode = best_mode
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr("gpt2_quant.inference.engine", module, raising=False)
-
-
 def test_best_mode_is_taken_when_its_logits_are_the_same(session, monkeypatch):
-    fake_engine(monkeypatch, lambda model, device: eager(model))
+    monkeypatch.setattr(engine, "best_mode", lambda model, device: eager(model))
     with torch.inference_mode():
         ready = best.prepare_best(session)
-    ids, mask = session.batch((2, 16))
-    assert torch.allclose(
-        ready[2, 16]["baseline"](ids, mask), eager(session.models["baseline"])(ids, mask), atol=1e-5
-    )
-    assert {shape: list(functions) for shape, functions in ready.items()} == {
-        shape: ["baseline"] for shape in QUICK.best_shapes
-    }
+        for shape in QUICK.best_shapes:
+            batch = session.batch(shape)
+            expected = eager(session.models["baseline"])(*batch)
+            assert torch.allclose(ready[shape]["baseline"](*batch), expected, atol=1e-5)
 
 
 def raising(model, device):
     raise RuntimeError("no compiler\nhere")
 
 
+def scaled(factor):
+    return lambda model, device: lambda ids, mask: eager(model)(ids, mask) * factor
+
+
 @pytest.mark.parametrize(
     ("best_mode", "sentence"),
     [
-        (
-            lambda model, device: lambda ids, mask: eager(model)(ids, mask) * 1.2,
-            "differ from eager",
-        ),
-        (
-            lambda model, device: lambda ids, mask: eager(model)(ids, mask) * float("nan"),
-            "differ from eager",
-        ),
+        (scaled(1.2), "differ from eager"),
+        (scaled(float("nan")), "differ from eager"),
         (raising, "RuntimeError: no compiler here"),
     ],
 )
 def test_best_mode_that_cannot_be_had_is_noted(session, monkeypatch, best_mode, sentence):
-    fake_engine(monkeypatch, best_mode)
+    monkeypatch.setattr(engine, "best_mode", best_mode)
     with torch.inference_mode():
         assert not any(best.prepare_best(session).values())
     assert any(
         "best mode: given up at 2 x 16" in note and sentence in note
-        for note in session.found["baseline"]["notes"]
+        for note in session.found["baseline"].notes
     )
 
 
 @pytest.mark.parametrize("limit", ["best_seconds", "best_seconds_each"])
 def test_best_mode_ends_with_its_time(session, monkeypatch, limit):
-    fake_engine(
-        monkeypatch,
-        lambda model, device: lambda ids, mask: time.sleep(0.05) or eager(model)(ids, mask),
-    )
-    session.plan = latency.replace(QUICK, **{limit: 0.02})
+    def slow(model, device):
+        return lambda ids, mask: time.sleep(0.05) or eager(model)(ids, mask)
+
+    monkeypatch.setattr(engine, "best_mode", slow)
+    session.plan = replace(QUICK, **{limit: 0.02})
     with torch.inference_mode():
         ready = best.prepare_best(session)
     assert list(ready[2, 16]) == ["baseline"] and not ready[1, 8]
-    assert any("left out at 1 x 8" in note for note in session.found["baseline"]["notes"])
+    assert any("left out at 1 x 8" in note for note in session.found["baseline"].notes)
 
 
-def test_bitsandbytes_rows_are_timed_as_they_are(session, tiny_gpt2):
-    session.models = {"int8_bitsandbytes": tiny_gpt2}
-    session.found["int8_bitsandbytes"] = {"notes": []}
+def test_a_variant_without_best_mode_is_timed_as_it_is(tiny_gpt2, tiny_tokenizer, tokens):
+    models = {LLM_INT8.key: tiny_gpt2}
+    session = Session(models, tokens, tiny_tokenizer.pad_token_id, "cpu", QUICK)
     with torch.inference_mode():
-        assert list(best.prepare_best(session)[2, 16]) == ["int8_bitsandbytes"]
-    assert session.found["int8_bitsandbytes"]["notes"] == [best.AS_IT_IS]
+        assert list(best.prepare_best(session)[2, 16]) == [LLM_INT8.key]
+    assert session.found[LLM_INT8.key].notes[1:] == [LLM_INT8.no_best_mode]
 
 
 @pytest.fixture
-def measured(tiny_gpt2, tiny_tokenizer, tmp_path, monkeypatch, tokens):
+def measured(tiny_gpt2, tiny_tokenizer, tiny_texts, tmp_path, monkeypatch):
     """Settings over a folder with a baseline, its record, its FP16 record and a record from another
     baseline.
     """
     from gpt2_quant import cli as common
 
-    monkeypatch.setitem(latency.PROTOCOLS, "cpu", latency.replace(QUICK, best_shapes=()))
+    monkeypatch.setitem(latency.PROTOCOLS, "cpu", replace(QUICK, best_shapes=()))
     monkeypatch.setattr(latency, "MEMORY_SHAPE", (2, 16))
+    test = Split("test", tiny_texts[0][:60], tiny_texts[1][:60], "demo")
+    monkeypatch.setattr(latency, "load_splits", lambda settings: {"test": test})
     folder = tmp_path / "models" / "baseline_gpt2"
     tiny_gpt2.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
@@ -271,25 +265,17 @@ def measured(tiny_gpt2, tiny_tokenizer, tmp_path, monkeypatch, tokens):
             "metrics": {"accuracy": 0.5},
         }
         records.save_record(tmp_path / "results", key, body)
-    args = common.parser("").parse_args(
-        [
-            "--models-dir",
-            str(tmp_path / "models"),
-            "--results-dir",
-            str(tmp_path / "results"),
-            "--device",
-            "cpu",
-        ]
-    )
+    folders = ["--models-dir", str(tmp_path / "models"), "--results-dir", str(tmp_path / "results")]
+    args = common.parser("").parse_args([*folders, "--device", "cpu"])
     return common.settings_from(args)
 
 
-def test_records_are_renewed_together_and_no_work_becomes_stale(measured, tokens):
+def test_records_are_renewed_together_and_no_work_becomes_stale(measured):
     before = records.load_records(measured.results_dir)
     paths = [measured.results_dir / "records" / f"{key}.json" for key in before]
     step = Step(measured.results_dir, "some step", {})
     step.finish(paths)
-    stored = latency.measure_and_store(measured, tokens=tokens)
+    stored = latency.measure_and_store(measured)
     assert list(stored) == ["baseline", "baseline_fp16"]
     after = records.load_records(measured.results_dir)
     assert after["int8_scratch"] == before["int8_scratch"]
@@ -307,17 +293,11 @@ def test_records_are_renewed_together_and_no_work_becomes_stale(measured, tokens
         assert "energy" not in record and record["notes"]
     half, whole = (after[key]["memory"]["resident_bytes"] for key in ("baseline_fp16", "baseline"))
     assert (
-        half < whole if checkpoints.has_half_arithmetic("cpu") else half == whole
+        half < whole if loading.has_half_arithmetic("cpu") else half == whole
     )  # widened where float16 would be emulated
     assert step.complete()
     lines = latency.table(stored).splitlines()
     assert len(lines) == 3 and max(map(len, lines)) <= 100
-
-
-def test_only_the_variants_asked_for_are_timed(measured, tokens):
-    assert list(latency.measure_and_store(measured, keys=("baseline",), tokens=tokens)) == [
-        "baseline"
-    ]
 
 
 def test_every_protocol_has_an_interval_and_times_the_published_batch():

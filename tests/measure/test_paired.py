@@ -1,14 +1,12 @@
 """Paired statistics against statsmodels, scipy, a numerical likelihood and cases worked by hand."""
 
-import time
-
 import numpy as np
 import pytest
-from result_folders import STEPS, classifier, logits
+from result_folders import classifier, logits
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from scipy.stats import entropy, norm
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, log_loss
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -94,26 +92,29 @@ def labels():
     return classifier()["labels"]
 
 
-def test_bootstrap_differences_are_scikit_learns_on_the_same_rows(labels):
+def test_bootstrap_differences_are_those_of_the_rows_drawn_again(labels):
+    """Drawing counts finds the interval that drawing rows, scored by scikit-learn, finds."""
     pair = {"baseline": logits("baseline"), "nf4_scratch": logits("nf4_scratch")}
-    fast = paired.bootstrap_differences(labels, pair, "baseline", resamples=40, seed=9)[
-        "nf4_scratch"
-    ]
-    drawn = np.random.default_rng(9).integers(
-        0, len(labels), size=(40, len(labels)), dtype=np.int32
-    )
+    found = paired.bootstrap_differences(labels, pair, "baseline", seed=9)["nf4_scratch"]
     before, after = (values.argmax(axis=1) for values in pair.values())
-    slow = [
-        f1_score(labels[rows], after[rows], average="macro")
-        - f1_score(labels[rows], before[rows], average="macro")
-        for rows in drawn
-    ]
+    rng = np.random.default_rng(1)
+    slow = []
+    for _ in range(600):
+        rows = rng.integers(0, len(labels), len(labels))
+        truth = labels[rows]
+        slow.append(
+            f1_score(truth, after[rows], average="macro")
+            - f1_score(truth, before[rows], average="macro")
+        )
+    # A 2.5% quantile of 600 draws has a standard error of 2.67 / sqrt(600) = 0.11 deviations.
+    tolerance = 4 * 0.11 * np.std(slow)
     low, high = np.quantile(slow, (0.025, 0.975))
-    assert (fast["f1_macro"]["low"], fast["f1_macro"]["high"]) == pytest.approx(
-        (low, high), abs=1e-12
-    )
+    assert found["f1_macro"]["low"] == pytest.approx(low, abs=tolerance)
+    assert found["f1_macro"]["high"] == pytest.approx(high, abs=tolerance)
     difference = (after == labels).mean() - (before == labels).mean()
-    assert fast["accuracy"]["value"] == pytest.approx(difference, abs=1e-12)
+    assert found["accuracy"]["value"] == pytest.approx(difference, abs=1e-12)
+    losses = [log_loss(labels, softmax(values.astype(float), axis=1)) for values in pair.values()]
+    assert found["nll"]["value"] == pytest.approx(losses[1] - losses[0], rel=1e-4)
 
 
 def test_a_twin_differs_by_nothing(labels):
@@ -148,8 +149,6 @@ def test_flips_are_counted_by_direction_and_class():
     assert (result["flips"], result["flips_wrong_to_other_wrong"]) == (4, 2)
     assert result["flips_by_true_class"] == [1, 1, 1, 1]
     assert result["agreement"] == pytest.approx(2 / 6)
-    assert np.array(result["answers_before_after"]).sum() == 6
-    assert result["answers_before_after"][2][1] == 1
 
 
 def test_known_discordant_counts(labels):
@@ -164,16 +163,3 @@ def test_known_discordant_counts(labels):
     result = paired.compare(labels, before, after)
     assert (result["only_variant_right"], result["only_baseline_right"]) == (10, 30)
     assert result["mcnemar_p"] == pytest.approx(mcnemar([[0, 10], [30, 0]], exact=True).pvalue)
-
-
-def test_ten_variants_of_7600_rows_take_less_than_five_seconds():
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 4, 7600)
-    family = {
-        key: generator.normal(size=(7600, 4)).astype(np.float32) for key in [*STEPS, "a", "b", "c"]
-    }
-    start = time.process_time()
-    paired.bootstrap_differences(labels, family, "baseline")
-    assert (
-        time.process_time() - start < 2 * 5
-    )  # seconds of both cores, whatever else they do meanwhile

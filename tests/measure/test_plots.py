@@ -15,6 +15,7 @@ from result_folders import STEPS, classifier, logits, write_results
 from gpt2_quant.compare import figures as comparison_plots
 from gpt2_quant.compare.comparison import compare_results
 from gpt2_quant.measure import figures as plots
+from gpt2_quant.models.variants import VARIANTS, style
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +197,7 @@ def lab(colour, sight):
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_our_variants_stay_apart_for_every_kind_of_sight(sight):
-    colours = {key: lab(colour, sight) for key, (colour, _) in plots.VARIANT_STYLE.items()}
+    colours = {key: lab(colour, sight) for key, (colour, _) in style(VARIANTS).items()}
     distances = {
         (one, other): np.linalg.norm(colours[one] - colours[other])
         for one, other in combinations(colours, 2)
@@ -208,7 +209,7 @@ def test_our_variants_stay_apart_for_every_kind_of_sight(sight):
 
 
 def test_a_variant_looks_the_same_whoever_stands_beside_it():
-    alone, together = plots.style(["nf4_scratch"]), plots.style([*STEPS, "theirs", "others"])
+    alone, together = style(["nf4_scratch"]), style([*STEPS, "theirs", "others"])
     assert alone["nf4_scratch"] == together["nf4_scratch"]
     assert (
         len({colour for colour, _ in together.values()})

@@ -65,10 +65,9 @@ def test_calibration_error_by_hand():
     values = scores.classification_scores(np.array([0, 0, 0, 1]), np.log(probability), resamples=50)
     assert values["ece"]["value"] == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
     diagram = scores.reliability(np.array([0, 0, 0, 1]), np.log(probability))
-    filled = diagram["count"] > 0
-    assert diagram["count"][filled].tolist() == [2, 2]
-    assert diagram["accuracy"][filled].tolist() == [0.5, 1.0]
-    assert diagram["confidence"][filled] == pytest.approx([0.7, 0.9])
+    assert diagram["count"].tolist() == [2, 2]
+    assert diagram["accuracy"].tolist() == [0.5, 1.0]
+    assert diagram["confidence"].tolist() == pytest.approx([0.7, 0.9])
 
 
 def test_calibration_error_is_the_textbook_loop(outside, scored):
@@ -88,30 +87,47 @@ def test_calibration_error_is_the_textbook_loop(outside, scored):
     assert scored["ece_adaptive"]["value"] == pytest.approx(adaptive, rel=1e-5)
 
 
-def test_resamples_are_rows_drawn_with_replacement(outside):
-    """The matrix product gives what scikit-learn gives on the very rows that were drawn."""
+def test_count_scores_are_scikit_learns_on_the_samples_drawn(outside):
+    """Each drawn table, spelt out row by row and handed to scikit-learn."""
     labels, values = outside
-    terms = scores.contributions(labels, values)
-    fast = scores.scores_from_sums(scores.bootstrap_sums(terms.matrix, 25, seed=3), 4)
-    drawn = np.random.default_rng(3).integers(
-        0, len(labels), size=(25, len(labels)), dtype=np.int32
-    )
-    slow = [
-        metrics.f1_score(labels[rows], values.argmax(axis=1)[rows], average="macro")
-        for rows in drawn
-    ]
-    assert fast["f1_macro"] == pytest.approx(slow, rel=1e-12)
+    answers = np.column_stack([labels, values.argmax(axis=1)])
+    cells, counts = scores.draw_counts(answers, 25, seed=3)
+    fast = scores.count_scores(counts, *cells, 4)["f1_macro"]
+    assert (counts.sum(axis=1) == len(labels)).all() and len(np.unique(fast[1:])) > 20
+    for times, found in zip(counts, fast, strict=True):
+        truth, predicted = (np.repeat(cell, times) for cell in cells)
+        assert found == pytest.approx(
+            metrics.f1_score(truth, predicted, average="macro"), rel=1e-12
+        )
+    assert fast[0] == pytest.approx(metrics.f1_score(*answers.T, average="macro"), rel=1e-12)
+
+
+def test_sums_are_those_of_rows_drawn_with_replacement(outside):
+    labels, values = outside
+    terms = scores.row_terms(labels, values)
+    found = scores.sum_scores(scores.draw_sums(terms, 25, seed=3), len(labels))["nll"]
+    probability = softmax(values.astype(float), axis=1)
+    rows = np.random.default_rng(3).integers(0, 1000, size=(25, 1000), dtype=np.int32)
+    slow = [metrics.log_loss(labels[drawn], probability[drawn], labels=range(4)) for drawn in rows]
+    assert found[1:] == pytest.approx(slow, rel=1e-5)
+    assert found[0] == pytest.approx(metrics.log_loss(labels, probability), rel=1e-6)
 
 
 def test_the_bootstraps_spread_is_the_binomials(outside):
     labels, values = outside
-    terms = scores.contributions(labels, values)
-    sample = scores.scores_from_sums(scores.bootstrap_sums(terms.matrix, 10_000), 4)["accuracy"]
-    accuracy = (values.argmax(axis=1) == labels).mean()
+    answers = np.column_stack([labels, values.argmax(axis=1)])
+    cells, counts = scores.draw_counts(answers, 10_000, seed=0)
+    sample = scores.count_scores(counts[1:], *cells, 4)["accuracy"]
+    accuracy = (answers[:, 0] == answers[:, 1]).mean()
     # A standard deviation from 10,000 draws is known to 1/sqrt(20,000) = 0.7%; four times that.
-    assert sample.std() == pytest.approx(
-        np.sqrt(accuracy * (1 - accuracy) / len(labels)), rel=0.028
-    )
+    expected = np.sqrt(accuracy * (1 - accuracy) / len(labels))
+    assert sample.std() == pytest.approx(expected, rel=0.028)
+
+
+def test_a_mistake_costs_what_its_confidence_says():
+    """A wrong answer at 100 nats, where scikit-learn's log_loss stops at 36."""
+    found = scores.classification_scores(np.array([1, 1]), np.array([[100.0, 0], [0, 100.0]]), 50)
+    assert found["nll"]["value"] == pytest.approx(50) and found["nll"]["high"] == pytest.approx(100)
 
 
 def test_intervals_hold_their_values_and_order_of_rows_does_not_matter(outside, scored):

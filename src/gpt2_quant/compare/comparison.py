@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..measure import paired
-from ..measure.scores import classification_scores, contributions, fit_temperature, scores_from_sums
+from ..measure.scores import calibration_error, classification_scores, fit_temperature
 from ..models.variants import BASELINE, FP16, VARIANTS
 from .result_files import Source, read_sources
 
@@ -135,8 +135,8 @@ def _scored(source: Source) -> Row:
     )
     if source.validation is not None:
         row.temperature = fit_temperature(*source.validation)
-        terms = contributions(source.labels, source.logits / row.temperature)
-        row.ece_after_temperature = float(scores_from_sums(terms.sums, terms.n_classes)["ece"])
+        cooled = source.logits / row.temperature
+        row.ece_after_temperature = calibration_error(source.labels, cooled)
     return row
 
 

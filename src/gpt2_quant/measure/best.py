@@ -1,138 +1,119 @@
 """Best mode, as far as it can be had: prepared within a time limit, checked against eager,
 explained where it is missing.
 
-`quantization.engine.best_mode` compiles, captures and fuses. That may take long, fail, or change
-the result; none of it may cost the eager figures. So each variant's function is warmed up shape by
-shape while time is left, its logits are compared with the eager ones, and whatever is given up
-leaves a sentence in the variant's record.
+`inference.engine.best_mode` compiles, captures and fuses. That may take long, fail, or change the
+result; what is given up leaves a sentence in the variant's record, beside its eager figures.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
+from torch import Tensor
+
+from ..inference import engine
 from ..models.variants import VARIANTS
-from . import footprint
-from .session import Session, eager
+from .footprint import kept_bytes
+from .session import Function, Functions, Session, Shape, eager
+from .timing import Batches
 
-LOGIT_TOLERANCE = 0.05  # of the largest logit: what best mode may differ from eager before it is not the same model
-
-
-def prepare_best(session: Session) -> dict[tuple[int, int], dict[str, Callable]]:
-    """shape -> key -> best-mode function, warmed up and checked against eager, as far as the time
-    allowed goes.
-
-    All variants are prepared for the first shape before any is for the second, and W8A8 before the
-    others, since the best mode is what it is made for: what time there is goes where it matters
-    most. On CUDA the memory that a variant's first capture keeps joins its figures.
-    """
-    clock = _Clock(session.plan.best_seconds, session.plan.best_seconds_each)
-    functions = {
-        key: eager(model) for key, model in session.models.items() if VARIANTS[key].no_best_mode
-    }
-    for key in functions:
-        session.note(key, VARIANTS[key].no_best_mode)
-    given_up: set[str] = set()
-    ready: dict[tuple[int, int], dict[str, Callable]] = {}
-    for shape in session.plan.best_shapes:
-        ids, mask = session.batch(shape)
-        ready[shape] = {}
-        for key, model in sorted(
-            session.models.items(), key=lambda item: not VARIANTS[item[0]].computes_on_codes
-        ):
-            if key in given_up:
-                continue
-            at = f"at {shape[0]} x {shape[1]}"
-            if not VARIANTS[key].no_best_mode and clock.is_over(key):
-                session.note(
-                    key,
-                    f"best mode: left out {at}, since compiling took more than the time allowed",
-                )
-                continue
-            try:
-                clock.start()
-                before = footprint.kept_bytes(session.device) if key not in functions else 0
-                if first := key not in functions:
-                    from ..inference.engine import best_mode
-
-                    functions[key] = _without_mask(best_mode(model, session.device))
-                functions[key](ids, mask)
-                if first and session.device == "cuda":
-                    session.found[key]["best_memory"] = {
-                        "best_added_bytes": footprint.kept_bytes("cuda") - before
-                    }
-                _check_same(functions[key](ids, mask).float(), eager(model)(ids, mask).float())
-                ready[shape][key] = functions[key]
-                clock.stop(key)
-            except (
-                Exception
-            ) as fault:  # whatever a compiler may raise: the eager figures stand without it
-                session.note(key, f"best mode: given up {at}, {_sentence(fault)}")
-                given_up.add(key)
-    return ready
+# Of the largest logit: where best mode differs from eager by more, it is not the same model.
+LOGIT_TOLERANCE = 0.05
 
 
-def _without_mask(function: Callable) -> Callable:
-    """`function` for batches padded on the right, as all here are: causal attention never looks
-    there, so no mask is needed.
-
-    transformers is given the mask all the same, since it complains, and asks the device, when
-    padding comes without one.
-    """
-    return lambda ids, mask: function(ids, None)
-
-
-class _Clock:
-    """The time that preparing has taken, of each variant and in all."""
+class Budget:
+    """The seconds that preparing may take, of each variant and in all."""
 
     def __init__(self, seconds: float, seconds_each: float):
         self.seconds, self.seconds_each = seconds, seconds_each
-        self.spent: dict[str, float] = {}
+        self.spent: dict[str, float] = defaultdict(float)
 
-    def is_over(self, key: str) -> bool:
-        return (
-            sum(self.spent.values()) > self.seconds or self.spent.get(key, 0.0) > self.seconds_each
-        )
-
-    def start(self) -> None:
-        self.began = time.monotonic()
-
-    def stop(self, key: str) -> None:
-        self.spent[key] = self.spent.get(key, 0.0) + time.monotonic() - self.began
+    def run(self, key: str, prepare: Callable[[], object]) -> None:
+        """Call `prepare`. Raises TimeoutError where what was called before has used up the time."""
+        if self.spent[key] > self.seconds_each or sum(self.spent.values()) > self.seconds:
+            raise TimeoutError("compiling took more than the time allowed")
+        start = time.monotonic()
+        prepare()
+        self.spent[key] += time.monotonic() - start
 
 
-def _check_same(best, reference) -> None:
+def prepare_best(session: Session) -> dict[Shape, Functions]:
+    """The best-mode functions that were ready, and equal to eager, in time at each shape.
+
+    All variants are prepared for the first shape before any is for the second: what time there is
+    goes where it matters most. A variant without a best mode is eager once more.
+    """
+    budget = Budget(session.plan.best_seconds, session.plan.best_seconds_each)
+    ready: dict[Shape, Functions] = {shape: {} for shape in session.plan.best_shapes}
+    for key, model in session.models.items():
+        if reason := VARIANTS[key].no_best_mode:
+            session.note(key, reason)
+            for functions in ready.values():
+                functions[key] = eager(model)
+    # What computes on codes comes first, since the best mode is what it is made for.
+    keys = [key for key in session.models if not VARIANTS[key].no_best_mode]
+    keys.sort(key=lambda key: not VARIANTS[key].computes_on_codes)
+    made: Functions = {}
+
+    def prepare(key: str, batch: tuple[Tensor, Tensor]) -> None:
+        if key not in made:
+            made[key] = _make(session, key, batch)
+        made[key](*batch)  # the first call at a shape compiles or captures
+        _check_same(made[key](*batch), eager(session.models[key])(*batch))
+
+    for shape in ready:
+        batch, at = session.batch(shape), f"at {shape[0]} x {shape[1]}"
+        for key in list(keys):
+            try:
+                budget.run(key, partial(prepare, key, batch))
+                ready[shape][key] = made[key]
+            except TimeoutError as fault:
+                session.note(key, f"best mode: left out {at}, since {fault}")
+            except Exception as fault:  # whatever a compiler may raise: eager stands without it
+                session.note(key, f"best mode: given up {at}, {_sentence(fault)}")
+                keys.remove(key)
+    return ready
+
+
+def _make(session: Session, key: str, batch: tuple[Tensor, Tensor]) -> Function:
+    """Best mode, called once; what memory that keeps on CUDA joins the variant's figures."""
+    before = kept_bytes(session.device)
+    best = engine.best_mode(session.models[key], session.device)
+
+    def function(ids: Tensor, mask: Tensor) -> Tensor:
+        # Padding is on the right, where causal attention never looks, so no mask is needed. (Eager
+        # gets it all the same: transformers complains of padding without one.)
+        return best(ids, None)
+
+    function(*batch)
+    if session.device == "cuda":
+        session.found[key].memory["best_added_bytes"] = kept_bytes("cuda") - before
+    return function
+
+
+def _check_same(best: Tensor, reference: Tensor) -> None:
     """Raise ValueError where best mode's logits are not eager's within rounding."""
     difference, largest = float((best - reference).abs().max()), float(reference.abs().max())
     if not difference <= LOGIT_TOLERANCE * largest:
-        raise ValueError(
-            f"its logits differ from eager's by {difference:.3g} where the largest is {largest:.3g}"
-        )
+        gap = f"{difference:.3g} where the largest is {largest:.3g}"
+        raise ValueError(f"its logits differ from eager's by {gap}")
 
 
 def _sentence(fault: Exception) -> str:
     return f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}"
 
 
-def ready_for_texts(
-    session: Session, functions: dict[str, Callable], batches: list[dict]
-) -> dict[str, Callable]:
-    """Those of `functions` that have served one batch of every shape in `batches` within half the
-    time of `prepare_best`.
-    """
-    clock = _Clock(session.plan.best_seconds / 2, session.plan.best_seconds_each / 2)
-    shapes = {tuple(batch["input_ids"].shape): batch for batch in batches}
+def ready_for_texts(session: Session, functions: Functions, batches: Batches) -> Functions:
+    """Those of `functions` that served every shape in `batches` in half `prepare_best`'s time."""
+    budget = Budget(session.plan.best_seconds / 2, session.plan.best_seconds_each / 2)
+    shapes = {batch["input_ids"].shape: batch for batch in batches}
     served = dict(functions)
     for batch in shapes.values():
-        for key in list(served):
+        inputs = [batch[name].to(session.device) for name in ("input_ids", "attention_mask")]
+        for key, function in list(served.items()):
             try:
-                if clock.is_over(key):
-                    raise TimeoutError("compiling for every length took more than the time allowed")
-                clock.start()
-                served[key](
-                    batch["input_ids"].to(session.device),
-                    batch["attention_mask"].to(session.device),
-                )
-                clock.stop(key)
+                budget.run(key, partial(function, *inputs))
             except Exception as fault:
                 session.note(key, f"throughput in best mode: none, {_sentence(fault)}")
                 del served[key]

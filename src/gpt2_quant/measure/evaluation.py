@@ -14,8 +14,7 @@ from ..data.tokens import tokenize
 from ..models.loading import weights_file
 from ..models.sizes import file_bytes, size_in_parts, stored_size
 from ..models.variants import VARIANTS
-from . import figures as plots
-from . import predictions, scores
+from . import figures, predictions, scores
 
 
 def evaluate_variant(
@@ -30,33 +29,23 @@ def evaluate_variant(
     extra: dict | None = None,
     predict: Callable = predictions.predict,
 ) -> dict:
-    """Run `model` over validation and test, and write predictions, confusion matrix and record of
-    variant `key`.
+    """Run `model` over validation and test; write predictions, confusion matrix and record of
+    variant `key`. Returns the record.
 
     `folder` is the variant's own checkpoint, `baseline` the FP32 classifier that it came from (its
     weights' sha256 names the experiment in every record). `extra` joins the record; `predict` may
-    spread the rows over processes. Returns the record.
+    spread the rows over processes.
     """
-    variant = VARIANTS[key]
-    parts = size_in_parts(
-        model
-    )  # before the first forward: bitsandbytes moves and casts tensors in it
-    truncated = {}
-    for name, suffix in (("validation", ".validation"), ("test", "")):
+    variant, results = VARIANTS[key], settings.results_dir
+    parts = size_in_parts(model)  # before the first forward, in which bitsandbytes casts tensors
+    for name, stored_as in (("validation", f"{key}.validation"), ("test", key)):
         tokens = tokenize(tokenizer, splits[name], settings.max_length)
-        truncated[name] = tokens.truncated
-        logits = predict(
-            model,
-            tokens,
-            settings.batch_size,
-            tokenizer.pad_token_id,
-            f"{variant.label} on {name} ({settings.device})",
-        )
-        predictions.save_predictions(settings.results_dir, key + suffix, tokens.labels, logits)
-    # The loop ends on test: these are its labels and logits.
-    plots.confusion_matrix(
-        tokens.labels, logits, variant.label, settings.results_dir / f"{key}_confusion_matrix.png"
-    )
+        words = f"{variant.label} on {name} ({settings.device})"
+        logits = predict(model, tokens, settings.batch_size, tokenizer.pad_token_id, words)
+        predictions.save_predictions(results, stored_as, tokens.labels, logits)
+    # The loop ends on test: these are its tokens and logits.
+    path = results / f"{key}_confusion_matrix.png"
+    figures.confusion_matrix(tokens.labels, logits, variant.label, path)
     record = {
         "variant": {
             "label": variant.label,
@@ -69,7 +58,7 @@ def evaluate_variant(
             "base_model": settings.base_model,
             "baseline_sha256": records.file_sha256(weights_file(baseline)),
         },
-        "data": splits["test"].describe() | {"truncated_texts": truncated["test"]},
+        "data": splits["test"].describe() | {"truncated_texts": tokens.truncated},
         "splits": {name: split.describe() for name, split in splits.items()},
         "metrics": scores.classification_scores(tokens.labels, logits),
         "size": {
@@ -83,12 +72,13 @@ def evaluate_variant(
         "provenance": records.provenance(settings),
         **(extra or {}),
     }
-    records.save_record(settings.results_dir, key, record)
+    records.save_record(results, key, record)
     return record
 
 
 def headline(record: dict) -> str:
     """A variant's label and accuracy with its interval, for the terminal."""
-    accuracy = record["metrics"]["accuracy"]
-    interval = f"[{accuracy['low']:.4f}, {accuracy['high']:.4f}]"
-    return f"{record['variant']['label']}: accuracy {accuracy['value']:.4f} {interval}"
+    accuracy = "accuracy {value:.4f} [{low:.4f}, {high:.4f}]".format(
+        **record["metrics"]["accuracy"]
+    )
+    return f"{record['variant']['label']}: {accuracy}"

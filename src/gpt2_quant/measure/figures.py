@@ -1,62 +1,53 @@
-"""The figures of one classifier: confusion matrix, training curve, reliability."""
+"""The figures of one classifier: confusion matrix, training curve, reliability, quantization error.
+
+Each function returns the files that it wrote, a PNG and a PDF.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap
+import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from sklearn import metrics
 
 from ..data.labels import LABELS
 from ..models.variants import style
 from ..style import FAINT, INK, look, save
 from .scores import reliability as reliability_bins
 
-_COUNTS = LinearSegmentedColormap.from_list("counts", ["#ffffff", "#cfe0ee", "#6fa3cc", "#1f4e79"])
-
 
 def confusion_matrix(
     labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS
 ) -> list[Path]:
-    """Confusion matrix: counts, and beneath each the share of its row (of the texts that are of
-    that class).
+    """Confusion matrix: counts, and beneath each its fraction of the row, the texts of that class.
 
-    labels [n] in [0, C); logits [n, C]. The colour is the row's share, so that classes of different
-    size compare.
+    labels [n] in [0, C); logits [n, C]. Colours follow the fractions: classes of any size compare.
     """
-    n_classes = logits.shape[1]
+    n, n_classes = logits.shape
+    predicted = logits.argmax(axis=1)
     names = names if len(names) == n_classes else [str(number) for number in range(n_classes)]
-    pairs = np.asarray(labels) * n_classes + np.asarray(logits).argmax(axis=1)
-    counts = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    counts = metrics.confusion_matrix(labels, predicted, labels=range(n_classes))
+    fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    words = np.vectorize("{:,}\n{:.1%}".format)(counts, fraction)
     with look():
-        figure = Figure(
-            figsize=(1.6 + 0.95 * n_classes, 1.3 + 0.8 * n_classes), layout="constrained"
-        )
+        size = (1.6 + 0.95 * n_classes, 1.3 + 0.8 * n_classes)
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        # A square root spreads the small shares, where the mistakes are.
-        axes.imshow(np.sqrt(share), cmap=_COUNTS, vmin=0, vmax=1, aspect="auto")
-        for row, column in np.ndindex(counts.shape):
-            dark = np.sqrt(share[row, column]) > 0.65
-            text = f"{counts[row, column]:,}\n{share[row, column]:.1%}"
-            axes.text(column, row, text, ha="center", va="center", color="white" if dark else INK)
-        axes.set_xticks(range(n_classes), names)
-        axes.set_yticks(range(n_classes), names, rotation=90, va="center")
+        # A square root spreads the small fractions, where the mistakes are.
+        sns.heatmap(
+            np.sqrt(fraction), vmin=0, vmax=1, cmap="Blues",
+            annot=words, fmt="", cbar=False, xticklabels=names, yticklabels=names, ax=axes,
+        )  # fmt: skip
         axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
-        accuracy = counts.trace() / max(counts.sum(), 1)
+        axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(title, loc="left", pad=20)
-        axes.text(
-            0,
-            1.02,
-            f"accuracy {accuracy:.4f}, n = {counts.sum():,}",
-            transform=axes.transAxes,
-            color=FAINT,
-        )
+        note = f"accuracy {metrics.accuracy_score(labels, predicted):.4f}, n = {n:,}"
+        axes.text(0, 1.02, note, transform=axes.transAxes, color=FAINT)
         return save(figure, path)
 
 
@@ -117,50 +108,81 @@ def training_curve(frame: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
-    """Reliability diagrams, a panel a variant: accuracy against confidence in 15 equal-width bins.
+    """Reliability diagrams: accuracy against confidence in 15 equal-width bins, one panel each.
 
     Each variant is {key, label, labels, logits, ece, temperature}; with a temperature (fitted on
-    validation) the open circles show the same test rows after it. On the diagonal a classifier is
-    as often right as it claims to be. The area of a circle is the bin's share of rows: most bins of
-    a good classifier are nearly empty, and noisy.
+    validation) open circles show the rows after it. On the diagonal a classifier is as often right
+    as it claims. A circle's area is the fraction of rows: nearly empty bins are noisy.
     """
     columns = min(4, len(variants))
-    rows = -(-len(variants) // columns)
-    looks = style([variant["key"] for variant in variants])
+    n_rows = -(-len(variants) // columns)
+    colours = style([variant["key"] for variant in variants])
     with look():
-        figure = Figure(figsize=(2.35 * columns + 0.4, 2.55 * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for axes in grid.ravel()[len(variants) :]:
+        size = (2.35 * columns + 0.4, 2.55 * n_rows + 0.5)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(n_rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes in grid[len(variants) :]:
             axes.set_visible(False)
-        for variant, axes in zip(variants, grid.ravel(), strict=False):
-            colour = looks[variant["key"]][0]
+        for variant, axes in zip(variants, grid, strict=False):
             axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
-            drawn = [(1.0, {"facecolors": colour, "edgecolors": "white", "alpha": 0.85})]
-            if variant["temperature"] is not None:
-                drawn.append((variant["temperature"], {"facecolors": "none", "edgecolors": INK}))
-            for temperature, colours in drawn:
-                bins = reliability_bins(variant["labels"], variant["logits"], temperature)
-                area = 12 + 220 * bins["count"] / bins["count"].sum()
-                axes.scatter(
-                    bins["confidence"],
-                    bins["accuracy"],
-                    s=area,
-                    linewidths=0.8,
-                    clip_on=False,
-                    zorder=3,
-                    **colours,
-                )
+            note, temperature = f"ECE {variant['ece']:.3f}", variant["temperature"]
+            filled = {
+                "facecolors": colours[variant["key"]][0],
+                "edgecolors": "white",
+                "alpha": 0.85,
+            }
+            _circles(axes, variant, 1.0, **filled)
+            if temperature is not None:
+                note += f"\nT = {temperature:.2f}"
+                _circles(axes, variant, temperature, facecolors="none", edgecolors=INK)
             axes.set_title(variant["label"], loc="left", fontsize=9)
-            note = f"ECE {variant['ece']:.3f}"
-            if variant["temperature"] is not None:
-                note += f"\nT = {variant['temperature']:.2f}"
             axes.text(0.04, 0.96, note, transform=axes.transAxes, va="top", fontsize=8, color=INK)
-            axes.set_xlim(0, 1.04)
-            axes.set_ylim(0, 1.04)
+            axes.set(xlim=(0, 1.04), ylim=(0, 1.04))
             axes.xaxis.set_major_formatter(PercentFormatter(1))
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.tick_params(labelbottom=True)
             axes.grid()
         figure.supxlabel("confidence (probability of the predicted class)", fontsize=9)
         figure.supylabel("accuracy of the rows in the bin", fontsize=9)
+        return save(figure, path)
+
+
+def _circles(axes: Axes, variant: dict, temperature: float, **colours) -> None:
+    bins = reliability_bins(variant["labels"], variant["logits"], temperature)
+    area = 12 + 220 * bins["count"] / bins["count"].sum()
+    where = bins["confidence"], bins["accuracy"]
+    axes.scatter(*where, s=area, linewidths=0.8, clip_on=False, zorder=3, **colours)
+
+
+def quantization_error(weights: pd.DataFrame, path: Path) -> list[Path]:
+    """SQNR in dB of every matrix, one panel per weight scheme: layers downward, kinds of matrix
+    across, the two embeddings above. `weights` is `error_analysis.weight_errors`'. Brighter is
+    better; 6 dB are one bit.
+    """
+    schemes, depth = weights["scheme"].unique(), weights["layer"].nunique()
+    low, high = weights["sqnr_db"].min(), weights["sqnr_db"].max()
+    colours = {"vmin": low, "vmax": high, "cmap": "cividis", "cbar": False}
+    with look():
+        matplotlib.rc("font", size=10)
+        size = (1.6 + 1.55 * len(schemes), 1.6 + 0.25 * (depth + 1))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(2, len(schemes), squeeze=False, height_ratios=[1, depth])
+        for scheme, (top, axes) in zip(schemes, panels.T, strict=True):
+            rows = weights[weights["scheme"] == scheme]
+            above = rows[rows["layer"].isna()]
+            names, values = above[["matrix"]].T, above[["sqnr_db"]].T
+            no_ticks = {"xticklabels": False, "yticklabels": False}
+            sns.heatmap(values, annot=names, fmt="", ax=top, **no_ticks, **colours)
+            below = rows.dropna(subset="layer").astype({"layer": int})
+            grid = below.pivot(index="layer", columns="matrix", values="sqnr_db")
+            grid = grid[below["matrix"].unique()]  # in the model's order
+            sns.heatmap(grid, yticklabels=axes is panels[1, 0], ax=axes, **colours)
+            axes.tick_params(length=0)
+            axes.tick_params(axis="y", rotation=0)
+            axes.set(xlabel="", ylabel="")
+            title = scheme.replace(" per ", "\nper ").replace(" least", "\nleast")
+            top.set_title(f"{title}\n{rows['sqnr_db'].mean():.1f} dB")
+        panels[1, 0].set_ylabel("layer")
+        bar = figure.colorbar(axes.collections[0], ax=panels.ravel().tolist(), shrink=0.9)
+        bar.set_label("SQNR (dB)")
         return save(figure, path)

@@ -1,14 +1,12 @@
 """What a forward pass costs besides time: memory at its peak, and energy.
 
-*Memory.* Resident bytes are a sum over the model's tensors (checkpoints.size_in_parts), read before
-the first forward, in which bitsandbytes casts biases. The peak is what the forward adds on top:
-activations, and weights that a scheme dequantizes on the way. On CUDA the caching allocator counts
-it; on the CPU torch's profiler reports every allocation and release, and the peak is the highest
-running sum. Work space that libraries allocate for themselves is not in it.
+*Memory.* The peak is what the forward adds to the model's own tensors: activations, and weights
+that a scheme dequantizes on the way. On CUDA the caching allocator counts it; on the CPU torch's
+profiler reports every allocation and release, and the peak is the highest running sum. Work space
+that libraries allocate for themselves is not in it.
 
-*Energy.* NVIDIA's driver counts the millijoules that a GPU has drawn since it was loaded (Volta and
-later). The difference over a long run is the board's whole consumption, idle power included: what a
-batch job pays.
+*Energy.* NVIDIA's driver counts the millijoules that a GPU has drawn (Volta and later). The
+difference over a long run is the whole board's, idle power included: what a batch job pays.
 """
 
 import os
@@ -16,41 +14,32 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+from torch.profiler import ProfilerActivity, profile
+
 MIB = 2**20
 
 
 def warm_libraries(device: str) -> None:
-    """Have cuBLAS allocate its work space now, so that no variant is charged for being the first to
-    multiply.
-    """
-    import torch
-
+    """Have cuBLAS allocate its work space now, so that no variant pays for multiplying first."""
     if device != "cuda":
         return
-    for dtype in (torch.float32, torch.float16):
-        square, bias = (
-            torch.ones(256, 256, device=device, dtype=dtype),
-            torch.ones(256, device=device, dtype=dtype),
-        )
-        torch.nn.functional.linear(square, square, bias) @ square
-    codes = torch.ones(256, 256, device=device, dtype=torch.int8)
-    torch._int_mm(codes, codes)
+    square = torch.ones(256, 256, device=device)
+    for x in (square, square.half()):
+        torch.nn.functional.linear(x, x, x[0]) @ x
+    torch._int_mm(square.char(), square.char())
     torch.cuda.synchronize()
 
 
 def allocated_bytes(device: str) -> int:
-    """Bytes of live tensors on CUDA by the allocator's own count; 0 on the CPU, which keeps none."""
-    import torch
-
+    """Bytes of live tensors by CUDA's allocator; 0 on the CPU, which has none."""
     return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 
 def kept_bytes(device: str) -> int:
-    """Bytes that torch keeps reserved on CUDA once it has given back what it can: live tensors and
-    captured graphs' pools.
+    """Bytes that CUDA's allocator keeps once it has given back what it can: live tensors and
+    captured graphs' pools; 0 on the CPU.
     """
-    import torch
-
     if device != "cuda":
         return 0
     torch.cuda.synchronize()
@@ -59,11 +48,7 @@ def kept_bytes(device: str) -> int:
 
 
 def peak_bytes_of(call: Callable[[], object], device: str) -> int:
-    """The most bytes that `call()` had allocated at one time beyond what was live when it began;
-    its result counts.
-    """
-    import torch
-
+    """The most bytes that `call()`, its result included, had allocated at one time."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -71,16 +56,9 @@ def peak_bytes_of(call: Callable[[], object], device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with (
-        _quiet_stderr(),
-        torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profiler,
-    ):
+    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         call()
-    events = [
-        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
@@ -90,9 +68,7 @@ def peak_bytes_of(call: Callable[[], object], device: str) -> int:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Drop what torch's profiler writes to the process's standard error: notices of its start, and
-    of older blocks freed.
-    """
+    """Drop the notices that torch's profiler, in C++, writes to the standard error."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
@@ -105,25 +81,18 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def energy_counter(device: str) -> tuple[Callable[[], float] | None, str]:
-    """A function that reads the joules drawn so far, and the reason where there is none.
-
-    The counter belongs to the GPU that torch calls current, found by its UUID: CUDA_VISIBLE_DEVICES
-    renumbers them.
-    """
+    """A function that reads the joules drawn so far, and the reason where there is none."""
+    none = "energy: not measured, since"
     if device != "cuda":
-        return (
-            None,
-            "energy: not measured, since a CPU's counters are readable by the administrator only",
-        )
+        return None, f"{none} a CPU's counters are readable by the administrator only"
     import pynvml
-    import torch
 
+    # CUDA_VISIBLE_DEVICES renumbers GPUs, so the one that torch calls current is found by its UUID.
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(
-            f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-        )
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError as fault:
-        return None, f"energy: not measured, since the driver does not report it ({fault})"
+        return None, f"{none} the driver does not report it ({fault})"
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000, ""

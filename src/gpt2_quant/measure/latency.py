@@ -2,25 +2,25 @@
 their records.
 
 timing.py says how a call is timed, session.py what is called, best.py what the fastest way to call
-it is, footprint.py how memory and energy are read. Here is how much is measured where: on CUDA a
-sweep over 1 to 256 texts of 32 to 128 tokens and the whole test set; on a CPU a sample, fewer
-shapes and fewer texts under the same protocol, and n says how many.
-
-What is measured is stored before best mode begins: a fault in a compiler must not cost the rest.
+it is, footprint.py how memory and energy are read; here stands how much is measured on a device.
 """
 
 from dataclasses import asdict, replace
 
+import pandas as pd
+import torch
+from tqdm import tqdm
+
 from .. import records
 from ..cli import Settings
 from ..data.datasets import load_splits
-from ..data.tokens import Tokens, load_tokenizer, tokenize
+from ..data.tokens import load_tokenizer, tokenize
 from ..models.loading import baseline_folder, load_variant, weights_file
 from ..models.variants import VARIANTS
 from . import footprint
 from .best import prepare_best, ready_for_texts
 from .session import Protocol, Session, eager, measure_memory
-from .timing import shape_batch
+from .timing import shape_batch, text_batches
 
 MEMORY_SHAPE = (16, 128)
 _SWEEP = tuple((batch, length) for length in (128, 64, 32) for batch in (16, 1, 64, 256, 4))
@@ -48,78 +48,68 @@ def protocol(preset: str, device: str) -> Protocol:
     return PROTOCOLS[device]
 
 
-def comparable_keys(settings: Settings, keys, checkpoint: str | None) -> list[str]:
-    """The variants to measure: those of `keys` (None: all) whose model is there and whose record
-    came from this baseline.
-    """
+def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
+    """The variants to measure: their model is there, and their record came from this baseline."""
     found = records.load_records(settings.results_dir)
     sha256 = records.file_sha256(weights_file(baseline_folder(settings.models_dir, checkpoint)))
     return [
         key
         for key, variant in VARIANTS.items()
-        if (keys is None or key in keys)
-        and key in found
+        if key in found
         and found[key]["checkpoint"]["baseline_sha256"] == sha256
         and (not variant.method or (settings.models_dir / variant.folder / "config.json").is_file())
     ]
 
 
-def measure_and_store(
-    settings: Settings, keys=None, checkpoint: str | None = None, tokens: Tokens | None = None
-) -> dict[str, dict]:
-    """Measure all comparable variants of `keys` (None: every one there is) in this process and
-    renew their records.
+def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict[str, dict]:
+    """Measure all comparable variants in this process and renew their records.
 
     Sets `latency`, `throughput`, `memory`, `energy`, `notes` and `timing` (the session's id and
-    provenance) in results/records/<key>.json. `tokens` is the tokenized test split where the caller
-    has it. Returns the records by key.
+    provenance) in results/records/<key>.json. Returns the records by key.
     """
-    import torch
-    from tqdm import tqdm
-
-    chosen = comparable_keys(settings, keys, checkpoint)
-    plan, device = protocol(settings.preset, settings.device), settings.device
+    device, plan = settings.device, protocol(settings.preset, settings.device)
+    keys = comparable_keys(settings, checkpoint)
     tokenizer = load_tokenizer(baseline_folder(settings.models_dir, checkpoint))
-    if tokens is None:
-        tokens = tokenize(tokenizer, load_splits(settings)["test"], settings.max_length)
+    tokens = tokenize(tokenizer, load_splits(settings)["test"], settings.max_length)
+    pad_id = tokenizer.pad_token_id
     models, memory = {}, {}
-    steps = len(chosen) + (5 if plan.best_shapes else 2)
-    with tqdm(total=steps, desc=f"Timing all variants ({device})", unit="step") as progress:
+    steps = len(keys) + (5 if plan.best_shapes else 2)
+    with (
+        tqdm(total=steps, desc=f"Timing all variants ({device})", unit="step") as progress,
+        torch.inference_mode(),
+    ):
         footprint.warm_libraries(device)
-        batch = shape_batch(tokens, *MEMORY_SHAPE, tokenizer.pad_token_id, device)
-        for key in chosen:
+        batch = shape_batch(tokens, *MEMORY_SHAPE, pad_id, device)
+        for key in keys:
             before = footprint.allocated_bytes(device)
             models[key] = load_variant(key, settings.models_dir, device, checkpoint)
             memory[key] = measure_memory(models[key], batch, device, before)
             progress.update()
-        session = Session(models, tokens, tokenizer.pad_token_id, device, plan)
+        session = Session(models, tokens, pad_id, device, plan)
+        for key, found in session.found.items():
+            found.memory = memory[key]
         plain = {key: eager(model) for key, model in models.items()}
-        batches = session.host_batches()
-        with torch.inference_mode():
-            session.sweep(dict.fromkeys(plan.shapes, plain), "eager")
+        session.sweep(dict.fromkeys(plan.shapes, plain), "eager")
+        progress.update()
+        batches = text_batches(tokens, plan.texts, plan.texts_a_batch, pad_id)
+        session.run_throughput(plain, "eager", batches)
+        progress.update()
+        # Stored before best mode: a fault in a compiler must not cost what is measured.
+        stored = store(settings, session)
+        if plan.best_shapes:
+            ready = prepare_best(session)
             progress.update()
-            session.run_throughput(plain, "eager", batches)
+            session.sweep(ready, "best")
             progress.update()
-            stored = store(
-                settings, session, memory
-            )  # before best mode: a fault there must not cost what is measured
-            if plan.best_shapes:
-                ready = prepare_best(session)
-                progress.update()
-                session.sweep(ready, "best")
-                progress.update()
-                if device == "cuda":
-                    session.run_throughput(
-                        ready_for_texts(session, ready[plan.best_shapes[0]], batches),
-                        "best",
-                        batches,
-                    )
-                stored = store(settings, session, memory)
-                progress.update()
+            if device == "cuda":
+                served = ready_for_texts(session, ready[plan.best_shapes[0]], batches)
+                session.run_throughput(served, "best", batches)
+            stored = store(settings, session)
+            progress.update()
     return stored
 
 
-def store(settings: Settings, session: Session, memory: dict[str, dict]) -> dict[str, dict]:
+def store(settings: Settings, session: Session) -> dict[str, dict]:
     """Write what a session has found so far into the variants' records; returns them."""
     timing = {
         "session": session.id,
@@ -131,49 +121,26 @@ def store(settings: Settings, session: Session, memory: dict[str, dict]) -> dict
         record = records.load_record(settings.results_dir / "records" / f"{key}.json")
         for section in records.TIMED_SECTIONS:
             record.pop(section, None)
-        held = memory[key] | found["best_memory"] | {"session": session.id}
-        record |= {"latency": found["latency"], "memory": held, "timing": timing}
-        record |= {
-            section: found[section]
-            for section in ("throughput", "energy", "notes")
-            if found[section]
-        }
+        memory = found.memory | {"session": session.id}
+        record |= {"latency": found.latency, "memory": memory, "timing": timing}
+        optional = {"throughput": found.throughput, "energy": found.energy, "notes": found.notes}
+        record |= {section: measured for section, measured in optional.items() if measured}
         records.save_record(settings.results_dir, key, record)
         stored[key] = record
     return stored
 
 
 def table(stored: dict[str, dict]) -> str:
-    """What was measured as lines of text: a row a variant; the published batch, eager and best, and
-    the real texts.
-    """
-    shape = f"ms at {MEMORY_SHAPE[0]}x{MEMORY_SHAPE[1]}"
-    heads = ("MiB held", "MiB peak", shape, "best mode", "texts/s", "best mode")
-    lines = [" " * 20 + "".join(f"{head:>13}" for head in heads)]
+    """What was measured as lines of text: memory, the published batch, and the real texts."""
+    rows = {}
     for record in stored.values():
-        entries = [
-            entry
-            for entry in record["latency"]
-            if (entry["batch_size"], entry["seq_len"]) == MEMORY_SHAPE
-        ]
-        times = {entry["mode"]: entry["median_ms"] for entry in entries}
-        rates = {mode: entry["texts_per_s"] for mode, entry in record["throughput"].items()}
-        held, peak = (
-            record["memory"][name] / footprint.MIB for name in ("resident_bytes", "peak_bytes")
-        )
-        cells = (
-            held,
-            peak,
-            times.get("eager"),
-            times.get("best"),
-            rates.get("eager"),
-            rates.get("best"),
-        )
-        written = (
-            "-" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.0f}"
-            for value in cells
-        )
-        lines.append(
-            f"{record['variant']['label']:<20}" + "".join(f"{cell:>13}" for cell in written)
-        )
-    return "\n".join(lines)
+        memory, throughput = record["memory"], record["throughput"]
+        row = {name: memory[f"{name}_bytes"] / footprint.MIB for name in ("resident", "peak")}
+        for entry in record["latency"]:
+            if (entry["batch_size"], entry["seq_len"]) == MEMORY_SHAPE:
+                row[f"{entry['mode']} ms"] = entry["median_ms"]
+        row |= {f"{mode} texts/s": found["texts_per_s"] for mode, found in throughput.items()}
+        rows[record["variant"]["label"]] = row
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame = frame.rename(columns={"resident": "MiB held", "peak": "MiB peak"})
+    return frame.to_string(float_format="{:.2f}".format, na_rep="-")

@@ -1,37 +1,37 @@
 """One process's measurements: the same batches for every variant, one id that every figure carries.
 
-*eager* calls a model as transformers would be called (`use_cache=False`: a classifier has no next
-token). A function here is anything (input_ids, attention_mask) -> logits [B, 4], so that best
-mode's functions are measured by the same code.
-
 *Throughput* is the test set at its real lengths, in batches of like length, from padded batches in
-host memory to logits in host memory; tokenizing is not in it. The same passes give the energy of a
+host memory to logits in host memory; tokenizing is not in it. The same passes give the energy per
 thousand texts.
 """
 
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ..data.tokens import Tokens, pad_batch, sorted_batches
+from ..data.tokens import Tokens
 from ..models.sizes import resident_bytes
 from . import footprint
-from .timing import median_interval, shape_batch, synchronize, time_interleaved
+from .timing import Batches, median_interval, shape_batch, synchronize, time_interleaved
+
+Shape = tuple[int, int]  # texts, tokens
+Function = Callable[[Tensor, Tensor], Tensor]  # input_ids, attention_mask -> logits [B, 4]
+Functions = dict[str, Function]  # by the variant's key; eager and best mode are called alike
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How much is measured. Shapes are (texts, tokens)."""
+    """How much is measured."""
 
-    shapes: tuple[tuple[int, int], ...]
-    best_shapes: tuple[tuple[int, int], ...]  # in the order in which they are prepared
-    best_seconds: (
-        float  # for compiling and capturing, all variants together; what comes too late is left out
-    )
+    shapes: tuple[Shape, ...]
+    best_shapes: tuple[Shape, ...]  # in the order in which they are prepared
+    best_seconds: float  # for compiling and capturing: variants that come too late are left out
     best_seconds_each: float  # and of that, the most that one variant may take
     warmup: int
     min_rounds: int  # below 6 there is no 95% interval of the median
@@ -40,182 +40,135 @@ class Protocol:
     texts: int | None  # of the test set, evenly spaced; None takes all
     texts_a_batch: int
     passes: int
-    seconds_a_pass: float  # the texts are gone through again until this long is over: the energy counter is coarse
+    seconds_a_pass: float  # texts are gone through until this is over: energy is counted coarsely
 
 
-def eager(model) -> Callable:
-    """The model as a function (input_ids, attention_mask) -> logits [B, 4]."""
+@dataclass
+class Found:
+    """What was measured of one variant, by the sections of its record."""
+
+    latency: list[dict] = field(default_factory=list)
+    throughput: dict[str, dict] = field(default_factory=dict)
+    energy: dict[str, dict] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def eager(model) -> Function:
+    """The model as transformers would call it; a classifier needs no cache of keys and values."""
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
-def float_name(model) -> str:
-    """The dtype that activations have between the layers, as the last norm has it: "float16" or
-    "float32".
-    """
-    return str(model.transformer.ln_f.weight.dtype).removeprefix("torch.")
-
-
 class Session:
-    """Everything that one process measures: models by key, the batches they share, one id that
-    every figure carries.
-    """
+    """Models by key, the batches they share, and what was found of each."""
 
     def __init__(self, models: dict, tokens: Tokens, pad_id: int, device: str, plan: Protocol):
-        self.models, self.tokens, self.pad_id, self.device, self.plan = (
-            models,
-            tokens,
-            pad_id,
-            device,
-            plan,
-        )
+        self.models, self.tokens, self.pad_id = models, tokens, pad_id
+        self.device, self.plan = device, plan
         self.id = uuid.uuid4().hex[:12]
-        self.found = {
-            key: {"latency": [], "throughput": {}, "energy": {}, "notes": [], "best_memory": {}}
-            for key in models
-        }
-        self.joules, self.no_energy = footprint.energy_counter(device)
-        for key in models if self.joules is None else ():
-            self.note(key, self.no_energy)
+        self.joules, no_energy = footprint.energy_counter(device)
+        self.found = {key: Found(notes=[no_energy] if no_energy else []) for key in models}
 
     def note(self, key: str, text: str) -> None:
         """Keep, once, a sentence that explains what is missing from a variant's figures."""
-        if text not in self.found[key]["notes"]:
-            self.found[key]["notes"].append(text)
+        if text not in self.found[key].notes:
+            self.found[key].notes.append(text)
 
-    def batch(self, shape: tuple[int, int]):
+    def batch(self, shape: Shape) -> tuple[Tensor, Tensor]:
         """input_ids and attention_mask of a shape on the device, the same for every variant."""
         return shape_batch(self.tokens, *shape, self.pad_id, self.device)
 
-    def sweep(self, functions_at: dict[tuple[int, int], dict[str, Callable]], mode: str) -> None:
-        """Time, at every shape, the functions given for it: key -> (ids, mask) -> logits.
+    def sweep(self, functions_at: dict[Shape, Functions], mode: str) -> None:
+        """Time, at every shape, the functions given for it.
 
         A variant that runs out of memory at a shape is left out there, with a note.
         """
-        import torch
-
+        plan = self.plan
         for shape, functions in functions_at.items():
-            ids, mask = self.batch(shape)
-            calls = {}
+            batch, calls = self.batch(shape), {}
             for key, function in functions.items():
                 try:
-                    function(ids, mask)
-                    calls[key] = partial(function, ids, mask)
+                    function(*batch)
+                    calls[key] = partial(function, *batch)
                 except torch.OutOfMemoryError:
-                    self.note(
-                        key,
-                        f"latency: {mode} at {shape[0]} x {shape[1]} does not fit in the device's memory",
-                    )
-            plan = self.plan
-            times = time_interleaved(
-                calls,
-                self.device,
-                plan.warmup,
-                plan.min_rounds,
-                plan.max_rounds,
-                plan.seconds_a_shape,
-            )
+                    at = f"{mode} at {shape[0]} x {shape[1]}"
+                    self.note(key, f"latency: {at} does not fit in the device's memory")
+            rounds = plan.min_rounds, plan.max_rounds, plan.seconds_a_shape
+            times = time_interleaved(calls, self.device, plan.warmup, *rounds)
             for key, values in times.items():
-                median, low, high = median_interval(values)
-                self.found[key]["latency"].append(
-                    {
-                        "batch_size": shape[0],
-                        "seq_len": shape[1],
-                        "dtype": float_name(self.models[key]),
-                        "mode": mode,
-                        "warmup": plan.warmup + 1,
-                        "n": len(values),
-                        "median_ms": median,
-                        "median_low_ms": low,
-                        "median_high_ms": high,
-                        "p95_ms": float(np.percentile(values, 95)),
-                        "values_ms": [round(value, 5) for value in values],
-                        "session": self.id,
-                    }
-                )
+                self.found[key].latency.append(self._entry(key, shape, mode, values))
 
-    def host_batches(self) -> list[dict]:
-        """The throughput run's batches in host memory, longest first, padded to a multiple of 8."""
-        wanted = self.plan.texts or len(self.tokens)
-        rows = np.unique(np.linspace(0, len(self.tokens) - 1, wanted).astype(int))
-        groups = sorted_batches(self.tokens.lengths[rows], self.plan.texts_a_batch)
-        return [pad_batch(self.tokens, rows[group], self.pad_id) for group in groups]
+    def _entry(self, key: str, shape: Shape, mode: str, values_ms: list[float]) -> dict:
+        median, low, high = median_interval(values_ms)
+        # Activations have the last norm's dtype between the layers.
+        dtype = self.models[key].transformer.ln_f.weight.dtype
+        return {
+            "batch_size": shape[0], "seq_len": shape[1],
+            "dtype": str(dtype).removeprefix("torch."), "mode": mode,
+            "warmup": self.plan.warmup + 1, "n": len(values_ms),
+            "median_ms": median, "median_low_ms": low, "median_high_ms": high,
+            "p95_ms": float(np.percentile(values_ms, 95)),
+            "values_ms": [round(value, 5) for value in values_ms], "session": self.id,
+        }  # fmt: skip
 
-    def run_throughput(
-        self, functions: dict[str, Callable], mode: str, batches: list[dict]
-    ) -> None:
-        """Texts a second and joules a thousand texts of each function, in interleaved passes over
-        `batches`.
-        """
+    def run_throughput(self, functions: Functions, mode: str, batches: Batches) -> None:
+        """Texts per second, and joules per thousand texts, in interleaved passes over `batches`."""
         n_texts = sum(len(batch["labels"]) for batch in batches)
         n_tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
-        runs = {key: [] for key in functions}  # (texts, seconds, joules) a pass
-        shuffle = np.random.default_rng(0)
+        passes: dict[str, list[tuple]] = {key: [] for key in functions}
+        rng = np.random.default_rng(0)
         for _ in range(self.plan.passes):
-            for key in shuffle.permutation(list(functions)).tolist():
-                runs[key].append(self._one_pass(functions[key], batches, n_texts))
-        for key, passes in runs.items():
-            texts_per_s = [texts / seconds for texts, seconds, _ in passes]
-            middle = float(np.median(texts_per_s))
-            self.found[key]["throughput"][mode] = {
-                "texts_per_s": middle,
-                "tokens_per_s": middle * n_tokens / n_texts,
-                "n": n_texts,
-                "batch_size": self.plan.texts_a_batch,
-                "mode": mode,
-                "values_texts_per_s": texts_per_s,
-                "session": self.id,
-            }
+            for key in rng.permutation(list(functions)).tolist():
+                passes[key].append(self._one_pass(functions[key], batches, n_texts))
+        for key, measured in passes.items():
+            rates = [texts / seconds for texts, seconds, _ in measured]
+            median = float(np.median(rates))
+            self.found[key].throughput[mode] = {
+                "texts_per_s": median, "tokens_per_s": median * n_tokens / n_texts,
+                "n": n_texts, "batch_size": self.plan.texts_a_batch, "mode": mode,
+                "values_texts_per_s": rates, "session": self.id,
+            }  # fmt: skip
             if self.joules:
-                texts, seconds, joules = (sum(column) for column in zip(*passes, strict=True))
-                self.found[key]["energy"][mode] = {
-                    "joules_per_1000_texts": 1000 * joules / texts,
-                    "mean_watts": joules / seconds,
-                    "seconds": seconds,
-                    "texts": texts,
-                    "mode": mode,
-                    "session": self.id,
-                }
+                texts, seconds, joules = (sum(column) for column in zip(*measured, strict=True))
+                self.found[key].energy[mode] = {
+                    "joules_per_1000_texts": 1000 * joules / texts, "mean_watts": joules / seconds,
+                    "seconds": seconds, "texts": texts, "mode": mode, "session": self.id,
+                }  # fmt: skip
 
     def _one_pass(
-        self, function: Callable, batches: list[dict], n_texts: int
+        self, function: Function, batches: Batches, n_texts: int
     ) -> tuple[int, float, float]:
-        """Texts, seconds and joules of going through `batches`, again and again until
-        `seconds_a_pass` are over.
-        """
+        """Texts, seconds and joules of going through `batches` until `seconds_a_pass` are over."""
+        read_joules = self.joules or (lambda: 0.0)
         synchronize(self.device)
-        texts, joules, start = 0, self.joules() if self.joules else 0.0, time.perf_counter()
+        texts, joules, start = 0, read_joules(), time.perf_counter()
         while True:
-            logits = [
-                function(b["input_ids"].to(self.device), b["attention_mask"].to(self.device))
-                for b in batches
-            ]
+            inputs = ((batch["input_ids"], batch["attention_mask"]) for batch in batches)
+            # All are launched before the first answer is waited for.
+            logits = [function(ids.to(self.device), mask.to(self.device)) for ids, mask in inputs]
             for answer in logits:
                 answer.cpu()
             texts += n_texts
             seconds = time.perf_counter() - start
             if seconds >= self.plan.seconds_a_pass:
-                return texts, seconds, (self.joules() - joules if self.joules else 0.0)
+                return texts, seconds, read_joules() - joules
 
 
-def measure_memory(model, batch: tuple, device: str, allocated_before: int) -> dict:
-    """Bytes that a freshly loaded model holds, and the most that it held with its forward pass of
-    `batch` running.
+def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_before: int) -> dict:
+    """Bytes that a freshly loaded model holds, and the most with a forward pass of `batch` running.
 
-    To be called before the model's first forward. `allocated_before` is the allocator's count
-    before it was loaded.
+    Comes before any forward, in which bitsandbytes casts tensors. `allocated_before`: the
+    allocator's count before loading.
     """
-    import torch
-
     resident = resident_bytes(model)
     allocated = footprint.allocated_bytes(device) - allocated_before
     call = partial(eager(model), *batch)
     with torch.inference_mode():
-        call()  # kernels tune themselves in their first call, in memory that later calls do not need
+        call()  # kernels tune themselves in their first call, in memory that later ones do not need
         peak = resident + footprint.peak_bytes_of(call, device)
+    batch_size, seq_len = batch[0].shape
     return {
-        "resident_bytes": resident,
-        "peak_bytes": peak,
-        "batch_size": batch[0].shape[0],
-        "seq_len": batch[0].shape[1],
+        "resident_bytes": resident, "peak_bytes": peak,
+        "batch_size": batch_size, "seq_len": seq_len,
         **({"allocated_bytes": allocated} if device == "cuda" else {}),
-    }
+    }  # fmt: skip

@@ -1,18 +1,13 @@
 """How a call is timed, and what may be said of the times.
 
-A latency is a property of model, shape, machine and moment. So that two rows compare,
+So that two variants compare, both get the same batch of real texts, already on the device. Each is
+warmed up (kernels are chosen, compiled, captured), then timed in *rounds*, once per round in an
+order shuffled anew: drift of clock and temperature hits all alike, and nobody always runs behind
+the same neighbour. Every value is kept.
 
-- every variant gets the same batch: real test texts, cut or padded to the length on the right,
-  already on the device;
-- every variant is warmed up at a shape first (kernels are chosen, compiled, captured), then timed
-  in *rounds*, each variant once a round in an order shuffled anew: drift of clock and temperature
-  hits all alike, and nobody always runs behind the same neighbour;
-- each call stands between two `torch.cuda.synchronize()`, without which only the launch would be
-  timed;
-- every value is kept. The median is shown with a 95% interval of order statistics, which assumes no
-  distribution: the number of values below the true median is binomial(n, 1/2), so the k-th smallest
-  and k-th largest enclose it with probability 1 - 2 P(B < k) (Conover, Practical Nonparametric
-  Statistics, section 3.2).
+The median has a 95% interval of order statistics, which assumes no distribution: the number of
+values below the true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it
+with probability 1 - 2 P(B < k) (Conover, Practical Nonparametric Statistics, section 3.2).
 """
 
 import gc
@@ -20,36 +15,29 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
+from scipy.stats import binom
+from torch import Tensor
 
-from ..data.tokens import Tokens
+from ..data.tokens import Tokens, pad_batch, sorted_batches
+
+Batches = list[dict[str, Tensor]]
 
 
-def median_interval(values_ms, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Median, low, high of `values_ms`; low and high are NaN where n is too small for that
-    confidence (at 95%: below 6).
-    """
-    from scipy.stats import binom
-
+def median_interval(values_ms) -> tuple[float, float, float]:
+    """Median of `values_ms` and its 95% interval, which is NaN where there are fewer than 6."""
     ordered = np.sort(np.asarray(values_ms, dtype=float))
-    k = int(
-        binom.ppf((1 - confidence) / 2, len(ordered), 0.5)
-    )  # the largest k whose P(B < k) is within the tail
-    median = float(np.median(ordered))
-    return (
-        (median, float(ordered[k - 1]), float(ordered[-k]))
-        if k
-        else (median, float("nan"), float("nan"))
-    )
+    k = int(binom.ppf(0.025, len(ordered), 0.5))  # the largest whose P(B < k) is within the tail
+    low, high = (ordered[k - 1], ordered[-k]) if k else (np.nan, np.nan)
+    return float(np.median(ordered)), float(low), float(high)
 
 
-def shape_batch(tokens: Tokens, batch_size: int, seq_len: int, pad_id: int, device: str):
+def shape_batch(
+    tokens: Tokens, batch_size: int, seq_len: int, pad_id: int, device: str
+) -> tuple[Tensor, Tensor]:
     """input_ids and attention_mask, int64 [batch_size, seq_len]: evenly spaced texts, cut or padded
-    to that length.
-
-    A test set smaller than the batch gives some of its texts more than once.
+    on the right; fewer texts than that are repeated.
     """
-    import torch
-
     ids = np.full((batch_size, seq_len), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)
     for i, row in enumerate(np.linspace(0, len(tokens) - 1, batch_size).astype(int)):
@@ -58,16 +46,26 @@ def shape_batch(tokens: Tokens, batch_size: int, seq_len: int, pad_id: int, devi
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
+def text_batches(tokens: Tokens, limit: int | None, batch_size: int, pad_id: int) -> Batches:
+    """At most `limit` texts, evenly spaced, at their real lengths: batches of like length in host
+    memory, longest first, as `pad_batch` makes them.
+    """
+    wanted = min(limit or len(tokens), len(tokens))
+    rows = np.unique(np.linspace(0, len(tokens) - 1, wanted).astype(int))
+    groups = sorted_batches(tokens.lengths[rows], batch_size)
+    return [pad_batch(tokens, rows[group], pad_id) for group in groups]
+
+
 def synchronize(device: str) -> None:
     """Wait until the device has done all that was asked of it; a CPU always has."""
     if device == "cuda":
-        import torch
-
         torch.cuda.synchronize()
 
 
 def time_once(call: Callable[[], object], device: str) -> float:
-    """Milliseconds of one `call()`, from an idle device to an idle device."""
+    """Milliseconds of one `call()`, from an idle device to an idle device: without waiting on both
+    sides, only the launch would be timed.
+    """
     synchronize(device)
     start = time.perf_counter_ns()
     call()
@@ -83,23 +81,22 @@ def time_interleaved(
     max_rounds: int,
     seconds: float,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round, name -> values; every name gets the same number of
-    values.
+    """Milliseconds of each call in each round, name -> values, as many of each name.
 
     After `min_rounds`, rounds go on while the next one is expected to end within `seconds`, up to
-    `max_rounds`. The garbage collector runs before the rounds and not during them.
+    `max_rounds`.
     """
     for call in calls.values():
         for _ in range(warmup):
             call()
-    values = {name: [] for name in calls}
-    shuffle = np.random.default_rng(0)
+    values: dict[str, list[float]] = {name: [] for name in calls}
+    rng = np.random.default_rng(0)
     gc.collect()
-    gc.disable()
+    gc.disable()  # no garbage collection during the rounds
     try:
         start = time.perf_counter()
         for done in range(1, max_rounds + 1):
-            for name in shuffle.permutation(list(calls)).tolist():
+            for name in rng.permutation(list(calls)).tolist():
                 values[name].append(time_once(calls[name], device))
             used = time.perf_counter() - start
             if done >= min_rounds and used * (done + 1) / done > seconds:
