@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL, DATASET = "tester/tiny-gpt2", "tester/news"
 
 FETCH = f"""
-from gpt2_quant.data.hub import fetch_model_folder, local_commit
+from gpt2_quant.data.hub import fetch_model_folder
 folder = fetch_model_folder({MODEL!r}, revision)
-print(json.dumps({{"commit": local_commit(folder), "files": sorted(p.name for p in folder.iterdir())}}))
+print(json.dumps({{"commit": folder.name, "files": sorted(p.name for p in folder.iterdir())}}))
 """
 READ = f"""
 from gpt2_quant.data.datasets import _read_hub
 rows = _read_hub({DATASET!r}, revision)
-print(json.dumps({{name: [len(texts), texts[0], labels[:4]] for name, (texts, labels) in rows.items()}}))
+print(json.dumps({{name: [len(t), t[0], labels[:4]] for name, (t, labels) in rows.items()}}))
 """
 
 
@@ -69,7 +69,7 @@ def hub(repositories):
 def ask(
     code: str, home: Path, endpoint: str, revision: str | None = COMMIT, offline: str = "0"
 ) -> subprocess.CompletedProcess:
-    """Run `code` below errors.run, as a script does, against `endpoint` with the cache in `home`."""
+    """Run `code` below errors.run, as a script does; the hub is `endpoint`, its cache `home`."""
     program = "import json, sys\nsys.path.insert(0, 'src')\nfrom gpt2_quant.errors import run\n"
     program += f"revision = {revision!r}\ndef main():\n"
     program += "".join(f"    {line}\n" for line in code.strip().splitlines()) + "run(main)\n"
