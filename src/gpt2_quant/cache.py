@@ -1,22 +1,21 @@
 """What was done once is not done again: a script's work by its receipt, scores by their content.
 
-*Receipts.* A script writes its receipt last, after all its outputs. Its work is complete while the
-receipt names the same flags and inputs, and every output is still as it was written. Small files
-are compared by sha256, large ones (weights) by size and time of change: looking takes milliseconds.
+*Receipts.* A script writes its receipt last. Its work is complete while the receipt names the same
+flags and inputs, and every output is still as it was written. Small files are compared by sha256,
+large ones (weights) by size and time of change: looking takes milliseconds.
 
 *Scores.* The key of a row is sha256(signature, text, …): the signature names the metric with all
 that could change its value (model and revision, layer, tokenizer, package version), so a new
-version never meets an old number. Tables are `.npz` files of two arrays, keys uint8 [n, 32] and
-rows float [n, width]; numpy reads them with `allow_pickle=False`.
+version never meets an old number. Tables are `.npz` files: keys uint8 [n, 32], rows [n, width].
 """
 
 import hashlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,29 +70,37 @@ class Cache:
         return np.stack([table[key] for key in keys]) if keys else np.empty((0, 0))
 
     def _read(self, name: str) -> dict[bytes, np.ndarray]:
-        if self.folder is None:
+        stored = load_arrays(self.folder / f"{name}.npz", "keys", "rows") if self.folder else None
+        if stored is None:
             return {}
-        try:
-            with np.load(self.folder / f"{name}.npz", allow_pickle=False) as stored:
-                keys, rows = stored["keys"], stored["rows"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return {}  # a cache is never worth an error: what cannot be read is computed again
+        keys, rows = stored
         return dict(zip(map(np.ndarray.tobytes, keys), rows, strict=True))
 
     def _save(self, name: str) -> None:
-        if self.folder is None:
-            return
-        table = self._tables[name]
-        keys = np.frombuffer(b"".join(table), dtype=np.uint8).reshape(len(table), 32)
-        with atomic_path(self.folder / f"{name}.npz") as temporary:
-            np.savez(temporary, keys=keys, rows=np.stack(list(table.values())))
+        if self.folder:
+            table = self._tables[name]
+            keys = np.frombuffer(b"".join(table), dtype=np.uint8).reshape(len(table), 32)
+            rows = np.stack(list(table.values()))
+            save_arrays(self.folder / f"{name}.npz", {"keys": keys, "rows": rows})
+
+
+def load_arrays(path: Path, *names: str) -> list[np.ndarray] | None:
+    """These arrays of an `.npz`, read without pickles; None where it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return [stored[name] for name in names]
+    except Exception:  # a cache is never worth an error, and a damaged archive raises a dozen kinds
+        return None
+
+
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Write an `.npz`, atomically. Raises OSError when the disk refuses."""
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)
 
 
 class Step:
-    """One script's run: its name, the flags it was given and the files it reads.
-
-    `flags` is `vars(args)`; `inputs` are files whose change makes this step's results stale.
-    """
+    """One script's run: its name, its flags (`vars(args)`) and the files it reads."""
 
     def __init__(self, results_dir: Path, name: str, flags: dict, inputs: Iterable[Path] = ()):
         self.name = name
@@ -137,7 +144,7 @@ def _state(path: Path) -> str | None:
 
 
 def _output_state(path: Path) -> str | None:
-    """As `_state`, but of a record without its timings, which script 3 renews for all variants."""
+    """The same, of a record without its timings, which script 3 renews for all variants."""
     if path.parent.name == "records":
         try:
             record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,25 +1,24 @@
 """What every script is told: presets, flags, folders, device and seed.
 
-A *preset* names a whole experiment. `paper` is the published one (GPT-2 and AG News from the hub,
-each pinned to a commit, so that a later change there cannot change a result here). `demo` runs the
-same code on a corpus and a miniature GPT-2 that it makes on the spot, in folders of its own. A flag
-overrides what the preset says; whatever a script ran with stands in its record.
+A *preset* names an experiment. `paper` is the published one: GPT-2 and AG News from the hub, each
+pinned to a commit, so that no change there changes a result here. `demo` runs the same code on a
+corpus and a miniature GPT-2 that it makes on the spot, in folders of its own. A flag overrides what
+the preset says; whatever a script ran with stands in its record.
 """
 
 import argparse
 import ctypes
 import os
-import random
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-POSITIONS = 1024  # of GPT-2's context
+NO_FOLDER = "there is no such folder; give an existing folder or a hub id like owner/name"
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Settings:
     def as_dict(self) -> dict:
         """What a record keeps: every setting but `overwrite`, which changes no result.
 
-        Folders of this repository are named from its root: records are read on other machines.
+        Folders in this repository are named from its root: records are read elsewhere, too.
         """
         values = asdict(self)
         for name in ("models_dir", "results_dir", "base_model", "dataset"):
@@ -86,7 +85,7 @@ class Settings:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one sentence instead of the whole usage text."""
+    """argparse that complains in one sentence instead of the whole usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see python {self.prog} --help\n")
@@ -103,7 +102,7 @@ def positive_int(text: str) -> int:
 def parser(docstring: str) -> argparse.ArgumentParser:
     """A parser with the flags that every script has; the script's `docstring` is the help text."""
     result = _Parser(
-        prog=os.path.relpath(sys.argv[0]) if sys.argv[0] else None,
+        prog=os.path.relpath(sys.argv[0] or "."),
         description=docstring,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -128,15 +127,11 @@ def parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Apply the preset to the parsed flags and check them.
-
-    Raises UserError for `--device cuda` without CUDA, a folder that cannot be written, a path that
-    does not exist, a context longer than GPT-2's 1,024 positions.
-    """
+    """Apply the preset to the parsed flags. Raises UserError for what cannot be as they ask."""
     preset = PRESETS[args.preset]
-    if args.max_length > POSITIONS:
+    if args.max_length > 1024:
         fault = f"--max-length {args.max_length} is beyond GPT-2's 1,024 positions"
-        raise UserError(f"{fault}: give {POSITIONS} or less")
+        raise UserError(f"{fault}: give 1024 or less")
     for flag, value in (("--base-model", args.base_model), ("--dataset", args.dataset)):
         if value and looks_like_path(value) and not Path(value).is_dir():
             raise UserError(f"{flag} {value}: {NO_FOLDER}")
@@ -144,26 +139,28 @@ def settings_from(args: argparse.Namespace) -> Settings:
     results_dir = args.results_dir or preset.results_dir
     for flag, folder in (("--models-dir", models_dir), ("--results-dir", results_dir)):
         _check_writable(flag, folder)
-    given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
-    resolved = {
-        "base_model": args.base_model or preset.base_model or str(models_dir / "base_gpt2"),
-        "base_revision": None if args.base_model else preset.base_revision,
-        "dataset": args.dataset or preset.dataset or str(models_dir / "dataset"),
-        "dataset_revision": None if args.dataset else preset.dataset_revision,
-        "models_dir": models_dir,
-        "results_dir": results_dir,
-        "device": resolve_device(args.device),
-    }
-    return Settings(**given | resolved)
+    return Settings(
+        preset=args.preset,
+        base_model=args.base_model or preset.base_model or str(models_dir / "base_gpt2"),
+        base_revision=None if args.base_model else preset.base_revision,
+        dataset=args.dataset or preset.dataset or str(models_dir / "dataset"),
+        dataset_revision=None if args.dataset else preset.dataset_revision,
+        models_dir=models_dir,
+        results_dir=results_dir,
+        device=resolve_device(args.device),
+        **{name: getattr(args, name) for name in AS_GIVEN},
+    )
 
 
-NO_FOLDER = "there is no such folder; give an existing folder or a hub id like owner/name"
+AS_GIVEN = (
+    "batch_size", "max_length", "seed", "max_train_samples", "max_test_samples", "overwrite",
+)  # fmt: skip
 
 
 def looks_like_path(name: str) -> bool:
     """Whether `name` can only mean a folder: a hub id has no dot in front and at most one slash."""
-    path_like = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    return path_like or Path(name).is_dir()
+    outside = name.startswith((".", "/", "~")) or "\\" in name
+    return outside or name.count("/") > 1 or Path(name).is_dir()
 
 
 def resolve_device(name: str) -> str:
@@ -185,10 +182,9 @@ def resolve_device(name: str) -> str:
 
 
 def _check_writable(flag: str, folder: Path) -> None:
-    """Try a temporary file in `folder`, or in its nearest existing parent, and leave nothing."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    """Try a temporary file in `folder`, or in its nearest existing parent."""
+    absolute = folder.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(b"0" * 4096)
@@ -199,9 +195,6 @@ def _check_writable(flag: str, folder: Path) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators (torch's covers every device)."""
-    import numpy as np
-    import torch
+    from transformers import set_seed
 
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    set_seed(seed % 2**32)  # NumPy takes no other

@@ -1,9 +1,9 @@
 """One JSON file per result, with its provenance, written atomically.
 
-A number is worth what is known of its origin: beside the metrics a record holds the settings, the
-data's fingerprint, the code (git commit, and a hash of the sources for copies without git), package
-versions, device and driver. Every file is written under a temporary name, flushed to the disk and
-then renamed: a reader sees the old file or the new one, never half of either.
+A number is worth what is known of its origin: a record also holds settings, the data's fingerprint,
+the code's (git commit, and a hash for copies without git), package versions, device and driver.
+Every file is written under a temporary name, flushed to the disk and then renamed: a reader sees
+the old file or the new one, never half of either.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -37,10 +37,9 @@ PACKAGES = (
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path that takes `path`'s place when the block ends well, else vanishes.
+    """A temporary path, of a file or folder, that takes `path`'s place when the block ends well.
 
-    Serves files and folders; a folder replaces the old one whole. Raises OSError when the disk
-    refuses.
+    Else it vanishes. A folder replaces the old one whole. Raises OSError when the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
@@ -127,10 +126,8 @@ def load_record(path: Path) -> dict:
         raise UserError(f"{fault}: delete it and run its script again") from None
     if newer:
         version = f"{path} has schema version {record['schema_version']}"
-        raise UserError(
-            f"{version}, but this code reads up to {SCHEMA_VERSION}: update the code, "
-            "or delete the file and run its script again"
-        )
+        fault = f"{version}, but this code reads up to {SCHEMA_VERSION}"
+        raise UserError(f"{fault}: update the code, or delete the file and run its script again")
     return record
 
 
@@ -149,17 +146,13 @@ def file_sha256(path: Path) -> str:
 
 def provenance(settings: Settings) -> dict:
     """Who made a number: code, command, time, seed, versions, device."""
-    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         **code_version(),
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "seed": settings.seed,
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {name: _version(name) for name in PACKAGES},
         **(_gpu() if settings.device == "cuda" else _cpu()),
     }
 
@@ -177,6 +170,13 @@ def code_version() -> dict:
         "git_dirty": None if changes is None else bool(changes),
         "source_sha256": digest.hexdigest(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:
@@ -205,10 +205,8 @@ def _gpu() -> dict:
 def _cpu() -> dict:
     import torch
 
-    name = platform.machine()
-    with suppress(OSError):  # /proc is Linux's; elsewhere the architecture has to do
-        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if found := re.search(r"^model name\s*:\s*(.+)$", info, flags=re.MULTILINE):
-            name = found[1]
-    device = f"{name}, {os.cpu_count()} cores"
+    info = Path("/proc/cpuinfo")  # Linux's; elsewhere the architecture has to do
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    device = f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
     return {"device": device, "threads": torch.get_num_threads(), "driver": None}

@@ -28,7 +28,7 @@ print(json.dumps({{"commit": folder.name, "files": sorted(p.name for p in folder
 READ = f"""
 from gpt2_quant.data.datasets import _read_hub
 rows = _read_hub({DATASET!r}, revision)
-print(json.dumps({{name: [len(t), t[0], labels[:4]] for name, (t, labels) in rows.items()}}))
+print(json.dumps([[len(texts), texts[0], labels[:4]] for texts, labels in rows]))
 """
 
 
@@ -126,7 +126,7 @@ def test_model_at_a_pinned_commit_without_pickles_then_from_the_cache(hub, tmp_p
 def test_dataset_as_parquet(hub, tmp_path, tiny_texts):
     texts, labels = tiny_texts
     rows = answer_of(ask(READ, tmp_path, hub.url))
-    assert rows == {"train": [200, texts[0], labels[:4]], "test": [40, texts[200], labels[200:204]]}
+    assert rows == [[200, texts[0], labels[:4]], [40, texts[200], labels[200:204]]]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_busy_hub_is_asked_again(hub, tmp_path, request_line):
 
 def test_a_busy_hub_is_asked_again_for_data(hub, tmp_path):
     hub.busy = {"GET train-00000-of-00001.parquet": 2}
-    assert answer_of(ask(READ, tmp_path, hub.url))["train"][0] == 200
+    assert answer_of(ask(READ, tmp_path, hub.url))[0][0] == 200
     assert hub.busy == {"GET train-00000-of-00001.parquet": 0}
 
 

@@ -24,10 +24,7 @@ Rows = tuple[list[str], list[int]]  # texts, and their labels 0–3
 
 @dataclass(frozen=True)
 class Split:
-    """One split: `texts[i]` has class `labels[i]` (0–3), from `source` at `revision`.
-
-    `cache` is the folder that keeps its tokens for the next time (tokens.py); None keeps none.
-    """
+    """Texts and their labels (0–3) from `source` at `revision`; `cache` keeps tokens, if given."""
 
     name: str
     texts: list[str]
@@ -45,12 +42,12 @@ class Split:
         return digest.hexdigest()
 
     def take(self, rows: list[int]) -> "Split":
-        """The same split with these rows only."""
+        """These rows of it."""
         texts, labels = [self.texts[i] for i in rows], [self.labels[i] for i in rows]
         return replace(self, texts=texts, labels=labels)
 
     def describe(self) -> dict:
-        """What a record says of the split."""
+        """What a record says of it."""
         return {
             "name": self.source,
             "revision": self.revision,
@@ -70,12 +67,12 @@ def load_splits(settings: Settings) -> dict[str, Split]:
     """
     name, revision = settings.dataset, settings.dataset_revision
     if looks_like_path(name):
-        revision = None
-        rows = {split: _read_local(Path(name), split) for split in ("train", "test")}
+        revision, rows = None, [_read_local(Path(name), split) for split in ("train", "test")]
     else:
         rows = _read_hub(name, revision)
     kept = settings.results_dir / "cache"
-    train, test = (Split(split, *rows[split], name, revision, kept) for split in rows)
+    train = Split("train", *rows[0], name, revision, kept)
+    test = Split("test", *rows[1], name, revision, kept)
 
     held_out = [_digest(text) % VALIDATION_DIVISOR == 0 for text in train.texts]
     validation = replace(
@@ -93,24 +90,22 @@ def load_splits(settings: Settings) -> dict[str, Split]:
 
 
 def check_folder(settings: Settings) -> None:
-    """Read the data set where it is a folder: its faults are told before large libraries load."""
+    """Tell the faults of a data set's folder before large libraries load."""
     if settings.preset != "demo" and looks_like_path(settings.dataset):
         load_splits(settings)
 
 
 def _digest(text: str) -> int:
-    """The text's sha256 as a number: a fixed, uniform draw that depends on nothing but the text."""
+    # A fixed, uniform draw that depends on nothing but the text.
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
 def _fewer(split: Split, limit: int | None) -> Split:
-    n = len(split.texts)
     if limit is None:
         return split
-    if limit > n:
-        asked = f"--max-{split.name}-samples {limit}"
-        there = f"more than the {n} {split.name} rows there are"
-        raise UserError(f"{asked} asks for {there}: give {n} or less")
+    if limit > (n := len(split.texts)):
+        fault = f"--max-{split.name}-samples {limit} asks for more than the {n} {split.name} rows"
+        raise UserError(f"{fault} there are: give {n} or less")
     return split.take(smallest_digests(split.texts, limit))
 
 
@@ -129,34 +124,27 @@ def _read_local(folder: Path, split: str) -> Rows:
     if not shards:
         fault = f"--dataset {folder} has neither {split}.csv nor {split}-*.parquet"
         raise UserError(f"{fault}: name a folder that holds AG News")
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow.dataset
 
-    texts, labels = [], []
-    for shard in shards:
-        try:
-            table = pyarrow.parquet.read_table(shard, columns=["text", "label"])
-        except (pyarrow.ArrowException, OSError) as fault:
-            wrong = f"{shard} is no parquet file with the columns text and label"
-            raise UserError(f"{wrong}: fetch it again") from fault
-        texts += table["text"].to_pylist()
-        labels += table["label"].to_pylist()
+    try:
+        table = pyarrow.dataset.dataset(shards).to_table(columns=["text", "label"])
+    except (pyarrow.ArrowException, OSError) as fault:
+        wrong = f"{shards[0].parent}: {split} files are damaged or without columns text and label"
+        raise UserError(f"{wrong}; fetch them again") from fault
+    labels = table["label"].to_pylist()
     _check_labels(labels, str(shards[0].parent))
-    return texts, labels
+    return table["text"].to_pylist(), labels
 
 
 FORM = "a row is a class from 1 to 4, a title and a description"
 
 
 def read_csv(path: Path) -> Rows:
-    """Read AG News' own CSV: class index 1–4, title, description, quoted, no header, UTF-8.
+    """Texts (title, space, description) and labels 0–3. Raises UserError naming file and line.
 
-    Returns texts (title, one space, description) and labels 0–3. Raises UserError naming file and
-    line.
+    AG News' own CSV has class index 1–4, title, description: quoted, no header, UTF-8.
     """
-    # A field may be longer than csv's default limit of 131,072 characters: that is truncation's
-    # business.
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(1 << 30)  # how long a text may be is truncation's business
     texts, labels = [], []
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -164,9 +152,8 @@ def read_csv(path: Path) -> Rows:
             for row in reader:
                 if wrong := _fault_of(row, reader.line_num):
                     raise UserError(f"{path}, line {reader.line_num} {wrong}")
-                number, title, description = row
-                labels.append(int(number) - 1)
-                texts.append(f"{title} {description}" if title or description else "")
+                labels.append(int(row[0]) - 1)
+                texts.append(" ".join(row[1:]) if any(row[1:]) else "")
         except UnicodeDecodeError as fault:
             wrong = f"{path} is not UTF-8 (byte {fault.start} after some text)"
             raise UserError(f"{wrong}: convert it, for instance with iconv") from fault
@@ -191,25 +178,24 @@ def _fault_of(row: list[str], line: int) -> str | None:
     return None
 
 
-def _read_hub(name: str, revision: str | None) -> dict[str, Rows]:
+def _read_hub(name: str, revision: str | None) -> list[Rows]:
     """Train and test of a hub dataset with the columns `text` and `label` (0–3)."""
     from datasets import load_dataset
 
     with hub_faults(name, "--dataset"):
         loaded = retried(lambda: load_dataset(name, revision=revision))
-    rows = {}
+    rows = []
     for split in ("train", "test"):
         if split not in loaded or not {"text", "label"} <= set(loaded[split].column_names):
             fault = f"--dataset {name} has no {split} split with the columns text and label"
             raise UserError(f"{fault}: name another dataset")
-        rows[split] = list(loaded[split]["text"]), list(loaded[split]["label"])
-        _check_labels(rows[split][1], name)
+        rows.append((list(loaded[split]["text"]), list(loaded[split]["label"])))
+        _check_labels(rows[-1][1], name)
     return rows
 
 
 def _check_labels(labels: list[int], where: str) -> None:
-    strange = sorted(set(labels) - set(range(len(LABELS))), key=str)
-    if strange or not labels:
-        found = f"labels {strange[:5]}" if strange else "no rows"
-        mend = "name a dataset with AG News' four classes"
-        raise UserError(f"{where} has {found} where labels from 0 to 3 are needed: {mend}")
+    found = sorted(set(labels), key=str)
+    if not labels or not set(found) <= set(range(len(LABELS))):
+        fault = f"{where} has labels {found[:9]} where 0 to 3 are needed"
+        raise UserError(f"{fault}: name a dataset with AG News' four classes")

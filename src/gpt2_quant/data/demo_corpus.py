@@ -1,16 +1,13 @@
 """A made-up world of news in AG News' four classes: the demo's data, drawn from a grammar.
 
-An item is a story: it has a class, a theme of that class, and a cast (a person, two places, a firm,
-a club) that stays the same from its title to its last sentence, so that sentences of one item
-belong together and sentences of two do not. Places, people, firms and clubs are shared by all
-classes; only what happens tells them apart.
+An item is a story of one class whose cast (people, places, firms, clubs) stays the same from title
+to last sentence: sentences of one item belong together, sentences of two do not. All classes share
+the names; only what happens tells them apart. Words and sentences stand in demo_corpus.toml.
 
 Two things keep a classifier from being perfect, as in real news. One item in nine is a story
 between two desks (a club's share sale, a state's satellite) that either may print: half of those
 are anybody's guess, which puts the ceiling near 0.95. And one item in five ends with a sentence
 from another desk, a cue that misleads whoever counts words.
-
-Words and sentences stand in demo_corpus.toml.
 """
 
 import random

@@ -1,9 +1,8 @@
 """The Hugging Face hub, where weights and data come from unless a folder is named.
 
-A model is fetched as a folder of safetensors, config and tokenizer files at one commit; nothing
-that would have to be unpickled is downloaded. huggingface_hub checks sizes, caches, and asks again
-when a connection breaks, but not when the hub answers 503 to the download of a file: that is done
-here. What goes wrong becomes one sentence.
+A model is fetched as safetensors, config and tokenizer files at one commit, and nothing that would
+have to be unpickled. huggingface_hub checks sizes, caches, and asks again when a connection breaks,
+but not when the hub is busy (503): that is done here. What goes wrong becomes one sentence.
 """
 
 import sys
@@ -12,21 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from ..cli import NO_FOLDER, looks_like_path
 from ..errors import UserError
 
-T = TypeVar("T")
 WAITS_S = (1, 2, 4, 8)
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "merges.txt", "*.md"]
+MODEL_FILES = ["*.safetensors", "*.json", "merges.txt", "*.md"]
 
 
 def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--base-model") -> Path:
     """The local folder of a model: `name` itself where it is a folder, else the hub's snapshot.
 
-    Raises UserError for an empty or missing folder, an unknown id or revision, and a hub out of
-    reach.
+    Raises UserError for a folder without a model, an unknown id or revision, no way to the hub.
     """
     if looks_like_path(name):
         folder = Path(name)
@@ -43,7 +40,7 @@ def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--ba
         return Path(retried(snapshot))
 
 
-def retried(download: Callable[[], T]) -> T:
+def retried(download: Callable[[], Any]) -> Any:
     """The result of `download`, begun again after a while when the hub is busy (5xx)."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -68,10 +65,7 @@ def check_login(repository: str) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Publish the model folder, card included, as `repository`; returns the commit's address.
-
-    Raises UserError where the hub refuses, or is out of reach.
-    """
+    """Publish the model folder, card included; the commit's address. Raises UserError."""
     from huggingface_hub import HfApi
 
     with hub_faults(repository, PUSH):
@@ -87,7 +81,7 @@ PUSH = "--push-to-hub"
 
 @contextmanager
 def hub_faults(name: str, flag: str) -> Iterator[None]:
-    """Turn what goes wrong between here and the hub into a UserError that says which it was."""
+    """Turn what goes wrong between here and the hub into a UserError."""
     try:
         yield
     except Exception as fault:
@@ -103,9 +97,8 @@ def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
     from huggingface_hub import errors
 
     unknown = "the hub knows no such public id; check its spelling or give a folder"
-    away = "the hub is out of reach: check the network" + (
-        " and give the same command again" if publishing else ", or give a local folder"
-    )
+    otherwise = "and give the same command again" if publishing else "or give a local folder"
+    away = f"the hub is out of reach: check the network, {otherwise}"
     match fault:
         case errors.LocalTokenNotFoundError():
             return "it needs a login: run hf auth login, or set HF_TOKEN"
@@ -114,33 +107,21 @@ def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
         case errors.RevisionNotFoundError():
             return "the hub has no such revision; update this code or give a folder"
         case errors.HfHubHTTPError() if publishing:
-            return _refusal(fault)
+            status = fault.response.status_code
+            said = f"the hub answers {status} ({fault.server_message or 'no reason given'})"
+            if status in (401, 403, 404):
+                return f"{said}: run hf auth login with a token that may write there"
+            return f"{said}: try the same command later, what is trained stays"
         case errors.RepositoryNotFoundError() | errors.HFValidationError():
             return unknown
         case DatasetNotFoundError():  # an unknown id or a hub out of reach: the wording tells
             missing = "doesn't exist on the Hub or cannot be accessed" in str(fault)
             return unknown if missing else away
-        case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
-            return away
-        case httpx.HTTPError() | ConnectionError():
-            return away
+        case errors.LocalEntryNotFoundError() | httpx.HTTPError() | ConnectionError():
+            return away  # offline mode is a ConnectionError, too
         case OSError() if "Consistency check failed" in str(fault):
             return "a file arrived cut short from the hub: run the same command again"
         case RuntimeError() if publishing:  # the connection broke while a large file was under way
             said = (str(fault) or type(fault).__name__).splitlines()[0]
-            return f"the upload broke off ({said}): give the same command again, {KEPT}"
+            return f"the upload broke off ({said}): give the same command again, nothing is lost"
     return None
-
-
-KEPT = "what is trained stays"
-
-
-def _refusal(fault) -> str:
-    """What the hub answered to a request to publish, and what helps."""
-    status = fault.response.status_code
-    said = f"the hub answers {status}"
-    if fault.server_message:
-        said += f" ({fault.server_message})"
-    if status in (401, 403, 404):
-        return f"{said}: run hf auth login with a token that may write there"
-    return f"{said}: try the same command later, {KEPT}"

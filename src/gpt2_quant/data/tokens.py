@@ -2,19 +2,16 @@
 
 *Tokens.* GPT-2 has no padding token; its end-of-text token serves, in tokenizer and config alike,
 because `GPT2ForSequenceClassification` classifies from the last token that is not padding. Padding
-is on the right: on the left it would shift the position embeddings. An empty text becomes a single
-end-of-text token, so that it has a position to classify from. Texts are cut at `max_length` tokens
-(at 128: 0.6% of AG News).
+is on the right: on the left it would shift the positions. An empty text becomes one end-of-text
+token, to have a position to classify from. At 128 tokens, 0.6% of AG News is cut.
 
-*Batches.* AG News averages 52 tokens but reaches past 128: padding everything to 128 would more
-than double the work. Rows of like length share a batch instead (Khomenko et al., 2016, arXiv
-1708.05604): a shuffled epoch is cut into pools of 50 batches, each pool sorted by length, and the
-batches shuffled again.
+*Batches.* AG News averages 52 tokens: padding everything to 128 would more than double the work.
+Rows of like length share a batch instead (Khomenko et al., 2016, arXiv 1708.05604): a shuffled
+epoch is cut into pools of 50 batches, each sorted by length, and the batches shuffled again.
 
-*Kept.* GPT-2's tokenizer takes 3 to 6 s for 47,000 news items, reading the tokens back a few
-hundredths. So all scripts share a split's tokens through `results/cache/`. A file's name is a hash
-of all that decides what is in it: nothing is ever out of date, and files may be deleted. The CRC-32
-in an `.npz` shows damage; what cannot be read is made again.
+*Kept.* Tokenizing 47,000 news items takes 3 to 6 s, reading the tokens back a few hundredths: all
+scripts share them through `results/cache/`. A file's name is a hash of all that decides what is in
+it, so nothing is ever out of date; what is damaged (an `.npz` has a CRC-32) is made again.
 """
 
 import json
@@ -22,24 +19,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..cache import content_key
+from ..cache import content_key, load_arrays, save_arrays
 from ..errors import UserError
-from ..records import atomic_path
 from .datasets import Split
 
 POOL_BATCHES = 50
-FORMAT = "2"  # raise it when the code that fills a file changes what it makes
+FORMAT = 2  # raise it when the code that fills a file changes what it makes
 
 
 def load_tokenizer(folder: Path):
-    """GPT-2's tokenizer from a model folder, padding on the right with the end-of-text token.
-
-    Raises UserError where the folder has no tokenizer.
-    """
+    """GPT-2's tokenizer, padding on the right with end-of-text. UserError where there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -81,44 +73,33 @@ class Tokens:
 
 
 def tokenize(tokenizer, split: Split, max_length: int) -> Tokens:
-    """Tokenize a split, each text cut at `max_length` tokens; an empty one becomes end-of-text.
+    """Tokenize a split, or read what was kept; each text is cut at `max_length` tokens.
 
-    Done once for the same texts, tokenizer and length where the split has a cache. Raises OSError
-    when that cannot be written.
+    Raises OSError when the split's cache cannot be written.
     """
-    # A tokenizer written in Python has no state that can be read whole: nothing is kept of it.
-    path = None
-    if split.cache and tokenizer.is_fast:
+    arrays = path = None
+    if split.cache and tokenizer.is_fast:  # one in Python has no state to make a name of
         path = split.cache / f"tokens-{fingerprint(tokenizer, split.texts, max_length)}.npz"
-    arrays = _read(path) if path else None
+        arrays = load_arrays(path, *KEPT)
     if arrays is None:
         arrays = _encode(tokenizer, split.texts, max_length)
         if path:
-            with atomic_path(path) as temporary:
-                np.savez(temporary, **arrays)
-    labels = np.asarray(split.labels, dtype=np.int64)
-    return Tokens(arrays["flat"], arrays["offsets"], labels, int(arrays["truncated"]))
+            save_arrays(path, dict(zip(KEPT, arrays, strict=True)))
+    flat, offsets, truncated = arrays
+    return Tokens(flat, offsets, np.asarray(split.labels, dtype=np.int64), int(truncated))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in ("flat", "offsets", "truncated")}
-    except Exception:  # a cache is never worth an error, and a damaged archive raises a dozen kinds
-        return None
+KEPT = ("flat", "offsets", "truncated")
 
 
-def _encode(tokenizer, texts: list[str], max_length: int) -> dict[str, Any]:
+def _encode(tokenizer, texts: list[str], max_length: int) -> list[np.ndarray]:
     # One token more than is kept shows which texts are cut, without tokenizing the rest of them.
-    encoded = tokenizer(
-        texts, truncation=True, max_length=max_length + 1, add_special_tokens=False
-    )["input_ids"]
+    cut = {"truncation": True, "max_length": max_length + 1, "add_special_tokens": False}
+    encoded = tokenizer(texts, **cut)["input_ids"]
     rows = [ids[:max_length] or [tokenizer.eos_token_id] for ids in encoded]
-    return {
-        "flat": np.fromiter(chain.from_iterable(rows), dtype=np.int32),
-        "offsets": np.cumsum([0, *map(len, rows)], dtype=np.int64),
-        "truncated": sum(len(ids) > max_length for ids in encoded),
-    }
+    flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+    return [flat, offsets, np.array(sum(len(ids) > max_length for ids in encoded))]
 
 
 def fingerprint(tokenizer, texts: list[str], max_length: int) -> str:
@@ -126,20 +107,16 @@ def fingerprint(tokenizer, texts: list[str], max_length: int) -> str:
     import tokenizers
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    for last_call in ("truncation", "padding"):  # how it was asked to cut and to pad
-        del state[last_call]
-    ours = [tokenizer.truncation_side, tokenizer.eos_token_id, max_length]
-    made_with = json.dumps([FORMAT, tokenizers.__version__, ours, state])
+    del state["truncation"], state["padding"]  # how the last call was asked to cut and to pad
+    ours = [FORMAT, tokenizer.truncation_side, tokenizer.eos_token_id, max_length]
+    made_with = json.dumps([tokenizers.__version__, *ours, state])
     return content_key(made_with, *texts).hex()[:16]
 
 
 def length_grouped_batches(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """The rows of each training batch of one epoch, like lengths together.
-
-    Every row comes once; the order is set by (seed, epoch).
-    """
+    """The rows of each training batch, every row once, in an order set by (seed, epoch)."""
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
     batches = []
