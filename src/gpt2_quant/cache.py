@@ -85,7 +85,7 @@ class Cache:
 
 
 def load_arrays(path: Path, *names: str) -> list[np.ndarray] | None:
-    """These arrays of an `.npz`, read without pickles; None where it is missing or damaged."""
+    """These arrays of an `.npz`; None where it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return [stored[name] for name in names]
@@ -110,7 +110,7 @@ class Step:
         self.inputs = {str(path): _state(path) for path in inputs}
 
     def complete(self) -> bool:
-        """Whether all is as the receipt has it and --overwrite was not given; says so if it is."""
+        """Whether all is as in the receipt, and --overwrite was not given; says so if it is."""
         try:
             receipt = json.loads(self.receipt.read_text(encoding="utf-8"))
             same = receipt["flags"] == self.flags and receipt["inputs"] == self.inputs

@@ -93,10 +93,9 @@ class _Parser(argparse.ArgumentParser):
 
 def positive_int(text: str) -> int:
     """argparse type: a whole number of at least 1."""
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
+    if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+    return int(text)
 
 
 def parser(docstring: str) -> argparse.ArgumentParser:
@@ -164,7 +163,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def resolve_device(name: str) -> str:
-    """`cuda` or `cpu` for `auto`, `cuda` or `cpu`. Raises UserError for CUDA that is not there."""
+    """`cuda` or `cpu`, whichever `name` means. Raises UserError for CUDA that is not there."""
     if name == "cpu":
         return "cpu"
     try:

@@ -2,8 +2,7 @@
 
 A number is worth what is known of its origin: a record also holds settings, the data's fingerprint,
 the code's (git commit, and a hash for copies without git), package versions, device and driver.
-Every file is written under a temporary name, flushed to the disk and then renamed: a reader sees
-the old file or the new one, never half of either.
+Files are written under a temporary name, flushed, then renamed: a reader sees the old or the new.
 """
 
 import hashlib
@@ -27,7 +26,7 @@ from .cli import ROOT, Settings
 from .errors import UserError
 
 SCHEMA_VERSION = 1
-# What latency.py renews in a record whenever all variants are timed together again.
+# What latency.py renews whenever all variants are timed together.
 TIMED_SECTIONS = ("latency", "throughput", "memory", "energy", "notes", "timing")
 PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy",
@@ -66,7 +65,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Make the kernel put `path` (a file or a folder's entries) on the disk now."""
+    """Put `path` (a file or a folder's entries) on the disk now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -108,7 +107,7 @@ def _plain(value: object) -> object:
 
 
 def save_record(results_dir: Path, key: str, record: dict) -> Path:
-    """Write `record` to `results_dir/records/<key>.json` under the present schema version."""
+    """Write `results_dir/records/<key>.json` under the present schema version."""
     path = results_dir / "records" / f"{key}.json"
     write_json(path, {"schema_version": SCHEMA_VERSION, "key": key, **record})
     return path

@@ -2,16 +2,19 @@
 
 AG News has train and test. A validation split is cut from train by content: a row belongs to it
 when the sha256 of its text, read as a number, is divisible by 20 (5%). The rule knows no seed and
-no row order, so the split is the same in every run, and two copies of one text never land on both
-sides. Whatever is chosen (the best epoch, a temperature) is chosen there; the test split is only
-ever reported. `--max-*-samples N` keeps the N rows with the smallest hashes, for the same reasons.
+no row order: the split is the same in every run, and no copy of a text lands on the other side.
+Whatever is chosen (the best epoch, a temperature) is chosen there; the test split is only reported.
+`--max-*-samples N` keeps the N rows with the smallest hashes, for the same reasons.
 """
 
 import csv
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+
+import numpy as np
 
 from ..cli import Settings, looks_like_path
 from ..errors import UserError
@@ -41,7 +44,7 @@ class Split:
             digest.update(f"{label}\t{text}\0".encode())
         return digest.hexdigest()
 
-    def take(self, rows: list[int]) -> "Split":
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Split":
         """These rows of it."""
         texts, labels = [self.texts[i] for i in rows], [self.labels[i] for i in rows]
         return replace(self, texts=texts, labels=labels)
@@ -61,9 +64,8 @@ class Split:
 def load_splits(settings: Settings) -> dict[str, Split]:
     """The splits `train`, `validation` and `test` as the settings name them.
 
-    Raises UserError for a folder without the files, a malformed row (named by file and line),
-    classes other than four, an unknown or unreachable hub id, or fewer rows than
-    `max_train_samples` or `max_test_samples` ask for.
+    Raises UserError for missing files, a malformed row (named by file and line), other classes, an
+    unknown or unreachable hub id, or fewer rows than are asked for.
     """
     name, revision = settings.dataset, settings.dataset_revision
     if looks_like_path(name):
@@ -74,17 +76,13 @@ def load_splits(settings: Settings) -> dict[str, Split]:
     train = Split("train", *rows[0], name, revision, kept)
     test = Split("test", *rows[1], name, revision, kept)
 
-    held_out = [_digest(text) % VALIDATION_DIVISOR == 0 for text in train.texts]
-    validation = replace(
-        train.take([i for i, out in enumerate(held_out) if out]), name="validation"
-    )
-    if not validation.texts:
+    held_out = np.array([_digest(text) % VALIDATION_DIVISOR == 0 for text in train.texts])
+    if not held_out.any():
         fault = f"--dataset {name}: its {len(held_out)} train rows leave none for validation"
         raise UserError(f"{fault}; give more rows")
-    train = train.take([i for i, out in enumerate(held_out) if not out])
     return {
-        "train": _fewer(train, settings.max_train_samples),
-        "validation": validation,
+        "train": _fewer(train.take(np.flatnonzero(~held_out)), settings.max_train_samples),
+        "validation": replace(train.take(np.flatnonzero(held_out)), name="validation"),
         "test": _fewer(test, settings.max_test_samples),
     }
 
@@ -161,7 +159,7 @@ def read_csv(path: Path) -> Rows:
             wrong = f"{path}, line {reader.line_num}, is not well-formed CSV ({fault})"
             raise UserError(f"{wrong}: mend the row or fetch the file again") from fault
     if not texts:
-        raise UserError(f"{path} is empty: fetch it again ({FORM})")
+        raise UserError(f"{path} is empty: fetch it again")
     return texts, labels
 
 

@@ -24,7 +24,7 @@ STRAY_SENTENCE = 1 / 5
 
 @cache
 def grammar() -> dict:
-    """The tables of demo_corpus.toml: `names`, `fillers`, `story` and `between`."""
+    """The tables `names`, `fillers`, `story` and `between` of demo_corpus.toml."""
     return tomllib.loads(GRAMMAR.read_text(encoding="utf-8"))
 
 

@@ -41,7 +41,7 @@ def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--ba
 
 
 def retried(download: Callable[[], Any]) -> Any:
-    """The result of `download`, begun again after a while when the hub is busy (5xx)."""
+    """What `download` returns, begun again after a while when the hub is busy (5xx)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait in WAITS_S:
