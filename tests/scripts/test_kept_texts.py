@@ -1,4 +1,4 @@
-"""All five scripts on data of the real shape: no file that git would keep holds the data's texts."""
+"""All five scripts on data of the real shape: no file that git would keep holds its texts."""
 
 import json
 
