@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,8 @@ class Step:
             outputs = receipt["outputs"].items()
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return False
-        if self.overwrite or not same:
-            return False
-        if any(_output_state(Path(path)) != state for path, state in outputs):
+        kept = all(_output_state(Path(path)) == state for path, state in outputs)
+        if self.overwrite or not same or not kept:
             return False
         if os.environ.get("RANK", "0") == "0":  # under accelerate launch one process speaks
             print(f"Complete for these flags: {self.receipt}; --overwrite does it again.")
@@ -146,10 +146,8 @@ def _state(path: Path) -> str | None:
 def _output_state(path: Path) -> str | None:
     """The same, of a record without its timings, which script 3 renews for all variants."""
     if path.parent.name == "records":
-        try:
+        with suppress(OSError, ValueError, AttributeError):
             record = json.loads(path.read_text(encoding="utf-8"))
             kept = {key: value for key, value in record.items() if key not in TIMED_SECTIONS}
-        except (OSError, ValueError, AttributeError):
-            return _state(path)
-        return content_key(json.dumps(kept, sort_keys=True)).hex()
+            return content_key(json.dumps(kept, sort_keys=True)).hex()
     return _state(path)

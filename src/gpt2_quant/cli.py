@@ -54,7 +54,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The flags that all scripts share, resolved: preset applied, values checked, device chosen."""
+    """The flags that all scripts share: preset applied, values checked, device chosen."""
 
     preset: str
     base_model: str
@@ -74,7 +74,7 @@ class Settings:
     def as_dict(self) -> dict:
         """What a record keeps: every setting but `overwrite`, which changes no result.
 
-        Folders in this repository are named from its root: records are read elsewhere, too.
+        Folders in this repository are named from its root: records travel.
         """
         values = asdict(self)
         for name in ("models_dir", "results_dir", "base_model", "dataset"):

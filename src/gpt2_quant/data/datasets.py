@@ -154,7 +154,7 @@ def read_csv(path: Path) -> Rows:
                 texts.append(" ".join(row[1:]) if any(row[1:]) else "")
         except UnicodeDecodeError as fault:
             wrong = f"{path} is not UTF-8 (byte {fault.start} after some text)"
-            raise UserError(f"{wrong}: convert it, for instance with iconv") from fault
+            raise UserError(f"{wrong}: convert it, with iconv, say") from fault
         except csv.Error as fault:
             wrong = f"{path}, line {reader.line_num}, is not well-formed CSV ({fault})"
             raise UserError(f"{wrong}: mend the row or fetch the file again") from fault
