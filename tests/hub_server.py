@@ -71,20 +71,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         self.hub.asked.append((self.command, path))
         for name, left in self.hub.busy.items():
-            if (
-                left
-                and f"{self.command} {path}".startswith(name.split()[0])
-                and path.endswith(name.split()[1])
-            ):
+            command, end = name.split()
+            if left and self.command == command and path.endswith(end):
                 self.hub.busy[name] -= 1
                 return self.send(503, b"busy", {"Retry-After": "0"})
         parts = path.strip("/").split("/")
-        if (
-            parts[:2] in (["api", "whoami-v2"], ["api", "repos"], ["api", "validate-yaml"])
-            or parts[0] == "large"
-        ):
-            return self.publish(parts, body)
-        if parts[-1] == "batch" or parts[4:5] in (["preupload"], ["commit"]):
+        account = parts[0] == "api" and parts[1] in ("whoami-v2", "repos", "validate-yaml")
+        upload = parts[0] == "large" or parts[-1] == "batch"
+        if account or upload or parts[4:5] in (["preupload"], ["commit"]):
             return self.publish(parts, body)
         if parts[0] == "api":
             return self.interface(parts[1], "/".join(parts[2:4]), parts[4:], body)
@@ -106,17 +100,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def publish(self, parts: list[str], body: bytes) -> None:
         """What a client asks between a login and a commit."""
-        if (
-            parts[0] == "large"
-        ):  # no token: the address itself is the permission, as with the hub's storage
+        # Here no token is asked for: the address is the permission, as with the hub's storage.
+        if parts[0] == "large":
             if hashlib.sha256(body).hexdigest() != parts[1]:
                 return self.send(400, b"another sha256 than announced", {})
             self.hub.large[parts[1]] = body
             return self.send(200, b"", {})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return self.send(
-                401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"}
-            )
+            return self.refuse(401, "Invalid credentials in Authorization header")
         if parts[1] == "whoami-v2":
             return self.json({"type": "user", "name": OWNER, "auth": {"type": "access_token"}})
         if parts[1] == "validate-yaml":
@@ -126,109 +117,65 @@ class _Handler(BaseHTTPRequestHandler):
             owner = asked.get("organization") or OWNER
             name = f"{owner}/{asked['name']}"
             if owner != OWNER:
-                return self.send(
-                    403,
-                    b"{}",
-                    {
-                        "X-Error-Message": f"You don't have the rights to create a model under {name}"
-                    },
-                )
+                fault = f"You don't have the rights to create a model under {name}"
+                return self.refuse(403, fault)
             status = 409 if ("models", name) in self.hub.repositories else 200
             self.hub.repositories.setdefault(("models", name), {})
             return self.json({"url": f"{self.hub.url}/{name}", "name": name}, status)
         if parts[-1] == "batch":
-            actions = [
-                {**o, "actions": {"upload": {"href": f"{self.hub.url}/large/{o['oid']}"}}}
-                for o in json.loads(body)["objects"]
-            ]
-            return self.json({"transfer": "basic", "objects": actions})
+            objects = json.loads(body)["objects"]
+            for file in objects:
+                file["actions"] = {"upload": {"href": f"{self.hub.url}/large/{file['oid']}"}}
+            return self.json({"transfer": "basic", "objects": objects})
         name = "/".join(parts[2:4])
         if parts[4] == "preupload":
-            modes = {True: "lfs", False: "regular"}
-            found = [{"path": f["path"], "uploadMode": modes[f["path"].endswith(".safetensors")], "shouldIgnore": False}
-                     for f in json.loads(body)["files"]]  # fmt: skip
+            found = []
+            for path in (file["path"] for file in json.loads(body)["files"]):
+                mode = "lfs" if path.endswith(".safetensors") else "regular"
+                found.append({"path": path, "uploadMode": mode, "shouldIgnore": False})
             return self.json({"files": found})
+        files = self.hub.repositories["models", name]
         for line in map(json.loads, body.splitlines()):
+            value = line["value"]
             if line["key"] == "file":
-                self.hub.repositories["models", name][line["value"]["path"]] = base64.b64decode(
-                    line["value"]["content"]
-                )
+                files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                self.hub.repositories["models", name][line["value"]["path"]] = self.hub.large[
-                    line["value"]["oid"]
-                ]
-        self.json(
-            {
-                "success": True,
-                "commitOid": COMMIT,
-                "commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}",
-            }
-        )
+                files[value["path"]] = self.hub.large[value["oid"]]
+        address = f"{self.hub.url}/{name}/commit/{COMMIT}"
+        self.json({"success": True, "commitOid": COMMIT, "commitUrl": address})
 
     def files(self, kind: str, name: str, revision: str) -> dict[str, bytes] | None:
         files = self.hub.repositories.get((kind, name))
         if files is None:
-            self.send(
-                404,
-                b"{}",
-                {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
-            )
+            self.refuse(404, "Repository not found", "RepoNotFound")
         elif revision not in (COMMIT, "main"):
-            self.send(
-                404,
-                b"{}",
-                {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"},
-            )
+            self.refuse(404, "Invalid rev id", "RevisionNotFound")
             return None
         return files
 
     def interface(self, kind: str, name: str, rest: list[str], body: bytes) -> None:
         """/api/<kind>/<owner>/<name>/{revision,tree,paths-info}/<revision>/<path…>"""
-        what, revision, inside = (
-            (rest + ["revision", "main", ""])[:3]
-            if not rest
-            else (rest[0], rest[1], "/".join(rest[2:]))
-        )
+        what, revision, *below = rest or ["revision", "main"]
+        inside = "/".join(below)
         files = self.files(kind, name, revision)
         if files is None:
             return
         if what == "revision":
             siblings = [{"rfilename": path} for path in files]
-            self.json(
-                {
-                    "id": name,
-                    "sha": COMMIT,
-                    "siblings": siblings,
-                    "private": False,
-                    "tags": [],
-                    "downloads": 0,
-                    "likes": 0,
-                }
-            )
+            facts = {"private": False, "tags": [], "downloads": 0, "likes": 0}
+            self.json({"id": name, "sha": COMMIT, "siblings": siblings, **facts})
         elif what == "paths-info":
-            wanted = (
-                json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
-            )
-            self.json(
-                [
-                    entry
-                    for path in wanted
-                    for entry in _entries(files, path)
-                    if entry["path"] == path
-                ]
-            )
+            asked = json.loads(body) if body[:1] == b"{" else parse_qs(body.decode())
+            found = [entry for path in asked["paths"] for entry in _entries(files, path)]
+            self.json([entry for entry in found if entry["path"] in asked["paths"]])
         elif what == "tree":
             found = [entry for entry in _entries(files, inside) if entry["path"] != inside]
             if found or not inside:
                 self.json(found)
             else:
-                self.send(
-                    404,
-                    b"{}",
-                    {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"},
-                )
+                self.refuse(404, "Entry not found", "EntryNotFound")
         else:
-            self.send(404, b"{}", {"X-Error-Message": f"this hub has no {what}"})
+            self.refuse(404, f"this hub has no {what}")
 
     def file(self, files: dict[str, bytes], path: str) -> None:
         content = files.get(path)
@@ -249,6 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         cut = self.command == "GET" and path in self.hub.cut
         self.hub.cut -= {path} if cut else set()
         self.send(206 if start else 200, content[start:], headers, cut=cut)
+
+    def refuse(self, status: int, message: str, code: str = "") -> None:
+        self.send(status, b"{}", {"X-Error-Message": message, "X-Error-Code": code})
 
     def json(self, value: object, status: int = 200) -> None:
         self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -1,6 +1,4 @@
-"""Which files that git would keep hold texts of a data set: none may, since results are committed
-and the texts are not ours.
-"""
+"""Which files that git would keep hold texts of a data set: none may, the texts are not ours."""
 
 import re
 import shutil
@@ -18,19 +16,14 @@ def _letters(text: str) -> str:
 
 
 def files_with_texts(folder: Path, texts: list[str]) -> list[str]:
-    """Files below `folder` that are not ignored by this repository's rules and hold 40 letters in a
-    row of one of `texts`.
+    """Files below `folder`, not ignored by git, that hold 40 letters in a row of one of `texts`.
 
     Read are PDFs' text and every other file's bytes as UTF-8.
     """
     shutil.copy(ROOT / ".gitignore", folder)
     subprocess.run(["git", "init", "--quiet", folder], check=True)
-    listed = subprocess.run(
-        ["git", "-C", folder, "ls-files", "-z", "--others", "--exclude-standard"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = ["git", "-C", folder, "ls-files", "-z", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
     known = {
         letters[i : i + LENGTH]
         for letters in map(_letters, texts)

@@ -1,71 +1,60 @@
 """What every script is told: presets, flags, folders, device and seed.
 
-A *preset* names a whole experiment. `paper` is the published one (GPT-2 and AG News from the hub,
-each revision pinned by its commit, so that a later change there cannot change a result here).
-`demo` runs the same code on a corpus and a miniature GPT-2 that it makes on the spot, into folders
-of its own. A flag overrides what the preset says; whatever a script ran with stands in its record.
-
-torch is imported late, so that
-`--help` answers at once.
+A *preset* names an experiment. `paper` is the published one: GPT-2 and AG News from the hub, each
+pinned to a commit, so that no change there changes a result here. `demo` runs the same code on a
+corpus and a miniature GPT-2 that it makes on the spot, in folders of its own. A flag overrides what
+the preset says; whatever a script ran with stands in its record.
 """
 
 import argparse
+import ctypes
 import os
-import random
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+NO_FOLDER = "there is no such folder; give an existing folder or a hub id like owner/name"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The defaults of one experiment. `base_model` and `dataset` of None mean: made on the spot
-    (demo.py).
-    """
+    """The defaults of one experiment; a model or data set of None is made on the spot (demo.py)."""
 
-    base_model: str | None
-    base_revision: str | None
-    dataset: str | None
-    dataset_revision: str | None
     models_dir: Path
     results_dir: Path
     epochs: int
     learning_rate: float
+    base_model: str | None = None
+    base_revision: str | None = None
+    dataset: str | None = None
+    dataset_revision: str | None = None
 
 
 PRESETS = {
     "paper": Preset(
+        ROOT / "models",
+        ROOT / "results",
+        epochs=3,
+        learning_rate=2e-5,
         base_model="openai-community/gpt2",
         base_revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
         dataset="fancyzhx/ag_news",
         dataset_revision="eb185aade064a813bc0b7f42de02595523103ca4",
-        models_dir=ROOT / "models",
-        results_dir=ROOT / "results",
-        epochs=3,
-        learning_rate=2e-5,
     ),
     "demo": Preset(
-        base_model=None,
-        base_revision=None,
-        dataset=None,
-        dataset_revision=None,
-        models_dir=ROOT / "models" / "demo",
-        results_dir=ROOT / "results" / "demo",
-        epochs=2,
-        learning_rate=5e-4,
+        ROOT / "models" / "demo", ROOT / "results" / "demo", epochs=2, learning_rate=5e-4
     ),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The flags that all scripts share, resolved: preset applied, values checked, device chosen."""
+    """The flags that all scripts share: preset applied, values checked, device chosen."""
 
     preset: str
     base_model: str
@@ -83,11 +72,9 @@ class Settings:
     overwrite: bool
 
     def as_dict(self) -> dict:
-        """What a record keeps: every setting as plain JSON values, but for `overwrite`, which
-        changes no result.
+        """What a record keeps: every setting but `overwrite`, which changes no result.
 
-        Folders of this repository are named from its root: a record is read on other machines than
-        the one that wrote it.
+        Folders in this repository are named from its root: records travel.
         """
         values = asdict(self)
         for name in ("models_dir", "results_dir", "base_model", "dataset"):
@@ -98,7 +85,7 @@ class Settings:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one sentence instead of the whole usage text."""
+    """argparse that complains in one sentence instead of the whole usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see python {self.prog} --help\n")
@@ -106,106 +93,49 @@ class _Parser(argparse.ArgumentParser):
 
 def positive_int(text: str) -> int:
     """argparse type: a whole number of at least 1."""
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
+    if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+    return int(text)
 
 
 def parser(docstring: str) -> argparse.ArgumentParser:
-    """An argument parser with the flags that every script has; `docstring` (the script's own) is
-    the help text.
-    """
-    program = os.path.relpath(sys.argv[0]) if sys.argv[0] else None
+    """A parser with the flags that every script has; the script's `docstring` is the help text."""
     result = _Parser(
-        prog=program, description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=os.path.relpath(sys.argv[0] or "."),
+        description=docstring,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    paper = PRESETS["paper"]
-    flags = result.add_argument_group("shared flags")
-    add = flags.add_argument
-    add(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="paper",
-        help="the experiment to run (default: paper)",
-    )
-    add(
-        "--base-model",
-        metavar="ID|FOLDER",
-        help=f"GPT-2 to start from (default: the preset's; {paper.base_model})",
-    )
-    add(
-        "--dataset",
-        metavar="ID|FOLDER",
-        help=f"AG News or alike (default: the preset's; {paper.dataset})",
-    )
-    add(
-        "--models-dir",
-        type=Path,
-        metavar="FOLDER",
-        help="where models are kept (default: models; demo: models/demo)",
-    )
-    add(
-        "--results-dir",
-        type=Path,
-        metavar="FOLDER",
-        help="where results go (default: results; demo: results/demo)",
-    )
-    add(
-        "--device",
-        choices=("auto", "cuda", "cpu"),
-        default="auto",
-        help="auto takes CUDA where it is (default: auto)",
-    )
-    add(
-        "--batch-size",
-        type=positive_int,
-        default=16,
-        metavar="N",
-        help="texts a batch (default: 16)",
-    )
-    add(
-        "--max-length",
-        type=positive_int,
-        default=128,
-        metavar="N",
-        help="tokens a text is cut at (default: 128)",
-    )
+    add = result.add_argument_group("shared flags").add_argument
+    place: dict[str, Any] = {"metavar": "ID|FOLDER"}
+    folder: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+    count: dict[str, Any] = {"type": positive_int, "metavar": "N"}
+    devices, paper = ("auto", "cuda", "cpu"), PRESETS["paper"]
+    add("--preset", choices=PRESETS, default="paper", help="experiment to run (default: paper)")
+    add("--base-model", **place, help=f"GPT-2 to start from (paper: {paper.base_model})")
+    add("--dataset", **place, help=f"AG News or alike (paper: {paper.dataset})")
+    add("--models-dir", **folder, help="of models (default: models; demo: models/demo)")
+    add("--results-dir", **folder, help="of results (default: results; demo: results/demo)")
+    add("--device", choices=devices, default="auto", help="auto: CUDA if there (default: auto)")
+    add("--batch-size", **count, default=16, help="texts per batch (default: 16)")
+    add("--max-length", **count, default=128, help="tokens a text is cut at (default: 128)")
     add("--seed", type=int, default=0, metavar="N", help="of every random choice (default: 0)")
-    add(
-        "--max-train-samples",
-        type=positive_int,
-        metavar="N",
-        help="train on N rows only (default: all)",
-    )
-    add(
-        "--max-test-samples",
-        type=positive_int,
-        metavar="N",
-        help="test on N rows only (default: all)",
-    )
+    add("--max-train-samples", **count, help="train on N rows only (default: all)")
+    add("--max-test-samples", **count, help="test on N rows only (default: all)")
     add("--overwrite", action="store_true", help="redo what is already complete (default: off)")
     return result
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Apply the preset to the parsed flags and check them.
-
-    Raises UserError for `--device cuda` without CUDA, a folder that cannot be written, a path that
-    does not exist, a context longer than GPT-2's 1,024 positions.
-    """
+    """Apply the preset to the parsed flags. Raises UserError for what cannot be as they ask."""
     preset = PRESETS[args.preset]
-    models_dir = args.models_dir or preset.models_dir
-    results_dir = args.results_dir or preset.results_dir
     if args.max_length > 1024:
-        raise UserError(
-            f"--max-length {args.max_length} is beyond GPT-2's 1,024 positions: give 1024 or less"
-        )
+        fault = f"--max-length {args.max_length} is beyond GPT-2's 1,024 positions"
+        raise UserError(f"{fault}: give 1024 or less")
     for flag, value in (("--base-model", args.base_model), ("--dataset", args.dataset)):
         if value and looks_like_path(value) and not Path(value).is_dir():
-            raise UserError(
-                f"{flag} {value}: there is no such folder; give an existing folder or a hub id like owner/name"
-            )
+            raise UserError(f"{flag} {value}: {NO_FOLDER}")
+    models_dir = args.models_dir or preset.models_dir
+    results_dir = args.results_dir or preset.results_dir
     for flag, folder in (("--models-dir", models_dir), ("--results-dir", results_dir)):
         _check_writable(flag, folder)
     return Settings(
@@ -217,65 +147,53 @@ def settings_from(args: argparse.Namespace) -> Settings:
         models_dir=models_dir,
         results_dir=results_dir,
         device=resolve_device(args.device),
-        batch_size=args.batch_size,
-        max_length=args.max_length,
-        seed=args.seed,
-        max_train_samples=args.max_train_samples,
-        max_test_samples=args.max_test_samples,
-        overwrite=args.overwrite,
+        **{name: getattr(args, name) for name in AS_GIVEN},
     )
+
+
+AS_GIVEN = (
+    "batch_size", "max_length", "seed", "max_train_samples", "max_test_samples", "overwrite",
+)  # fmt: skip
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether `name` can only mean a folder: a hub id is `owner/name`, without dots in front and
-    with one slash at most.
-    """
-    return (
-        name.startswith((".", "/", "~"))
-        or name.count("/") > 1
-        or "\\" in name
-        or Path(name).is_dir()
-    )
+    """Whether `name` can only mean a folder: a hub id has no dot in front and at most one slash."""
+    outside = name.startswith((".", "/", "~")) or "\\" in name
+    return outside or name.count("/") > 1 or Path(name).is_dir()
 
 
 def resolve_device(name: str) -> str:
-    """`auto`, `cuda` or `cpu` to the device that will be used. Raises UserError for CUDA that is
-    not there.
-    """
+    """`cuda` or `cpu`, whichever `name` means. Raises UserError for CUDA that is not there."""
     if name == "cpu":
         return "cpu"
-    import torch
+    try:
+        ctypes.CDLL("libcuda.so.1")  # the driver; without it torch, seconds to import, is not asked
+    except OSError:
+        found = False
+    else:
+        import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    if name == "cuda":
-        raise UserError(
-            "--device cuda, but torch finds no CUDA device: use --device cpu, or run python verify_setup.py"
-        )
-    return "cpu"
+        found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        fault = "--device cuda, but torch finds no CUDA device"
+        raise UserError(f"{fault}: use --device cpu, or run python verify_setup.py")
+    return "cuda" if found else "cpu"
 
 
 def _check_writable(flag: str, folder: Path) -> None:
-    """Try a temporary file in `folder`, or in its nearest existing parent, and leave nothing
-    behind.
-    """
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    """Try a temporary file in `folder`, or in its nearest existing parent."""
+    absolute = folder.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(b"0" * 4096)
     except OSError as fault:
-        raise UserError(
-            f"{flag} {folder} cannot be written ({fault.strerror}): name another folder with {flag}"
-        ) from fault
+        said = f"{flag} {folder} cannot be written ({fault.strerror})"
+        raise UserError(f"{said}: name another folder with {flag}") from fault
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators (torch's covers every device)."""
-    import numpy as np
-    import torch
+    from transformers import set_seed
 
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    set_seed(seed % 2**32)  # NumPy takes no other

@@ -6,67 +6,47 @@
 130  interrupted; the same command goes on from what is complete
 """
 
-import errno
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from errno import EACCES, EDQUOT, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS
 from typing import NoReturn
+
+DISK_FAULTS = {EACCES, EDQUOT, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS}
 
 
 class UserError(Exception):
-    """The input, the setup or a flag is at fault; the message is one sentence that names the fault
-    and the mend.
-    """
+    """The input, the setup or a flag is at fault: one sentence names the fault and its mend."""
 
 
-_DISK_FAULTS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EFBIG,
-}
-
-
-def _disk_fault(fault: Exception) -> int | None:
-    """The errno of a refusal by the disk, else None; safetensors, written in Rust, has it in its
-    message only.
-    """
-    number = getattr(fault, "errno", None)
-    if type(fault).__name__ == "SafetensorError" and (
-        found := re.search(r"\(os error (\d+)\)", str(fault))
-    ):
-        number = int(found[1])
-    return number if number in _DISK_FAULTS else None
+def _errno_of(fault: Exception) -> int | None:
+    # safetensors is written in Rust and puts the number into its message only.
+    if type(fault).__name__ == "SafetensorError":
+        found = re.search(r"\(os error (\d+)\)", str(fault))
+        return int(found[1]) if found else None
+    return getattr(fault, "errno", None)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main` and end the process with the exit code that its outcome has by
-    contract.
-    """
+    """Run a script's `main` and end the process with the exit code of its outcome."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code, message = 0, None
     try:
         main()
-        code = 0
     except UserError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        code = 2
+        code, message = 2, f"error: {fault}"
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from what is complete", file=sys.stderr)
-        code = 130
+        code, message = 130, "interrupted: the same command goes on from what is complete"
     except Exception as fault:
-        number = _disk_fault(fault)
-        if number is None:
+        number = _errno_of(fault)
+        if number not in DISK_FAULTS:
             raise
-        where = getattr(fault, "filename", None) or "the disk"
-        print(
-            f"error: {where} cannot be written ({os.strerror(number)}): free space or name another folder",
-            file=sys.stderr,
-        )
-        code = 2
+        where = f"{getattr(fault, 'filename', None) or 'the disk'} cannot be written"
+        mend = "free space or name another folder"
+        code, message = 2, f"error: {where} ({os.strerror(number)}): {mend}"
+    if message:
+        print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)

@@ -1,10 +1,8 @@
-"""One JSON file a result, with its provenance, written atomically.
+"""One JSON file per result, with its provenance, written atomically.
 
-A number is worth what is known of its origin: so a record holds, beside the metrics, the settings,
-the data's fingerprint, the code (git commit, whether the tree was dirty, and a hash of the sources
-for copies without git), the package versions, the device and its driver. Every file is written
-under a temporary name, flushed to the disk and then renamed: a reader sees the old file or the new
-one, never half of either.
+A number is worth what is known of its origin: a record also holds settings, the data's fingerprint,
+the code's (git commit, and a hash for copies without git), package versions, device and driver.
+Files are written under a temporary name, flushed, then renamed: a reader sees the old or the new.
 """
 
 import hashlib
@@ -13,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from .cli import ROOT, Settings
 from .errors import UserError
 
 SCHEMA_VERSION = 1
-# What latency.py renews in a record whenever all variants are timed together again.
+# What latency.py renews whenever all variants are timed together.
 TIMED_SECTIONS = ("latency", "throughput", "memory", "energy", "notes", "timing")
 PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy",
@@ -37,22 +36,20 @@ PACKAGES = (
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes
-    when it does not.
+    """A temporary path, of a file or folder, that takes `path`'s place when the block ends well.
 
-    Serves files and folders; a folder replaces the old one whole. Raises OSError when the disk
-    refuses.
+    Else it vanishes. A folder replaces the old one whole. Raises OSError when the disk refuses.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
     # The suffix stays last, because writers such as matplotlib choose their format by it.
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{mark}{path.suffix}")
     try:
         yield temporary
-        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+        for file in [temporary, *temporary.rglob("*")]:
             _flush(file)
         if path.is_dir():
-            displaced = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            displaced = path.with_name(f".{path.name}.{mark}.old")
             os.replace(path, displaced)
             os.replace(temporary, path)
             shutil.rmtree(displaced)
@@ -68,7 +65,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Make the kernel put `path` (a file or a folder's entries) on the disk now."""
+    """Put `path` (a file or a folder's entries) on the disk now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -84,9 +81,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON, atomically. NaN and infinity become null: JSON has neither."""
-    write_text(
-        path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def write_csv(path: Path, frame) -> None:
@@ -111,7 +107,7 @@ def _plain(value: object) -> object:
 
 
 def save_record(results_dir: Path, key: str, record: dict) -> Path:
-    """Write `record` to `results_dir/records/<key>.json` under the present schema version."""
+    """Write `results_dir/records/<key>.json` under the present schema version."""
     path = results_dir / "records" / f"{key}.json"
     write_json(path, {"schema_version": SCHEMA_VERSION, "key": key, **record})
     return path
@@ -121,38 +117,30 @@ def load_record(path: Path) -> dict:
     """Read one record. Raises UserError where it is missing, damaged or of a newer schema."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["schema_version"]
+        newer = record["schema_version"] > SCHEMA_VERSION
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the script that writes it") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is not a record (damaged JSON or no schema version): delete it and run its script again"
-        ) from None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}, but this code reads up to {SCHEMA_VERSION}: update the code, "
-            "or delete the file and run its script again"
-        )
+        fault = f"{path} is not a record (damaged JSON or no schema version)"
+        raise UserError(f"{fault}: delete it and run its script again") from None
+    if newer:
+        version = f"{path} has schema version {record['schema_version']}"
+        fault = f"{version}, but this code reads up to {SCHEMA_VERSION}"
+        raise UserError(f"{fault}: update the code, or delete the file and run its script again")
     return record
 
 
 def load_records(results_dir: Path) -> dict[str, dict]:
-    """All variants' records below `results_dir`, by key; records of other kinds have no `variant`
-    and are left out.
-    """
-    records = {
-        path.stem: load_record(path) for path in sorted((results_dir / "records").glob("*.json"))
-    }
+    """All variants' records below `results_dir`, by key; other records have no `variant`."""
+    paths = sorted((results_dir / "records").glob("*.json"))
+    records = {path.stem: load_record(path) for path in paths}
     return {key: record for key, record in records.items() if "variant" in record}
 
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(settings: Settings) -> dict:
@@ -163,53 +151,44 @@ def provenance(settings: Settings) -> dict:
         "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "seed": settings.seed,
         "python": platform.python_version(),
-        "packages": {name: _installed_version(name) for name in PACKAGES},
-        **_device_facts(settings.device),
+        "packages": {name: _version(name) for name in PACKAGES},
+        **(_gpu() if settings.device == "cuda" else _cpu()),
     }
 
 
 @cache
 def code_version() -> dict:
-    """The git commit and whether files differ from it (None without git), and a hash over all of
-    `src/`.
-    """
-
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    found = shutil.which("git") is not None
-    status = git("status", "--porcelain", "--", "src") if found else None
+    """The git commit, whether files differ from it (both None without git), a hash over `src/`."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "src").rglob("*.py")):
-        digest.update(
-            path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
-        )
+        name = path.relative_to(ROOT).as_posix().encode()
+        digest.update(name + b"\0" + path.read_bytes() + b"\0")
+    changes = _git("status", "--porcelain", "--", "src")
     return {
-        "git_commit": git("rev-parse", "HEAD") if found else None,
-        "git_dirty": None if status is None else bool(status),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if changes is None else bool(changes),
         "source_sha256": digest.hexdigest(),
     }
 
 
-def _installed_version(package: str) -> str | None:
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _device_facts(device: str) -> dict:
-    """The name of the processor that did the work; for a GPU its memory, capability, driver and
-    CUDA version too.
-    """
-    import torch
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # no git, or a copy without its history
 
-    if device != "cuda":
-        return {"device": _cpu_name(), "threads": torch.get_num_threads(), "driver": None}
+
+def _gpu() -> dict:
     import pynvml
+    import torch
 
     pynvml.nvmlInit()
     properties = torch.cuda.get_device_properties(0)
@@ -222,16 +201,11 @@ def _device_facts(device: str) -> dict:
     }
 
 
-def _cpu_name() -> str:
-    """The processor's name as the operating system has it (Linux keeps it in /proc), with the
-    number of cores.
-    """
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass  # not Linux: the generic name has to do
-    return f"{name}, {os.cpu_count()} cores"
+def _cpu() -> dict:
+    import torch
+
+    info = Path("/proc/cpuinfo")  # Linux's; elsewhere the architecture has to do
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    device = f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+    return {"device": device, "threads": torch.get_num_threads(), "driver": None}

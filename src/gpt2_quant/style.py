@@ -1,7 +1,6 @@
 """Figures: one look, each as PNG (to glance at) and PDF (vector, for print).
 
-Figures are drawn on `Figure` objects, without pyplot: no global state, no display needed, nothing
-left open.
+Figures are drawn on `Figure` objects, without pyplot: no global state and no display.
 """
 
 from pathlib import Path
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from .records import atomic_path
 
 INK, FAINT = "#222222", "#8a8f94"
-_RC = {
+RC = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -29,20 +28,16 @@ _RC = {
 
 def look():
     """Context manager that sets the fonts, lines and grid that all figures share."""
-    return matplotlib.rc_context(_RC)
+    return matplotlib.rc_context(RC)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write the figure as `path` with suffix .png and as .pdf, each atomically; returns both paths.
-
-    No dates go into the files: the same results give the same bytes.
-    """
+    """Write the figure as .png and .pdf beside `path`, each atomically; returns both paths."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout is settled: once for both files
-    written = []
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-        target = Path(path).with_suffix(suffix)
+    # No program's name and no date go into the files: the same results give the same bytes.
+    formats = {path.with_suffix(".png"): "Software", path.with_suffix(".pdf"): "CreationDate"}
+    for target, changing in formats.items():
         with atomic_path(target) as temporary:
-            figure.savefig(temporary, metadata=metadata)
-        written.append(target)
-    return written
+            figure.savefig(temporary, metadata={changing: None})
+    return list(formats)

@@ -2,7 +2,6 @@
 padding.
 """
 
-import csv
 import hashlib
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +14,8 @@ import pytest
 
 from gpt2_quant.cli import Settings
 from gpt2_quant.data import datasets as data
+from gpt2_quant.data.demo import write_ag_news
+from gpt2_quant.data.demo_corpus import generate_corpus
 from gpt2_quant.data.tokens import (
     Tokens,
     length_grouped_batches,
@@ -28,27 +29,20 @@ from gpt2_quant.errors import UserError
 
 def settings_for(folder: Path, **changes) -> Settings:
     defaults = Settings(
-        preset="paper", base_model="unused", base_revision=None, dataset=str(folder), dataset_revision=None,
-        models_dir=folder, results_dir=folder, device="cpu", batch_size=16, max_length=128, seed=0,
-        max_train_samples=None, max_test_samples=None, overwrite=False,
+        preset="paper", base_model="unused", base_revision=None, dataset=str(folder),
+        dataset_revision=None, models_dir=folder, results_dir=folder, device="cpu", batch_size=16,
+        max_length=128, seed=0, max_train_samples=None, max_test_samples=None, overwrite=False,
     )  # fmt: skip
     return replace(defaults, **changes)
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_texts, tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """400 train and 200 test rows in AG News' own form."""
-    from gpt2_quant.data.demo import generate_corpus
-
     path = tmp_path_factory.mktemp("news")
-    titles, descriptions, labels = generate_corpus(600, seed=7)
-    rows = [
-        (label + 1, title, text)
-        for title, text, label in zip(titles, descriptions, labels, strict=True)
-    ]
-    for name, part in (("train", rows[:400]), ("test", rows[400:])):
-        with open(path / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(part)
+    rows = list(zip(*generate_corpus(600, seed=7), strict=True))
+    write_ag_news(path / "train.csv", rows[:400])
+    write_ag_news(path / "test.csv", rows[400:])
     return path
 
 

@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL, DATASET = "tester/tiny-gpt2", "tester/news"
 
 FETCH = f"""
-from gpt2_quant.data.hub import fetch_model_folder, local_commit
+from gpt2_quant.data.hub import fetch_model_folder
 folder = fetch_model_folder({MODEL!r}, revision)
-print(json.dumps({{"commit": local_commit(folder), "files": sorted(p.name for p in folder.iterdir())}}))
+print(json.dumps({{"commit": folder.name, "files": sorted(p.name for p in folder.iterdir())}}))
 """
 READ = f"""
 from gpt2_quant.data.datasets import _read_hub
 rows = _read_hub({DATASET!r}, revision)
-print(json.dumps({{name: [len(texts), texts[0], labels[:4]] for name, (texts, labels) in rows.items()}}))
+print(json.dumps([[len(texts), texts[0], labels[:4]] for texts, labels in rows]))
 """
 
 
@@ -69,7 +69,7 @@ def hub(repositories):
 def ask(
     code: str, home: Path, endpoint: str, revision: str | None = COMMIT, offline: str = "0"
 ) -> subprocess.CompletedProcess:
-    """Run `code` below errors.run, as a script does, against `endpoint` with the cache in `home`."""
+    """Run `code` below errors.run, as a script does; the hub is `endpoint`, its cache `home`."""
     program = "import json, sys\nsys.path.insert(0, 'src')\nfrom gpt2_quant.errors import run\n"
     program += f"revision = {revision!r}\ndef main():\n"
     program += "".join(f"    {line}\n" for line in code.strip().splitlines()) + "run(main)\n"
@@ -126,7 +126,7 @@ def test_model_at_a_pinned_commit_without_pickles_then_from_the_cache(hub, tmp_p
 def test_dataset_as_parquet(hub, tmp_path, tiny_texts):
     texts, labels = tiny_texts
     rows = answer_of(ask(READ, tmp_path, hub.url))
-    assert rows == {"train": [200, texts[0], labels[:4]], "test": [40, texts[200], labels[200:204]]}
+    assert rows == [[200, texts[0], labels[:4]], [40, texts[200], labels[200:204]]]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_busy_hub_is_asked_again(hub, tmp_path, request_line):
 
 def test_a_busy_hub_is_asked_again_for_data(hub, tmp_path):
     hub.busy = {"GET train-00000-of-00001.parquet": 2}
-    assert answer_of(ask(READ, tmp_path, hub.url))["train"][0] == 200
+    assert answer_of(ask(READ, tmp_path, hub.url))[0][0] == 200
     assert hub.busy == {"GET train-00000-of-00001.parquet": 0}
 
 

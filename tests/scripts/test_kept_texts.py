@@ -1,13 +1,13 @@
-"""All five scripts on data of the real shape: no file that git would keep holds the data's texts."""
+"""All five scripts on data of the real shape: no file that git would keep holds its texts."""
 
-import csv
 import json
 
 import pytest
 from kept_texts import files_with_texts
 from tiny_models import make_tiny_gpt2
 
-from gpt2_quant.data.demo import generate_corpus
+from gpt2_quant.data.demo import write_ag_news
+from gpt2_quant.data.demo_corpus import generate_corpus
 
 QUICK = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
@@ -16,11 +16,9 @@ def write_news(folder):
     """train.csv and test.csv in AG News' form; returns all texts."""
     texts = []
     for name, n, seed in (("train", 200, 1), ("test", 60, 2)):
-        titles, descriptions, labels = generate_corpus(n, seed)
-        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            rows = zip([label + 1 for label in labels], titles, descriptions, strict=True)
-            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
-        texts += descriptions
+        rows = list(zip(*generate_corpus(n, seed), strict=True))
+        write_ag_news(folder / f"{name}.csv", rows)
+        texts += [description for _, description, _ in rows]
     return texts
 
 
@@ -31,32 +29,18 @@ def write_judgements(folder):
     documents = []
     for number in range(6):
         summaries = [f"{next(items)} {next(items)}" for _ in range(4)]
-        systems = {
-            f"M{k}": {
-                "summary": text,
-                "coherence": k,
-                "consistency": 5 - k,
-                "fluency": (k + number) % 4,
-                "relevance": k * k,
-            }
-            for k, text in enumerate(summaries)
-        }
+        systems = {}
+        for k, text in enumerate(summaries):
+            ratings = {"coherence": k, "consistency": 5 - k, "fluency": (k + number) % 4}
+            systems[f"M{k}"] = {"summary": text, **ratings, "relevance": k * k}
         source = " ".join(next(items) for _ in range(3))
-        documents.append(
-            {
-                "id": str(number),
-                "source": source,
-                "references": [next(items) for _ in range(11)],
-                "systems": systems,
-            }
-        )
-    (folder / "summeval.jsonl").write_text(
-        "".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8"
-    )
+        references = [next(items) for _ in range(11)]
+        document = {"id": str(number), "source": source, "references": references}
+        documents.append(json.dumps(document | {"systems": systems}))
+    (folder / "summeval.jsonl").write_text("\n".join(documents) + "\n", encoding="utf-8")
     pairs = [("g", "f", "y", str(k), str(k % 6), next(items), next(items)) for k in range(12)]
-    (folder / "stsb_test.csv").write_text(
-        "".join("\t".join(pair) + "\n" for pair in pairs), encoding="utf-8"
-    )
+    lines = "".join("\t".join(pair) + "\n" for pair in pairs)
+    (folder / "stsb_test.csv").write_text(lines, encoding="utf-8")
     return stories
 
 
@@ -77,16 +61,8 @@ def test_no_kept_file_of_the_five_scripts_holds_a_text(
     texts = write_news(data) + write_judgements(data)
     make_tiny_gpt2(tiny_tokenizer, head=False).save_pretrained(data / "model")
     tiny_tokenizer.save_pretrained(data / "model")
-    flags = [
-        "--preset",
-        "demo",
-        "--base-model",
-        data / "model",
-        "--dataset",
-        data,
-        "--device",
-        "cpu",
-    ]
+    flags = ["--preset", "demo", "--device", "cpu", "--base-model", data / "model"]
+    flags += ["--dataset", data]
     flags += ["--models-dir", tmp_path / "models", "--results-dir", tmp_path / "results"]
     for script, more in (
         ("src/1_baseline_finetuning.py", ["--epochs", 1]),

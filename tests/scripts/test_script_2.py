@@ -107,9 +107,9 @@ def test_predictions_come_from_the_folder_as_reloaded(done, workplace):
     stored = pd.read_parquet(workplace / "results" / "predictions" / "int8_scratch_w8a8.parquet")
     model = load_classifier(workplace / "models" / "int8_scratch_w8a8", "cpu")
     tokenizer = load_tokenizer(workplace / "models" / "int8_scratch_w8a8")
-    from gpt2_quant.data.datasets import _smallest_digests
+    from gpt2_quant.data.datasets import smallest_digests
 
-    texts = [texts[i] for i in _smallest_digests(texts, 120, "test")]
+    texts = [texts[i] for i in smallest_digests(texts, 120)]
     for row in (0, 60, 119):
         with torch.no_grad():
             logits = (

@@ -1,23 +1,22 @@
-"""The demo's raw material, made on the spot: a corpus, a tokenizer trained on it, a miniature GPT-2
-pretrained on it.
+"""The demo's raw material, made on the spot: a corpus, a tokenizer, a miniature GPT-2.
 
-The demo runs the real scripts where there is no hub and no GPU, so it needs what they would
-download: AG News (here the grammar of demo_corpus.py, in AG News' own CSV form), GPT-2's tokenizer
-(here a byte-level BPE of the same kind, 2,048 tokens instead of 50,257) and GPT-2's weights (here 4
-layers of width 128, about 1.1 million parameters, trained as a language model on items that are in
-neither split, so that perplexity on the test texts means something).
+The demo runs the real scripts without hub and GPU, so it needs what they would download: AG News
+(here the grammar of demo_corpus.py, in AG News' own CSV form), GPT-2's tokenizer (here a byte-level
+BPE of the same kind, 2,048 tokens instead of 50,257) and weights (here 4 layers of width 128, 1.1
+million parameters, trained as a language model on items that are in neither split, so that
+perplexity on the test texts means something).
 
-Each folder is written whole or not at all and carries a stamp of what it was made from. A run that
-was killed, another seed or a changed grammar makes it anew; otherwise it stays.
+Each folder is written whole and carries a stamp of what it was made from: another seed or a changed
+grammar makes it anew.
 """
 
 import csv
 import hashlib
 import json
-import math
+from itertools import chain
 from pathlib import Path
 
-from ..cli import seed_everything
+from ..cli import Settings, seed_everything
 from ..records import atomic_path, write_json
 from . import demo_corpus
 from .demo_corpus import generate_corpus
@@ -29,65 +28,27 @@ STEPS, BATCH, LEARNING_RATE, WARMUP = 400, 4, 2e-3, 40
 END_OF_TEXT = "<|endoftext|>"
 STAMP = "demo.json"
 
-__all__ = ["generate_corpus", "prepare", "train_tokenizer"]
 
+def prepare(settings: Settings) -> None:
+    """Make the demo's data set and base model unless they are there, or others are asked for.
 
-def train_tokenizer(texts: list[str], vocab_size: int):
-    """Train a byte-level BPE on `texts`, as GPT-2's was (Radford et al., 2019, section 2.2).
-
-    Byte-level: the alphabet is the 256 bytes, so any text can be written and there is no unknown
-    token. Returns a fast GPT-2 tokenizer of at most `vocab_size` tokens whose end-of-text token
-    also pads, on the right.
+    Takes about a minute on two CPU cores; the base's training curve goes to the results folder.
     """
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import GPT2TokenizerFast
-
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        texts,
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[END_OF_TEXT],
-        show_progress=False,
-    )
-    state = json.loads(bpe.to_str())["model"]
-    merges = [
-        tuple(pair) if isinstance(pair, list) else tuple(pair.split(" "))
-        for pair in state["merges"]
-    ]
-    return GPT2TokenizerFast(
-        vocab=state["vocab"],
-        merges=merges,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        padding_side="right",
-    )
-
-
-def prepare(models_dir: Path, results_dir: Path, seed: int) -> tuple[Path, Path]:
-    """Make `models_dir/dataset` and `models_dir/base_gpt2` unless they are there already; return
-    (model, dataset).
-
-    The base's training curve goes to `results_dir/demo_pretraining.json`. Takes about a minute on
-    two CPU cores.
-    """
-    base, dataset = Path(models_dir) / "base_gpt2", Path(models_dir) / "dataset"
-    stamp = {"seed": seed, "code_sha256": _code_sha256()}
+    base, dataset = settings.models_dir / "base_gpt2", settings.models_dir / "dataset"
+    if settings.base_model != str(base) and settings.dataset != str(dataset):
+        return
+    stamp = {"seed": settings.seed, "code_sha256": _code_sha256()}
     if not _carries(dataset, stamp):
-        _write_dataset(dataset, seed, stamp)
+        _write_dataset(dataset, settings.seed, stamp)
     if not _carries(base, stamp):
-        curve = _pretrain(base, seed, stamp)
-        write_json(Path(results_dir) / "demo_pretraining.json", curve)
-    return base, dataset
+        curve = _pretrain(base, settings.seed, stamp)
+        write_json(settings.results_dir / "demo_pretraining.json", curve)
 
 
 def _code_sha256() -> str:
-    """A hash of the two files that decide what is made."""
-    return hashlib.sha256(
-        Path(demo_corpus.__file__).read_bytes() + Path(__file__).read_bytes()
-    ).hexdigest()
+    # Of the files that decide what is made.
+    sources = (demo_corpus.GRAMMAR, Path(demo_corpus.__file__), Path(__file__))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _carries(folder: Path, stamp: dict) -> bool:
@@ -98,66 +59,71 @@ def _carries(folder: Path, stamp: dict) -> bool:
 
 
 def _write_dataset(folder: Path, seed: int, stamp: dict) -> None:
-    """Train and test as AG News has them: class 1–4, title, description, all quoted, no header."""
-    titles, descriptions, labels = generate_corpus(TRAIN_ROWS + TEST_ROWS, seed)
+    rows = list(zip(*generate_corpus(TRAIN_ROWS + TEST_ROWS, seed), strict=True))
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for name, rows in (("train", slice(0, TRAIN_ROWS)), ("test", slice(TRAIN_ROWS, None))):
-            with open(temporary / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-                classes = [label + 1 for label in labels[rows]]
-                csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
-                    zip(classes, titles[rows], descriptions[rows], strict=True)
-                )
+        write_ag_news(temporary / "train.csv", rows[:TRAIN_ROWS])
+        write_ag_news(temporary / "test.csv", rows[TRAIN_ROWS:])
         (temporary / "classes.txt").write_text("\n".join(LABELS) + "\n", encoding="utf-8")
         write_json(temporary / STAMP, stamp)
 
 
-def _pretrain(folder: Path, seed: int, stamp: dict) -> dict:
-    """Train tokenizer and model on items of their own and save both to `folder`; returns the loss
-    of every step.
+def write_ag_news(path: Path, rows: list[tuple[str, str, int]]) -> None:
+    """Write titles, descriptions and labels (0–3) as AG News has them: class 1–4 first, quoted."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerows((label + 1, title, description) for title, description, label in rows)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int):
+    """A GPT-2 tokenizer of at most `vocab_size` tokens, trained on `texts`, padding on the right.
+
+    It is a byte-level BPE (Radford et al., 2019, section 2.2): the alphabet is the 256 bytes, so
+    any text can be written and there is no unknown token.
     """
+    from transformers import GPT2Tokenizer
+
+    empty = GPT2Tokenizer(pad_token=END_OF_TEXT, padding_side="right")
+    options = {"min_frequency": 2, "show_progress": False}
+    return empty.train_new_from_iterator(texts, vocab_size, **options)
+
+
+def _pretrain(folder: Path, seed: int, stamp: dict) -> dict:
+    """Train tokenizer and model on items of their own, save both, return the loss of each step."""
     import torch
-    from torch.nn.utils import clip_grad_norm_
+    from torch.utils.data import DataLoader, RandomSampler, TensorDataset
     from tqdm import tqdm
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, get_cosine_schedule_with_warmup
 
     titles, descriptions, _ = generate_corpus(PRETRAIN_ROWS, seed + 1)
-    texts = [
-        f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)
-    ]
+    texts = [" ".join(item) for item in zip(titles, descriptions, strict=True)]
     tokenizer = train_tokenizer(texts, VOCABULARY)
-    end = tokenizer.eos_token_id
-    # One long stream, an end-of-text token before each item, cut into full contexts: no padding,
-    # every position teaches.
-    stream = torch.tensor([token for ids in tokenizer(texts)["input_ids"] for token in (end, *ids)])
+    # One stream, end-of-text before each item, cut into full contexts: every position teaches.
+    items = tokenizer([END_OF_TEXT + text for text in texts])["input_ids"]
+    stream = torch.tensor(list(chain.from_iterable(items)))
     contexts = stream[: len(stream) // CONTEXT * CONTEXT].view(-1, CONTEXT)
 
     seed_everything(seed)
+    end = tokenizer.eos_token_id
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
-        bos_token_id=end, eos_token_id=end, pad_token_id=end, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=end, eos_token_id=end, pad_token_id=end,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01
-    )
-    order = torch.cat(
-        [torch.randperm(len(contexts)) for _ in range(math.ceil(STEPS * BATCH / len(contexts)))]
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95))
+    schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP, STEPS)
+    data = TensorDataset(contexts)
+    batches = DataLoader(data, BATCH, sampler=RandomSampler(data, num_samples=STEPS * BATCH))
+    progress = tqdm(batches, "Pretraining the miniature GPT-2")
     losses = []
-    progress = tqdm(range(STEPS), desc="Pretraining the miniature GPT-2", unit="step")
-    for step in progress:
-        rate = LEARNING_RATE * min(
-            (step + 1) / WARMUP, 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = contexts[order[step * BATCH : (step + 1) * BATCH]]
+    for (batch,) in progress:
         loss = model(batch, attention_mask=torch.ones_like(batch), labels=batch).loss
         loss.backward()
-        clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        optimizer.zero_grad()
         losses.append(loss.item())
         progress.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     with atomic_path(folder) as temporary:

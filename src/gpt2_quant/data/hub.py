@@ -1,180 +1,127 @@
 """The Hugging Face hub, where weights and data come from unless a folder is named.
 
-A model is fetched as a folder of safetensors, config and tokenizer files at one commit; nothing
-that would have to be unpickled is downloaded. huggingface_hub checks sizes and caches; it asks
-again when a connection breaks, but not when the hub answers 503 to the download of a file, so that
-is done here. What goes wrong becomes one sentence.
+A model is fetched as safetensors, config and tokenizer files at one commit, and nothing that would
+have to be unpickled. huggingface_hub checks sizes, caches, and asks again when a connection breaks,
+but not when the hub is busy (503): that is done here. What goes wrong becomes one sentence.
 """
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from ..cli import looks_like_path
+from ..cli import NO_FOLDER, looks_like_path
 from ..errors import UserError
 
-T = TypeVar("T")
-WAITS_SECONDS = (1, 2, 4, 8)
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "merges.txt", "*.md")
+WAITS_S = (1, 2, 4, 8)
+MODEL_FILES = ["*.safetensors", "*.json", "merges.txt", "*.md"]
 
 
 def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--base-model") -> Path:
-    """The local folder of a model: `name` itself where it is a folder, else a snapshot of the hub's
-    repository.
+    """The local folder of a model: `name` itself where it is a folder, else the hub's snapshot.
 
-    Raises UserError for an empty or missing folder, an unknown id or revision, and a hub out of
-    reach.
+    Raises UserError for a folder without a model, an unknown id or revision, no way to the hub.
     """
     if looks_like_path(name):
         folder = Path(name)
         if not folder.is_dir():
-            raise UserError(
-                f"{flag} {name}: there is no such folder; give an existing folder or a hub id like owner/name"
-            )
+            raise UserError(f"{flag} {name}: {NO_FOLDER}")
         if not (folder / "config.json").is_file():
-            raise UserError(
-                f"{flag} {name} holds no config.json: give a model folder as save_pretrained writes it"
-            )
+            mend = "give a model folder as save_pretrained writes it"
+            raise UserError(f"{flag} {name} holds no config.json: {mend}")
         return folder
     from huggingface_hub import snapshot_download
 
     with hub_faults(name, flag):
-        return Path(
-            retried(
-                lambda: snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES))
-            )
-        )
+        snapshot = partial(snapshot_download, name, revision=revision, allow_patterns=MODEL_FILES)
+        return Path(retried(snapshot))
 
 
-def retried(download: Callable[[], T]) -> T:
-    """The result of `download`, begun again after a while each time the hub answers that it is busy
-    (5xx).
-    """
+def retried(download: Callable[[], Any]) -> Any:
+    """What `download` returns, begun again after a while when the hub is busy (5xx)."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    for wait in WAITS_SECONDS:
+    for wait in WAITS_S:
         try:
             return download()
         except HfHubHTTPError as fault:
-            if fault.response is None or fault.response.status_code < 500:
+            status = fault.response.status_code if fault.response is not None else 0
+            if status < 500:
                 raise
-            print(
-                f"the hub answers {fault.response.status_code}; asking again in {wait} s",
-                file=sys.stderr,
-            )
+            print(f"the hub answers {status}; asking again in {wait} s", file=sys.stderr)
             time.sleep(wait)
     return download()
 
 
-@contextmanager
-def hub_faults(name: str, flag: str) -> Iterator[None]:
-    """Turn what goes wrong between here and the hub into a UserError that says which it was."""
-    import httpx
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import errors
-
-    away = f"the hub is out of reach and {name} is not in the local cache: check the network, or give {flag} a local folder"
-    try:
-        yield
-    except errors.RevisionNotFoundError as fault:
-        raise UserError(
-            f"{flag} {name}: the hub has no such revision; update this code or give {flag} a folder"
-        ) from fault
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as fault:
-        raise UserError(
-            f"{flag} {name}: the hub knows no such public id; check its spelling or give a folder"
-        ) from fault
-    except DatasetNotFoundError as fault:
-        # datasets raises the same class for an unknown id and for an unreachable hub; the wording
-        # tells them apart.
-        if "doesn't exist on the Hub or cannot be accessed" in str(fault):
-            raise UserError(
-                f"{flag} {name}: the hub knows no such public id; check its spelling or give a folder"
-            ) from fault
-        raise UserError(away) from fault
-    except (
-        errors.LocalEntryNotFoundError,
-        errors.OfflineModeIsEnabled,
-        httpx.HTTPError,
-        ConnectionError,
-    ) as fault:
-        raise UserError(away) from fault
-    except OSError as fault:
-        if "Consistency check failed" in str(fault):
-            raise UserError(
-                f"{name} arrived cut short from the hub: run the same command again"
-            ) from fault
-        raise
-
-
 def check_login(repository: str) -> None:
-    """Find out before the training whether pushing can work. Raises UserError where nobody is
-    logged in.
-    """
+    """See before the training whether pushing can work: UserError where nobody is logged in."""
     from huggingface_hub import HfApi
 
-    with push_faults(repository):
+    with hub_faults(repository, PUSH):
         HfApi().whoami()
 
 
 def push(folder: Path, repository: str) -> str:
-    """Publish the model folder, card included, as `repository` (owner/name); returns the address of
-    the commit.
-
-    Raises UserError where the hub refuses, or is out of reach.
-    """
+    """Publish the model folder, card included; the commit's address. Raises UserError."""
     from huggingface_hub import HfApi
 
-    with push_faults(repository):
+    with hub_faults(repository, PUSH):
         api = HfApi()
-        full = api.create_repo(
-            repository, exist_ok=True
-        ).repo_id  # with the user's own name where none was given
-        return str(
-            api.upload_folder(
-                repo_id=full, folder_path=folder, commit_message="GPT-2 fine-tuned on AG News"
-            )
-        )
+        # The hub's answer has the user's own name where none was given.
+        full = api.create_repo(repository, exist_ok=True).repo_id
+        message = "GPT-2 fine-tuned on AG News"
+        return str(api.upload_folder(repo_id=full, folder_path=folder, commit_message=message))
+
+
+PUSH = "--push-to-hub"
 
 
 @contextmanager
-def push_faults(repository: str) -> Iterator[None]:
-    """Turn what goes wrong while publishing into a UserError."""
-    import httpx
-    from huggingface_hub import errors
-
-    flag = f"--push-to-hub {repository}"
+def hub_faults(name: str, flag: str) -> Iterator[None]:
+    """Turn what goes wrong between here and the hub into a UserError."""
     try:
         yield
-    except errors.LocalTokenNotFoundError:
-        raise UserError("--push-to-hub needs a login: run hf auth login, or set HF_TOKEN") from None
-    except errors.HFValidationError as fault:
-        raise UserError(
-            f"{flag} names no repository: give owner/name, of letters, digits, '-', '_' and '.'"
-        ) from fault
-    except errors.HfHubHTTPError as fault:
-        status = fault.response.status_code
-        said = f"the hub answers {status}" + (
-            f" ({fault.server_message})" if fault.server_message else ""
-        )
-        if status in (401, 403, 404):
-            raise UserError(
-                f"{flag}: {said}: run hf auth login with a token that may write there"
-            ) from fault
-        raise UserError(
-            f"{flag}: {said}: try the same command later, what is trained stays"
-        ) from fault
-    except (httpx.HTTPError, ConnectionError, errors.OfflineModeIsEnabled) as fault:
-        raise UserError(
-            f"{flag}: the hub is out of reach: check the network and give the same command again"
-        ) from fault
-    except (
-        RuntimeError
-    ) as fault:  # what becomes of a connection that breaks while a large file is under way
-        said = (str(fault) or type(fault).__name__).splitlines()[0]
-        raise UserError(
-            f"{flag}: the upload broke off ({said}): give the same command again, what is trained stays"
-        ) from fault
+    except Exception as fault:
+        if what := _what_went_wrong(fault, publishing=flag == PUSH):
+            raise UserError(f"{flag} {name}: {what}") from fault
+        raise
+
+
+def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
+    """The fault and its mend in words; None for what is no fault of hub, network or id."""
+    import httpx
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import errors
+
+    unknown = "the hub knows no such public id; check its spelling or give a folder"
+    otherwise = "and give the same command again" if publishing else "or give a local folder"
+    away = f"the hub is out of reach: check the network, {otherwise}"
+    match fault:
+        case errors.LocalTokenNotFoundError():
+            return "it needs a login: run hf auth login, or set HF_TOKEN"
+        case errors.HFValidationError() if publishing:
+            return "it names no repository: give owner/name, of letters, digits, '-', '_' and '.'"
+        case errors.RevisionNotFoundError():
+            return "the hub has no such revision; update this code or give a folder"
+        case errors.HfHubHTTPError() if publishing:
+            status = fault.response.status_code
+            said = f"the hub answers {status} ({fault.server_message or 'no reason given'})"
+            if status in (401, 403, 404):
+                return f"{said}: run hf auth login with a token that may write there"
+            return f"{said}: try the same command later, what is trained stays"
+        case errors.RepositoryNotFoundError() | errors.HFValidationError():
+            return unknown
+        case DatasetNotFoundError():  # an unknown id or a hub out of reach: the wording tells
+            missing = "doesn't exist on the Hub or cannot be accessed" in str(fault)
+            return unknown if missing else away
+        case errors.LocalEntryNotFoundError() | httpx.HTTPError() | ConnectionError():
+            return away  # offline mode is a ConnectionError, too
+        case OSError() if "Consistency check failed" in str(fault):
+            return "a file arrived cut short from the hub: run the same command again"
+        case RuntimeError() if publishing:  # the connection broke while a large file was under way
+            said = (str(fault) or type(fault).__name__).splitlines()[0]
+            return f"the upload broke off ({said}): give the same command again, nothing is lost"
+    return None

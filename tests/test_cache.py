@@ -3,6 +3,7 @@
 import pytest
 
 from gpt2_quant.cache import LARGE_BYTES, Step
+from gpt2_quant.records import save_record
 
 
 @pytest.fixture
@@ -14,11 +15,31 @@ def finished(tmp_path):
     return tmp_path, source, output
 
 
-def test_complete_for_the_same_flags_whatever_overwrite_says(finished):
+def test_complete_for_the_same_name_flags_and_inputs(finished):
     folder, source, _ = finished
-    assert Step(folder, "step", {"overwrite": True, "epochs": 3}, [source]).complete()
+    assert Step(folder, "step", {"epochs": 3}, [source]).complete()
+    assert not Step(folder, "step", {"epochs": 3}).complete()
     assert not Step(folder, "step", {"epochs": 4}, [source]).complete()
     assert not Step(folder, "other", {"epochs": 3}, [source]).complete()
+
+
+def test_overwrite_makes_it_incomplete_and_only_a_complete_step_says_so(finished, capsys):
+    folder, source, _ = finished
+    assert not Step(folder, "step", {"overwrite": True, "epochs": 3}, [source]).complete()
+    assert capsys.readouterr().out == ""
+    assert Step(folder, "step", {"overwrite": False, "epochs": 3}, [source]).complete()
+    assert capsys.readouterr().out.startswith("Complete for these flags: ")
+
+
+def test_new_timings_leave_a_step_that_made_the_record_and_not_one_that_read_it(tmp_path):
+    path = save_record(tmp_path, "row", {"metrics": {"accuracy": 0.9}, "latency": [1]})
+    Step(tmp_path, "makes", {}).finish([path])
+    Step(tmp_path, "reads", {}, [path]).finish([])
+    save_record(tmp_path, "row", {"metrics": {"accuracy": 0.9}, "latency": [2]})
+    assert Step(tmp_path, "makes", {}).complete()
+    assert not Step(tmp_path, "reads", {}, [path]).complete()
+    save_record(tmp_path, "row", {"metrics": {"accuracy": 0.8}, "latency": [2]})
+    assert not Step(tmp_path, "makes", {}).complete()
 
 
 @pytest.mark.parametrize(
