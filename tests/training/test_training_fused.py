@@ -145,8 +145,7 @@ def rows_that_missed_many_updates():
         torch.tensor([had, had, now, -1], dtype=torch.int32),
     )
     optimizer.catch_up[(3,)](
-        p, m, v, rows, torch.tensor([3]), current, schedule, torch.tensor([now]), width,
-        BETA1=BETAS[0], BETA2=BETAS[1], EPS=EPS, LIMIT=optimizer.CATCH_UP, BLOCK=width,
+        p, m, v, rows, torch.tensor([3]), current, schedule, torch.tensor([now]), width, BLOCK=width,
     )  # fmt: skip
     for mine, exact in zip((p, m, v), expected, strict=True):
         torch.testing.assert_close(
