@@ -1,27 +1,21 @@
 """Task 2.1: fine-tune all of GPT-2 on AG News; every other classifier here is made from this one.
 
 Trains for 3 epochs (AdamW, batch 16, 128 tokens), validates after each, keeps the best, and writes
-a plain transformers folder, the training curve, predictions, confusion matrix and record:
+a plain transformers folder, the training curve, predictions, confusion matrix and record. Stopped
+at any moment, the same command goes on from its last checkpoint.
 
-  python src/1_baseline_finetuning.py                   # GPT-2 124M from the hub, on a CUDA GPU
-  python src/1_baseline_finetuning.py --preset demo     # a miniature, on a CPU
-  accelerate launch src/1_baseline_finetuning.py        # on all GPUs of this machine, or of several
-  python src/1_baseline_finetuning.py --seeds 0 1 2     # mean and deviation over three trainings
-
-Stopped at any moment, the same command goes on from its last checkpoint.
+  python src/1_baseline_finetuning.py                # GPT-2 124M from the hub, on a CUDA GPU
+  python src/1_baseline_finetuning.py --preset demo  # a miniature, on a CPU
+  accelerate launch src/1_baseline_finetuning.py     # on all GPUs of this machine, or of several
+  python src/1_baseline_finetuning.py --seeds 0 1 2  # mean and deviation; the first's model is kept
 """
 
-import os
 from dataclasses import replace
 
-if os.environ.get("RANK", "0") != "0":
-    os.environ["TQDM_DISABLE"] = "1"  # under accelerate launch one process speaks and publishes
-
-from gpt2_quant.cli import looks_like_path, parser, positive_int, seed_everything, settings_from
-from gpt2_quant.errors import UserError, run
+from gpt2_quant.cli import parser, positive_int, seed_everything, settings_from
+from gpt2_quant.errors import run
 from gpt2_quant.models.variants import BASELINE
-
-MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
+from gpt2_quant.training import MAIN_PROCESS
 
 
 def flags():
@@ -29,26 +23,17 @@ def flags():
     add = result.add_argument_group("training flags").add_argument
     # fmt: off
     add("--epochs", type=positive_int, metavar="N", help="passes over the train rows (default: 3)")
-    add("--learning-rate", type=float, metavar="RATE",
-        help="AdamW's peak rate (default: 2e-5; demo: 5e-4)")
+    add("--learning-rate", type=float, metavar="RATE", help="peak (default: 2e-5; demo: 5e-4)")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto",
         help="auto takes bf16 on GPUs that have it (default: auto)")
-    add("--max-steps", type=positive_int, metavar="N",
-        help="end after N updates (default: after all epochs)")
-    add("--seeds", type=int, nargs="+", metavar="N",
-        help="train once per seed; the first one's model is kept (default: --seed)")
-    add("--checkpoint-minutes", type=float, default=3.0, metavar="MIN",
-        help="time between checkpoints (default: 3)")
+    add("--max-steps", type=positive_int, metavar="N", help="end after N updates (default: never)")
+    add("--seeds", type=int, nargs="+", metavar="N", help="one training each (default: --seed)")
+    add("--checkpoint-minutes", type=float, default=3.0, metavar="N", help="apart (default: 3)")
     add("--report-to", choices=("none", "tensorboard"), default="none",
         help="log the curve there too (default: none)")
     add("--push-to-hub", metavar="OWNER/NAME", help="publish the model, with its card, on the hub")
     # fmt: on
-    args = result.parse_args()
-    if args.learning_rate is not None and not 0 < args.learning_rate < 1:
-        raise UserError(
-            f"--learning-rate {args.learning_rate} is not between 0 and 1: give one like 2e-5"
-        )
-    return args
+    return result.parse_args()
 
 
 def main() -> None:
@@ -75,46 +60,36 @@ def main() -> None:
 
 
 def fine_tune(args, settings, seeds, folder, step) -> None:
-    from gpt2_quant.data.datasets import check_folder, load_splits
+    from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.hub import fetch_model_folder
-
-    check_folder(settings)  # faults of data and base model show before the large libraries load
-    if looks_like_path(settings.base_model) and args.preset != "demo":
-        fetch_model_folder(settings.base_model)
-
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure.evaluation import evaluate_variant
     from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier
-    from gpt2_quant.training import evaluation
     from gpt2_quant.training import run as training
-    from gpt2_quant.training.checkpoints import Checkpoints, exclusive
+    from gpt2_quant.training.checkpoints import exclusive
+    from gpt2_quant.training.evaluation import Scorer
 
     accelerator, plan = training.prepare(args, settings)
-    main_process, device = accelerator.is_main_process, str(accelerator.device)
-    with exclusive(settings.models_dir, hold=main_process):
+    device = str(accelerator.device)
+    with exclusive(settings.models_dir, hold=MAIN_PROCESS):
         with accelerator.main_process_first():  # it makes or downloads what is not there yet
             splits = load_splits(settings)
             base = fetch_model_folder(settings.base_model, settings.base_revision)
             tokenizer = load_tokenizer(base)
             tokens = {n: tokenize(tokenizer, s, settings.max_length) for n, s in splits.items()}
-        scorer = evaluation.Scorer(accelerator, tokens, tokenizer.pad_token_id)
-
+        scorer = Scorer(accelerator, tokens, tokenizer.pad_token_id)
         outcomes = []
         for seed in seeds:
             this = replace(plan, seed=seed)
-            identity = training.identity(settings, this, base, splits, accelerator.num_processes)
-            seed_folder = training.training_folder(settings) / f"seed-{seed}"
-            checkpoints = Checkpoints(seed_folder, identity, args.checkpoint_minutes)
-            kept = folder if seed == seeds[0] else seed_folder / "model"
+            checkpoints = training.checkpoints(args, settings, this, base, splits)
+            kept = folder if seed == seeds[0] else checkpoints.folder / "model"
             outcome = training.finished(checkpoints, kept)
             if outcome is None:
                 seed_everything(seed)  # draws the head, which the base lacks
                 model = load_classifier(base, device, new_head=True)
-                outcome, curve = training.fine_tune(
-                    model, tokens["train"], this, checkpoints, scorer
-                )
-                if main_process:
+                outcome, curve = training.fine_tune(model, this, checkpoints, scorer)
+                if MAIN_PROCESS:
                     save_model(model, tokenizer, kept, card="")  # it follows with the scores
                     training.note(outcome, checkpoints)
                     if kept == folder:
@@ -125,15 +100,12 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
             outcomes.append(outcome)
 
         model = load_classifier(folder, device)
-        if main_process:
+        if MAIN_PROCESS:
             record = evaluate_variant(
                 settings, BASELINE.key, model, tokenizer, splits, folder=folder, baseline=folder,
-                extra={"training": training.describe(plan, outcomes, settings, tokens["train"])},
-                predict=scorer.predict,
+                predict=scorer.predict, extra=training.describe(settings, plan, outcomes, scorer),
             )  # fmt: skip
-            card = write_card(folder, record)
-            weights = [folder / "config.json", folder / "model.safetensors"]
-            step.finish([*weights, card, *training.outputs(settings.results_dir)])
+            step.finish([write_card(folder, record), *training.outputs(folder, settings)])
             print(training.summary(record))
         else:
             scorer.join(model, settings.batch_size)

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import length_grouped_batches, pad_batch, tokenize
 from gpt2_quant.errors import UserError
+from gpt2_quant.training import run as training_run
 from gpt2_quant.training.checkpoints import Checkpoints, checksum, exclusive
 from gpt2_quant.training.evaluation import Scorer, select_rows
 from gpt2_quant.training.loop import Plan, Training, curve
@@ -186,7 +187,6 @@ def test_the_curve_has_a_row_an_update_window_and_validation_at_epoch_ends():
 
 
 # Interruptions
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _train_in_child(base, tokens, folder, minutes):
@@ -277,12 +277,11 @@ def test_an_interrupt_finishes_the_update_and_checkpoints_it(base, tokens, tmp_p
 
 
 # Checkpoints
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def two_checkpoints(tmp_path):
-    """Checkpoints after updates 1 and 2, each with one tensor that holds the number of the update."""
+    """Checkpoints after updates 1 and 2, each with one tensor that holds that number."""
     checkpoints = Checkpoints(tmp_path, {"--learning-rate": "2e-05", "train data": "abc"}, 60)
     for update in (1, 2):
         tensors = {"model.x": torch.full((1000,), float(update))}
@@ -366,7 +365,6 @@ def test_a_second_training_into_a_folder_is_refused(tmp_path):
 
 
 # Faults
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_stops_with_update_rate_and_rows(base, tokens, tmp_path):
@@ -385,7 +383,7 @@ def test_a_loss_that_is_not_finite_stops_with_update_rate_and_rows(base, tokens,
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(base, tokens, tmp_path):
-    """Memory for three texts at once: 8 -> 4 -> 2, and gradients that add up to the whole batch's."""
+    """Memory for three texts at once: 8 -> 4 -> 2, gradients that add up to the batch's."""
     tried = []
 
     class Small(PlainStep):
@@ -429,6 +427,15 @@ def test_the_progress_in_a_checkpoint_is_json(base, tokens, tmp_path):
         and progress["epoch"] == 1
         and progress["validations"][0]["epoch"] == 1
     )
+
+
+def test_every_source_file_of_the_room_is_in_a_runs_identity_or_draws():
+    package = Path(training_run.__file__).parents[1]
+    found = {p.relative_to(package).as_posix() for p in (package / "training").rglob("*.py")}
+    beside = {"training/figures.py", "training/__init__.py", "training/fused/__init__.py"}
+    named = set(training_run.SOURCES)
+    assert found - beside == {name for name in named if name.startswith("training/")}
+    assert all((package / name).is_file() for name in named)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ losses so far and the best epoch's weights as tensors; progress and identity as 
 It is written by a thread under another name, flushed and renamed, so a kill while writing leaves
 the one before; two are kept.
 
-There are no random states to keep. Whatever is random in an update (the order of its rows, its
-dropout masks) is drawn from generators seeded by (seed, epoch) or (seed, update), so every
-generator's state follows from the position. On the CPU a resumed run ends in the same bits as one
-that was never stopped.
+There are no random states to keep: whatever is random in an update (order of rows, dropout) is
+drawn from generators seeded by (seed, epoch) or (seed, update). On the CPU a resumed run ends in
+the same bits as one that was never stopped.
 
 *Identity* says what was being trained: flags, data, base weights, code, versions. A checkpoint of
 anything else is refused by name: continuing it would produce a model that no command describes.
@@ -41,8 +40,7 @@ DAMAGE = (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeEr
 def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
     """Hold `folder` for this process; `hold=False` where the run's main process does it for all.
 
-    Raises UserError where another run holds it. The kernel drops the lock with the process, so a
-    kill leaves nothing to clean up.
+    Raises UserError where another run holds it. The kernel drops the lock with the process.
     """
     if not hold:
         yield
@@ -97,9 +95,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises OSError or SafetensorError where it
-        could not be written (a full disk).
-        """
+        """Until the last checkpoint is on the disk. Raises OSError or SafetensorError if not."""
         writing, self.writing = self.writing, None
         if writing:
             writing.result()

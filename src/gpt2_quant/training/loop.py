@@ -1,9 +1,8 @@
 """The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best kept.
 
-The loop is the same on every machine. One update (forward, backward, clipping, AdamW) is the
-business of a *step*, of which there are two: `PlainStep` runs transformers' own model through
-Accelerate, on a CPU, on any GPU, on several; `FusedStep` replays one CUDA graph per batch shape.
-Both take the same rows in the same order at the same rates, and share checkpoints.
+One update (forward, backward, clipping, AdamW) is the business of a *step*, of which there are two:
+`PlainStep` runs transformers' model through Accelerate, anywhere; `FusedStep` replays a CUDA graph
+per batch shape. Both take the same rows in the same order at the same rates, and share checkpoints.
 
 Settings, where libraries differ: AdamW with betas 0.9 and 0.999, eps 1e-8 and no weight decay
 (torch's default is 0.01); gradients clipped to norm 1; the rate rises linearly over the first 6% of
@@ -68,15 +67,14 @@ class TrainingStep(Protocol):
     losses: torch.Tensor
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
-        """Make ready for an epoch whose batches hold these rows of the train split."""
+        """Make ready for an epoch of batches of these train rows."""
 
     def update(self, number: int, batch: int) -> None:
-        """Update the weights for the `number`-th time (from 0) on this epoch's `batch`-th batch."""
+        """Make update `number` (from 0), on this epoch's `batch`-th batch."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, all FP32.
-
-        The model itself is complete only after this: a step may put off what no update has read.
+        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, FP32. The model
+        is complete only after this: a step may put off what no update has read.
         """
         ...
 
@@ -126,8 +124,7 @@ class Training:
         """The best epoch's weights by parameter name (CPU, FP32), and the progress.
 
         Raises UserError when a loss is not finite, KeyboardInterrupt after an interrupt (the update
-        in progress is finished and a checkpoint written first), OSError or SafetensorError when a
-        checkpoint cannot be written.
+        and a checkpoint are finished first), and as Checkpoints.wait does.
         """
         self.rates = self.plan.learning_rates(len(self.tokens))
         self.progress, self.best_weights = self._resumed()
@@ -184,7 +181,7 @@ class Training:
         self._add_time()
 
     def _end_epoch(self) -> None:
-        """Validate, keep the weights where they are the best so far, save."""
+        """Validate, keep the weights if they are the best so far, save."""
         progress = self.progress
         progress.epoch, progress.batch = progress.epoch + 1, 0
         tensors = self.step.tensors()  # first: this brings weights that lag behind up to date
@@ -201,9 +198,7 @@ class Training:
             self._save(stop)
 
     def _report(self, batches: list[np.ndarray]) -> None:
-        """Show and log the mean loss since the last report. Raises UserError where one is not
-        finite.
-        """
+        """Show and log the mean of the losses since the last report; all must be finite."""
         progress = self.progress
         losses = self.step.losses[self.reported : progress.update].cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(losses))
@@ -227,9 +222,7 @@ class Training:
         self.clock = now
 
     def _save(self, stop: bool) -> None:
-        """Write a checkpoint; with `stop`, wait until it is on the disk and raise
-        KeyboardInterrupt.
-        """
+        """Write a checkpoint; with `stop`, wait for the disk and raise KeyboardInterrupt."""
         tensors = self.step.tensors() | {"losses": self.step.losses}
         # Right after the best validation the best weights are the model's own.
         if self.progress.best.get("update", self.progress.update) < self.progress.update:

@@ -1,9 +1,8 @@
 """What one run of script 1 shares between its seeds, and what it notes of each.
 
-The first seed's model is the baseline that the other scripts quantize; further seeds are trained to
-learn how far scores move by chance alone, and only their scores are kept. What is finished is noted
-as `outcome.json` beside the seed's checkpoints, so a run that is stopped between two seeds, or
-before its evaluation, does not train again.
+Seeds after the first are trained to learn how far scores move by chance alone; only their scores
+are kept. What is finished is noted as `outcome.json` beside the seed's checkpoints, so a run that
+is stopped between two seeds, or before its evaluation, does not train again.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel
 
 from .. import records
@@ -38,58 +37,22 @@ from .plain_step import PlainStep
 OUTCOME = "outcome.json"
 # What decides the weights that a training ends with: a checkpoint of other code is not continued.
 SOURCES = (
-    "data/datasets.py",
-    "data/tokens.py",
-    "training/checkpoints.py",
-    "training/evaluation.py",
-    "training/loop.py",
-    "training/plain_step.py",
-    "training/run.py",
-    "training/fused/batches.py",
-    "training/fused/buffers.py",
-    "training/fused/kernels.py",
-    "training/fused/launch.py",
-    "training/fused/optimizer.py",
-    "training/fused/parameters.py",
-    "training/fused/step.py",
+    *("data/datasets.py", "data/tokens.py", "training/checkpoints.py", "training/evaluation.py"),
+    *("training/loop.py", "training/plain_step.py", "training/run.py"),
+    *("training/fused/batches.py", "training/fused/buffers.py", "training/fused/kernels.py"),
+    *("training/fused/launch.py", "training/fused/optimizer.py"),
+    *("training/fused/parameters.py", "training/fused/step.py"),
 )
-
-
-def training_folder(settings: Settings) -> Path:
-    """Where checkpoints and outcomes are kept until the run is complete, one folder per seed."""
-    return settings.models_dir / f"{BASELINE.folder}.training"
-
-
-def identity(
-    settings: Settings, plan: Plan, base: Path, splits: dict[str, Split], processes: int
-) -> dict[str, str]:
-    """What must be the same for a checkpoint to be continued, by the names that a user knows."""
-    package = Path(__file__).parents[1]
-    code = hashlib.sha256(b"".join((package / name).read_bytes() for name in SOURCES)).hexdigest()
-    return {
-        "--base-model weights": records.file_sha256(weights_file(base))[:16],
-        "--batch-size": str(plan.batch_size),
-        "--epochs": str(plan.epochs),
-        "--learning-rate": str(plan.learning_rate),
-        "--max-length": str(settings.max_length),
-        "--max-steps": str(plan.max_steps),
-        "--precision": plan.precision,
-        "--seed": str(plan.seed),
-        "device": settings.device,
-        "number of processes": str(processes),
-        "train data": splits["train"].sha256[:16],
-        "validation data": splits["validation"].sha256[:16],
-        "code version": code[:16],
-        "torch version": torch.__version__,
-        "transformers version": transformers.__version__,
-    }
 
 
 def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, Plan]:
     """Accelerate's handle on devices and processes, and the plan, by flags and preset.
 
-    Raises UserError for bf16 on a GPU without it.
+    Raises UserError for a senseless learning rate, and for bf16 on a GPU without it.
     """
+    preset, rate = PRESETS[settings.preset], args.learning_rate
+    if rate is not None and not 0 < rate < 1:
+        raise UserError(f"--learning-rate {rate} is not between 0 and 1: give one like 2e-5")
     on_gpu, precision = settings.device == "cuda", args.precision
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
@@ -105,15 +68,49 @@ def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, 
     if accelerator.log_with:
         config = {name: str(value) for name, value in settings.as_dict().items()}
         accelerator.init_trackers("fine-tuning", config=config)
-    preset = PRESETS[settings.preset]
     return accelerator, Plan(
         epochs=args.epochs or preset.epochs,
-        learning_rate=args.learning_rate or preset.learning_rate,
+        learning_rate=rate or preset.learning_rate,
         batch_size=settings.batch_size,
         seed=settings.seed,
         precision=precision,
         max_steps=args.max_steps,
     )
+
+
+def training_folder(settings: Settings) -> Path:
+    """Where checkpoints and outcomes are kept until the run is complete, one folder per seed."""
+    return settings.models_dir / f"{BASELINE.folder}.training"
+
+
+def checkpoints(
+    args: argparse.Namespace, settings: Settings, plan: Plan, base: Path, splits: dict[str, Split]
+) -> Checkpoints:
+    """Those of the seed of `plan`. Their identity, what must be the same for one of them to be
+    continued, has the names that a user knows.
+    """
+    package = Path(__file__).parents[1]
+    code = hashlib.sha256(b"".join((package / name).read_bytes() for name in SOURCES)).hexdigest()
+    identity = {
+        "--base-model weights": records.file_sha256(weights_file(base))[:16],
+        "--batch-size": plan.batch_size,
+        "--epochs": plan.epochs,
+        "--learning-rate": plan.learning_rate,
+        "--max-length": settings.max_length,
+        "--max-steps": plan.max_steps,
+        "--precision": plan.precision,
+        "--seed": plan.seed,
+        "device": settings.device,
+        "number of processes": PartialState().num_processes,
+        "train data": splits["train"].sha256[:16],
+        "validation data": splits["validation"].sha256[:16],
+        "code version": code[:16],
+        "torch version": torch.__version__,
+        "transformers version": transformers.__version__,
+    }
+    texts = {name: str(value) for name, value in identity.items()}
+    folder = training_folder(settings) / f"seed-{plan.seed}"
+    return Checkpoints(folder, texts, args.checkpoint_minutes)
 
 
 def choose_step(
@@ -148,13 +145,13 @@ def note(outcome: dict, checkpoints: Checkpoints) -> None:
 
 
 def fine_tune(
-    model: PreTrainedModel, tokens: Tokens, plan: Plan, checkpoints: Checkpoints, scorer: Scorer
+    model: PreTrainedModel, plan: Plan, checkpoints: Checkpoints, scorer: Scorer
 ) -> tuple[dict, pd.DataFrame]:
     """Train `model` by `plan`; the best epoch's weights are in it afterwards.
 
     Returns what the record says of the training, and its curve. Raises what Training.run does.
     """
-    accelerator = scorer.accelerator
+    accelerator, tokens = scorer.accelerator, scorer.tokens["train"]
     started, on_gpu = time.perf_counter(), accelerator.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -190,11 +187,12 @@ def save_curve(frame: pd.DataFrame, results: Path) -> None:
     training_curve(frame, results / "training_curve.png")
 
 
-def outputs(results: Path) -> list[Path]:
-    """The files in the results folder that a complete run leaves and no later script changes."""
+def outputs(folder: Path, settings: Settings) -> list[Path]:
+    """The files that a complete run leaves and no later script changes."""
     names = ["training_curve.csv", "training_curve.png", f"{BASELINE.key}_confusion_matrix.png"]
     names += [f"predictions/{BASELINE.key}{split}.parquet" for split in ("", ".validation")]
-    return [results / name for name in names]
+    weights = [folder / "config.json", folder / "model.safetensors"]
+    return [*weights, *(settings.results_dir / name for name in names)]
 
 
 def clean_up(accelerator: Accelerator, settings: Settings) -> None:
@@ -204,11 +202,13 @@ def clean_up(accelerator: Accelerator, settings: Settings) -> None:
         shutil.rmtree(training_folder(settings), ignore_errors=True)
 
 
-def describe(plan: Plan, outcomes: list[dict], settings: Settings, train: Tokens) -> dict:
+def describe(settings: Settings, plan: Plan, outcomes: list[dict], scorer: Scorer) -> dict:
     """The record's section on the training: plan, first outcome, spread where there are more."""
     section = asdict(plan) | {"max_length": settings.max_length} | outcomes[0]
-    section["truncated_texts"] = train.truncated
-    return section | ({"spread": spread(outcomes)} if len(outcomes) > 1 else {})
+    section["truncated_texts"] = scorer.tokens["train"].truncated
+    if len(outcomes) > 1:
+        section["spread"] = spread(outcomes)
+    return {"training": section}
 
 
 def spread(outcomes: list[dict]) -> dict:

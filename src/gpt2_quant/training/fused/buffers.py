@@ -1,9 +1,7 @@
-"""The fused step's activations and gradients, made once for the largest batch; smaller batches use
-their first rows.
+"""The fused step's activations and gradients, made once; smaller batches use their first rows.
 
-Buffers that the second stream reads while the first goes on (gradients of matrix products and of
-norms' outputs) exist once per layer; what only the first stream touches exists once. For 16 x 128
-tokens of GPT-2 124M: 1.1 GB.
+What the second stream reads while the first goes on exists once per layer, what only the first
+touches exists once. For 16 x 128 tokens of GPT-2 124M: 1.1 GB.
 """
 
 from dataclasses import dataclass

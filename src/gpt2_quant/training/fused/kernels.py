@@ -1,9 +1,9 @@
 """Triton kernels of the fused training step: what lies between its matrix products.
 
-A GPT-2 step at 16 x 64 tokens is some 140 small matrix products. Left to separate operations, the
-rest (dropout, residual sums, norms, activations, softmax, casts) is ten times as many launches,
-each reading and writing what the last one wrote. Here each gap between two products is one kernel,
-and what it needs again in the backward pass it recomputes.
+A GPT-2 step at 16 x 64 tokens is some 140 small matrix products. As separate operations the rest
+(dropout, residual sums, norms, activations, softmax, casts) is ten times as many launches, each
+reading what the last one wrote. Here each gap between two products is one kernel, and what the
+backward pass needs again it recomputes.
 
 Residual stream, norms, softmax, loss and every sum are FP32; what enters and leaves a matrix
 product is the compute dtype (bf16), exactly as under autocast. Every sum is taken in a fixed order
@@ -39,58 +39,43 @@ def random_word(seed, update, site, index):
 
 @triton.jit
 def _dropped(value, update_ptr, seed_ptr, site, index, threshold, scale):
-    """`value` scale, scale = 1 / (1 - p), where a random word reaches threshold = p 2**32; else 0."""
+    """`value` / (1 - p) where a random word reaches threshold = p 2**32, else 0."""
     word = random_word(tl.load(seed_ptr), tl.load(update_ptr), site, index)
     return tl.where(word >= threshold.to(tl.uint32), value * scale, 0.0)
 
 
-@triton.jit
-def _norm(x, row, column, inside, weight, bias, x_out, h_out, mean_out, rstd_out, width, eps):
-    """Store a row x, h = norm(x), and for the backward pass mean and 1 / standard deviation."""
-    mean = tl.sum(x, 0) / width
-    centred = tl.where(inside, x - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
-    h = centred * rstd * tl.load(weight + column, inside, 0.0) + tl.load(bias + column, inside, 0.0)
-    tl.store(x_out + row * width + column, x, inside)
-    tl.store(h_out + row * width + column, h.to(h_out.dtype.element_ty), inside)
-    tl.store(mean_out + row, mean)
-    tl.store(rstd_out + row, rstd)
-
-
 @triton.jit(do_not_specialize=["length", "site", "threshold"])
-def embed_norm(
-    ids, token_table, position_table, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out,
-    update, seed, site, threshold, scale, length, width, eps, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """x = dropout(token embedding + position embedding), h = norm(x); one program per token."""
-    row = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
-    inside = column < width
-    token = tl.load(ids + row).to(tl.int64)
-    x = tl.load(token_table + token * width + column, inside, 0.0)
-    x += tl.load(position_table + (row % length) * width + column, inside, 0.0)
-    x = _dropped(x, update, seed, site, row * width + column, threshold, scale)
-    _norm(
-        x, row, column, inside, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out, width, eps
-    )
-
-
-@triton.jit(do_not_specialize=["site", "threshold"])
 def add_norm(
-    x_in, y, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out,
-    update, seed, site, threshold, scale, width, eps, BLOCK: tl.constexpr,
+    x_in, y, ids, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out,
+    update, seed, site, threshold, scale, length, width, eps,
+    EMBED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """x_out = x_in + dropout(y), h = norm(x_out); one program per row."""
+    """x_out = x_in + dropout(y), h = norm(x_out); one program per row. With EMBED, x_in and y are
+    the token and position tables, and x_out = dropout(sum of the row's two embeddings).
+    """
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < width
     at = row * width + column
-    branch = tl.load(y + at, inside, 0.0).to(tl.float32)
-    x = tl.load(x_in + at, inside, 0.0) + _dropped(branch, update, seed, site, at, threshold, scale)
-    x = tl.where(inside, x, 0.0)
-    _norm(
-        x, row, column, inside, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out, width, eps
-    )
+    if EMBED:
+        token = tl.load(ids + row).to(tl.int64)
+        x = tl.load(x_in + token * width + column, inside, 0.0)
+        x += tl.load(y + (row % length) * width + column, inside, 0.0)
+        x = _dropped(x, update, seed, site, at, threshold, scale)
+    else:
+        branch = tl.load(y + at, inside, 0.0).to(tl.float32)
+        branch = _dropped(branch, update, seed, site, at, threshold, scale)
+        x = tl.where(inside, tl.load(x_in + at, inside, 0.0) + branch, 0.0)
+    mean = tl.sum(x, 0) / width
+    centred = tl.where(inside, x - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
+    weight = tl.load(norm_weight + column, inside, 0.0)
+    bias = tl.load(norm_bias + column, inside, 0.0)
+    h = centred * rstd * weight + bias
+    tl.store(x_out + at, x, inside)
+    tl.store(h_out + at, h.to(h_out.dtype.element_ty), inside)
+    tl.store(mean_out + row, mean)
+    tl.store(rstd_out + row, rstd)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])

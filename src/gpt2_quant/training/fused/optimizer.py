@@ -1,9 +1,9 @@
 """Triton kernels of the fused training step: gradients of vectors and embeddings, clipping, AdamW.
 
-AdamW is bound by memory: per parameter it reads and writes weight and two moments (24 bytes), reads
-the bf16 gradient as the product wrote it (2) and writes the bf16 copy that the next products read
-(2). GPT-2's 85 million parameters in matrices are 2.4 GB per update, 0.57 ms at an H200's 4.2 TB/s.
-Casts, zeroing and scaling of gradients as passes of their own would more than double that.
+AdamW is bound by memory: 28 bytes per parameter (weight and two moments read and written, bf16
+gradient read, bf16 copy for the next products written), which for GPT-2's 85 million in matrices is
+2.4 GB per update, 0.57 ms at an H200's 4.2 TB/s. Casts, zeroing and scaling of gradients as passes
+of their own would more than double that.
 
 *The token table* is 31% of GPT-2's parameters, and a batch touches about 500 of its 50,257 rows. A
 row without a gradient still moves under AdamW, by its decaying momentum. `catch_up` does that when
@@ -56,6 +56,14 @@ def _store(p, m, v, at, inside, weight, m1, v1):
 
 
 @triton.jit
+def _step(p, m, v, at, inside, g, schedule, update):
+    weight, m1, v1 = _load(p, m, v, at, inside)
+    weight, m1, v1 = _updated(weight, m1, v1, g, schedule, update)
+    _store(p, m, v, at, inside, weight, m1, v1)
+    return weight
+
+
+@triton.jit
 def adamw(
     p, m, v, g, copy, coefficient, schedule, update, n, COPY: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -65,9 +73,7 @@ def adamw(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
     gradient = tl.load(g + at, inside, 0.0).to(tl.float32) * tl.load(coefficient)
-    weight, m1, v1 = _load(p, m, v, at, inside)
-    weight, m1, v1 = _updated(weight, m1, v1, gradient, schedule, tl.load(update))
-    _store(p, m, v, at, inside, weight, m1, v1)
+    weight = _step(p, m, v, at, inside, gradient, schedule, tl.load(update))
     if COPY:
         tl.store(copy + at, weight.to(copy.dtype.element_ty), inside)
 
@@ -87,9 +93,7 @@ def adamw_rows(
         at = row * width + column
         now = tl.load(update)
         gradient = tl.load(g + program * width + column, inside, 0.0) * tl.load(coefficient)
-        weight, m1, v1 = _load(p, m, v, at, inside)
-        weight, m1, v1 = _updated(weight, m1, v1, gradient, schedule, now)
-        _store(p, m, v, at, inside, weight, m1, v1)
+        _step(p, m, v, at, inside, gradient, schedule, now)
         tl.store(current + row, now + 1)
 
 
@@ -120,49 +124,32 @@ def catch_up(p, m, v, rows, n_rows, current, schedule, update, width, BLOCK: tl.
 
 @triton.jit
 def column_sums(
-    dy, partial, rows, columns, stride,
-    CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    dy, x, mean_in, rstd_in, partial_bias, partial_weight, rows, columns, stride,
+    NORM: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over rows of dy [rows, columns], a bias's gradient, in CHUNKS partial sums [stride]."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    chunk = tl.program_id(1)
-    per_chunk = tl.cdiv(rows, CHUNKS)
-    total = tl.zeros((COLUMNS,), tl.float32)
-    for start in range(0, per_chunk, ROWS):
-        within = start + tl.arange(0, ROWS)
-        row = chunk * per_chunk + within
-        inside = ((within < per_chunk) & (row < rows))[:, None] & (column < columns)[None, :]
-        at = row[:, None] * columns + column[None, :]
-        total += tl.sum(tl.load(dy + at, inside, 0.0).to(tl.float32), 0)
-    tl.store(partial + chunk * stride + column, total, column < columns)
-
-
-@triton.jit
-def norm_column_sums(
-    dh, x, mean_in, rstd_in, partial_weight, partial_bias, rows, width, stride,
-    CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Gradients of a norm's weight, sum of dh (x - mean) rstd, and bias, sum of dh, in CHUNKS
-    partial sums each.
+    """Sums over rows of dy [rows, columns], a bias's gradient, in CHUNKS partial sums; with NORM
+    also of dy (x - mean) rstd, the gradient of a norm's weight.
     """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     chunk = tl.program_id(1)
     per_chunk = tl.cdiv(rows, CHUNKS)
-    weight = tl.zeros((COLUMNS,), tl.float32)
     bias = tl.zeros((COLUMNS,), tl.float32)
+    weight = tl.zeros((COLUMNS,), tl.float32)
     for start in range(0, per_chunk, ROWS):
         within = start + tl.arange(0, ROWS)
         row = chunk * per_chunk + within
         real = (within < per_chunk) & (row < rows)
-        inside = real[:, None] & (column < width)[None, :]
-        at = row[:, None] * width + column[None, :]
-        mean = tl.load(mean_in + row, real, 0.0)[:, None]
-        rstd = tl.load(rstd_in + row, real, 0.0)[:, None]
-        g = tl.load(dh + at, inside, 0.0).to(tl.float32)
-        weight += tl.sum(g * ((tl.load(x + at, inside, 0.0) - mean) * rstd), 0)
+        inside = real[:, None] & (column < columns)[None, :]
+        at = row[:, None] * columns + column[None, :]
+        g = tl.load(dy + at, inside, 0.0).to(tl.float32)
         bias += tl.sum(g, 0)
-    tl.store(partial_weight + chunk * stride + column, weight, column < width)
-    tl.store(partial_bias + chunk * stride + column, bias, column < width)
+        if NORM:
+            mean = tl.load(mean_in + row, real, 0.0)[:, None]
+            rstd = tl.load(rstd_in + row, real, 0.0)[:, None]
+            weight += tl.sum(g * ((tl.load(x + at, inside, 0.0) - mean) * rstd), 0)
+    tl.store(partial_bias + chunk * stride + column, bias, column < columns)
+    if NORM:
+        tl.store(partial_weight + chunk * stride + column, weight, column < columns)
 
 
 @triton.jit

@@ -2,19 +2,15 @@
 
 It computes what `PlainStep` computes under bf16 autocast, launched differently:
 
-* *No autograd, no copies.* The passes are written out: each matrix product writes into a buffer
-  made once, weight gradients straight into one flat bf16 array. The model's parameters are views of
-  a flat FP32 array, so clipping and AdamW are a handful of launches.
-* *No compiler.* Products are cuBLAS's, everything between two of them is one Triton kernel
-  (kernels.py); these take seconds to build, where torch.compile needs half a minute per shape.
+* *No autograd, no copies.* Both passes are written out: products write into buffers made once,
+  parameters and their gradients are flat arrays, so clipping and AdamW are a handful of launches.
+* *No compiler.* Products are cuBLAS's, everything between two of them is one Triton kernel; these
+  take seconds to build, where torch.compile needs half a minute per shape.
 * *No launches.* A batch shape [B, L] runs once as it stands and is captured as a CUDA graph; from
-  then on an update is one small copy and one graph launch.
+  then on an update is one small copy and one graph launch. All else it needs is on the device.
 * *Two lanes.* Only the optimizer needs a weight's gradient, so it is computed on a second stream
   beside the chain of input gradients: each product alone is too small to fill the GPU.
-* *Nothing that is not read.* Only a text's last token is classified: after the last attention one
-  row per text is left.
-
-The update counter, rates, dropout seed, losses and a whole epoch's batches live on the device.
+* *Nothing that is not read.* After the last attention only each text's last token is left.
 """
 
 import numpy as np
@@ -53,10 +49,8 @@ def serves(model: PreTrainedModel, tokens: Tokens, plan: Plan) -> bool:
 
 
 class FusedStep:
-    """The training step for one CUDA GPU (see loop.TrainingStep); `model` holds views of what is
-    trained.
-
-    `compute` is the dtype of matrix products' operands; anything but bfloat16 is for tests.
+    """The training step for one CUDA GPU (see loop.TrainingStep); `model` gets views of what is
+    trained. `compute` is the dtype of products' operands; all but bfloat16 is for tests.
     """
 
     def __init__(
@@ -130,13 +124,8 @@ class FusedStep:
 
     def _forward(self) -> None:
         parameters, buffers, rows = self.parameters, self.buffers, self.rows
-        affine, norm = parameters.norms[0], buffers.norms[0]
-        self.run(
-            kernels.embed_norm, rows, self.batch.ids,
-            parameters.weight(TOKENS), parameters.weight(POSITIONS), affine.weight, affine.bias,
-            norm.x, norm.h, norm.mean, norm.rstd, *self._random(0), self.length, self.width,
-            self.config.layer_norm_epsilon, BLOCK=self.block,
-        )  # fmt: skip
+        embeddings = parameters.weight(TOKENS), parameters.weight(POSITIONS)
+        self._add_norm(*embeddings, 0, 0, rows, embed=True)
         for i, (block, product) in enumerate(zip(buffers.blocks, parameters.products, strict=True)):
             first, second = buffers.norms[2 * i : 2 * i + 2]
             self._product(first.h, product[ATTN_IN], block.qkv, rows)
@@ -152,24 +141,24 @@ class FusedStep:
                 )  # fmt: skip
                 x, o, rows = buffers.x_last, buffers.o_last, self.texts
             self._product(o, product[ATTN_OUT], buffers.y, rows)
-            self._add_norm(x, 2 * i + 1, 3 * i + 2, rows)
+            self._add_norm(x, buffers.y, 2 * i + 1, 3 * i + 2, rows)
             self._product(second.h, product[MLP_IN], block.u, rows)
             n = rows * 4 * self.width
             self.run(kernels.gelu, triton.cdiv(n, 2048), block.u, block.a, n, BLOCK=2048)
             self._product(block.a, product[MLP_OUT], buffers.y, rows)
-            self._add_norm(second.x, 2 * i + 2, 3 * i + 3, rows)
+            self._add_norm(second.x, buffers.y, 2 * i + 2, 3 * i + 3, rows)
 
     def _product(self, x: Tensor, product: Affine, out: Tensor, rows: int) -> None:
         """out = x W + b, on the first `rows` rows."""
         torch.addmm(product.bias, x[:rows], product.weight, out=out[:rows])
 
-    def _add_norm(self, x: Tensor, i: int, site: int, rows: int) -> None:
+    def _add_norm(self, x: Tensor, y: Tensor, i: int, site: int, rows: int, embed=False) -> None:
         """norms[i].x = x + dropout(y), and its norm."""
         affine, norm = self.parameters.norms[i], self.buffers.norms[i]
         self.run(
-            kernels.add_norm, rows, x, self.buffers.y, affine.weight, affine.bias,
-            norm.x, norm.h, norm.mean, norm.rstd, *self._random(site), self.width,
-            self.config.layer_norm_epsilon, BLOCK=self.block,
+            kernels.add_norm, rows, x, y, self.batch.ids, affine.weight, affine.bias,
+            norm.x, norm.h, norm.mean, norm.rstd, *self._random(site), self.length, self.width,
+            self.config.layer_norm_epsilon, EMBED=embed, BLOCK=self.block,
         )  # fmt: skip
 
     def _backward(self) -> None:
@@ -230,14 +219,13 @@ class FusedStep:
         torch.mm(x.t(), dy, out=product.weight_gradient)
         rows, columns = dy.shape
         self.run(
-            optimizer.column_sums, (triton.cdiv(columns, 128), CHUNKS), dy, product.bias_gradient,
-            rows, columns, self.parameters.n_vectors, CHUNKS=CHUNKS, ROWS=64, COLUMNS=128,
+            optimizer.column_sums, (triton.cdiv(columns, 128), CHUNKS), dy, None, None, None,
+            product.bias_gradient, None, rows, columns, self.parameters.n_vectors, NORM=False,
+            CHUNKS=CHUNKS, ROWS=64, COLUMNS=128,
         )  # fmt: skip
 
     def _norm_backward(self, i: int, dx: Tensor, site: int, rows: int, dy: Tensor) -> None:
-        """From dh of norm i: dx += d norm, dy its dropped copy; the norm's own gradients on the
-        other stream.
-        """
+        """dx += d norm(dh), dy its dropped copy; the norm's own gradients on the other stream."""
         norm = self.buffers.norms[i]
         self.run(
             kernels.norm_backward, rows, norm.dh, norm.x, norm.mean, norm.rstd,
@@ -249,9 +237,9 @@ class FusedStep:
     def _norm_gradients(self, i: int, rows: int) -> None:
         norm, affine = self.buffers.norms[i], self.parameters.norms[i]
         self.run(
-            optimizer.norm_column_sums, (triton.cdiv(self.width, 64), CHUNKS),
-            norm.dh, norm.x, norm.mean, norm.rstd, affine.weight_gradient, affine.bias_gradient,
-            rows, self.width, self.parameters.n_vectors, CHUNKS=CHUNKS, ROWS=64, COLUMNS=64,
+            optimizer.column_sums, (triton.cdiv(self.width, 64), CHUNKS), norm.dh, norm.x,
+            norm.mean, norm.rstd, affine.bias_gradient, affine.weight_gradient, rows, self.width,
+            self.parameters.n_vectors, NORM=True, CHUNKS=CHUNKS, ROWS=64, COLUMNS=64,
         )  # fmt: skip
 
     def _square_sums(self, slot: int, gradients: Tensor) -> None:
