@@ -111,7 +111,7 @@ def prepare(args):
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.hub import fetch_model_folder
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
-    from gpt2_quant.training.plain_step import select_rows
+    from gpt2_quant.training.evaluation import select_rows
 
     settings = common.settings_from(args)
     splits = load_splits(settings)
@@ -163,7 +163,7 @@ def train_ours(args, settings, base, tokenizer, train, seed):
         cpu=settings.device == "cpu", mixed_precision="bf16" if plan.precision == "bf16" else "no"
     )
     model = load_classifier(base, settings.device, new_head=True)
-    step = choose_step(model, train, plan, accelerator, settings.max_length)
+    step = choose_step(model, train, plan, accelerator)
     number, timed, seconds, met = 0, 0, 0.0, set()
     for epoch in range(plan.epochs):
         batches = length_grouped_batches(train.lengths, plan.batch_size, seed, epoch)[

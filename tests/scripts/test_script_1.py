@@ -249,11 +249,12 @@ def test_a_senseless_flag_ends_with_one_sentence(flags, words, ingredients, run_
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_help_answers_without_torch(run_script):
-    started = time.monotonic()
-    done = run_script(SCRIPT, "--help")
-    assert done.returncode == 0 and "--push-to-hub" in done.stdout
-    assert time.monotonic() - started < 5  # torch alone takes longer on a busy machine
+def test_help_answers_without_torch(run_script, tmp_path):
+    """With modules in front of the path that end whoever imports them."""
+    for name in ("torch", "transformers", "pandas"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} is imported')")
+    done = run_script(SCRIPT, "--help", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0 and "--push-to-hub" in done.stdout, done.stderr
 
 
 def logged_in(token: str, url: str = "http://127.0.0.1:9") -> dict[str, str]:
@@ -304,7 +305,7 @@ def test_a_published_model_arrives_whole_with_its_card(finished, ingredients, ru
     [
         (
             "somebody-else/gpt2",
-            "the hub answers 403 (You don't have the rights to create a model under somebody-else/gpt2)",
+            "the hub answers 403 (You don't have the rights to create a model under somebody-else/",
         ),
         ("no/such/name", "names no repository: give owner/name"),
     ],

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_models import ROOT, make_tiny_gpt2
 from torch.nn.functional import cross_entropy
@@ -24,9 +25,11 @@ from torch.nn.functional import cross_entropy
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import length_grouped_batches, pad_batch, tokenize
 from gpt2_quant.errors import UserError
-from gpt2_quant.training.checkpoints import Checkpoints, byte_sum, exclusive
-from gpt2_quant.training.loop import Plan, curve, train
-from gpt2_quant.training.plain_step import PlainStep, gathered_predict, select_rows
+from gpt2_quant.training import run as training_run
+from gpt2_quant.training.checkpoints import Checkpoints, checksum, exclusive
+from gpt2_quant.training.evaluation import Scorer, select_rows
+from gpt2_quant.training.loop import Plan, Training, curve
+from gpt2_quant.training.plain_step import PlainStep
 
 PLAN = Plan(epochs=2, learning_rate=1e-3, batch_size=8, seed=3, precision="fp32")
 
@@ -51,7 +54,7 @@ def run(base, tokens, folder, plan=PLAN, minutes=60.0, identity=None, step_class
         return {"accuracy": 0.25, "loss": float(step.losses[~step.losses.isnan()].mean())}
 
     checkpoints = Checkpoints(folder, identity or {"--seed": "3"}, minutes)
-    return *train(step, tokens, plan, validate, checkpoints, device="cpu"), step
+    return *Training(step, tokens, plan, validate, checkpoints, "cpu").run(), step
 
 
 def test_learning_rate_rises_over_six_percent_of_the_updates_and_falls_to_almost_zero():
@@ -130,9 +133,8 @@ def test_the_best_epoch_is_the_most_accurate_then_the_one_with_least_loss(base, 
         return {"accuracy": accuracy, "loss": loss}
 
     plan = Plan(4, 1e-3, 32, 0, "fp32")
-    weights, progress = train(
-        step, tokens, plan, validate, Checkpoints(tmp_path, {}, 60), device="cpu"
-    )
+    checkpoints = Checkpoints(tmp_path, {}, 60)
+    weights, progress = Training(step, tokens, plan, validate, checkpoints, "cpu").run()
     assert progress.best["epoch"] == 3
     assert torch.equal(weights["score.weight"], kept[1.2])
 
@@ -160,7 +162,7 @@ def test_validation_sees_what_a_step_puts_off(base, tokens, tmp_path):
         seen.append(step.late)
         return {"accuracy": 0.5, "loss": 1.0}
 
-    train(step, tokens, plan, validate, Checkpoints(tmp_path, {}, 60), device="cpu")
+    Training(step, tokens, plan, validate, Checkpoints(tmp_path, {}, 60), "cpu").run()
     assert seen == [0, 0]
 
 
@@ -185,7 +187,6 @@ def test_the_curve_has_a_row_an_update_window_and_validation_at_epoch_ends():
 
 
 # Interruptions
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _train_in_child(base, tokens, folder, minutes):
@@ -235,7 +236,11 @@ def kill_and_resume(folder: Path) -> None:
 
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
     """SIGKILL, with a checkpoint after every update: most kills meet one being written."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}",
+    }
     command = [sys.executable, __file__, str(tmp_path)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=200, check=False
@@ -272,15 +277,15 @@ def test_an_interrupt_finishes_the_update_and_checkpoints_it(base, tokens, tmp_p
 
 
 # Checkpoints
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def two_checkpoints(tmp_path):
-    """Checkpoints after updates 1 and 2, each with one tensor that holds the number of the update."""
+    """Checkpoints after updates 1 and 2, each with one tensor that holds that number."""
     checkpoints = Checkpoints(tmp_path, {"--learning-rate": "2e-05", "train data": "abc"}, 60)
     for update in (1, 2):
-        checkpoints.save(update, {"model.x": torch.full((1000,), float(update))}, {"epoch": 0})
+        tensors = {"model.x": torch.full((1000,), float(update))}
+        checkpoints.save(tensors, {"update": update, "epoch": 0})
     checkpoints.wait()
     return checkpoints
 
@@ -316,7 +321,7 @@ def test_a_checkpoint_of_another_training_is_refused_by_name(two_checkpoints, na
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(two_checkpoints):
     """The kernel's limit on a file's size stands in for the disk's end: the write fails half-way
-    with an OSError.
+    with an error.
     """
     import resource
 
@@ -324,8 +329,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(two_checkpoints):
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
     try:
-        with pytest.raises(OSError, match="too large"):
-            two_checkpoints.save(3, {"model.x": torch.zeros(100_000)}, {"epoch": 0})
+        with pytest.raises((OSError, SafetensorError), match="too large"):
+            two_checkpoints.save({"model.x": torch.zeros(100_000)}, {"update": 3, "epoch": 0})
             two_checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -343,7 +348,7 @@ def test_one_flipped_bit_changes_the_sum_whatever_the_shape():
     ):
         other = tensor.clone()
         other.view(-1).view(torch.uint8)[-1] ^= 1
-        assert byte_sum(other) != byte_sum(tensor)
+        assert checksum(other) != checksum(tensor)
 
 
 def test_a_second_training_into_a_folder_is_refused(tmp_path):
@@ -360,7 +365,6 @@ def test_a_second_training_into_a_folder_is_refused(tmp_path):
 
 
 # Faults
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_stops_with_update_rate_and_rows(base, tokens, tmp_path):
@@ -379,7 +383,7 @@ def test_a_loss_that_is_not_finite_stops_with_update_rate_and_rows(base, tokens,
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(base, tokens, tmp_path):
-    """Memory for three texts at once: 8 -> 4 -> 2, and gradients that add up to the whole batch's."""
+    """Memory for three texts at once: 8 -> 4 -> 2, gradients that add up to the batch's."""
     tried = []
 
     class Small(PlainStep):
@@ -403,10 +407,11 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(base, tokens,
 
 
 def test_predictions_of_one_process_come_in_the_order_of_the_rows(base, tokens):
-    predict = gathered_predict(Accelerator(cpu=True))
-    logits = predict(base, tokens, 16, base.config.pad_token_id, "test")
+    pad_id = base.config.pad_token_id
+    predict = Scorer(Accelerator(cpu=True), {}, pad_id).predict
+    logits = predict(base, tokens, 16, pad_id, "test")
     rows = np.array([5, 0, 59])
-    part = predict(base, select_rows(tokens, rows), 16, base.config.pad_token_id, "test")
+    part = predict(base, select_rows(tokens, rows), 16, pad_id, "test")
     np.testing.assert_allclose(part, logits[rows], atol=1e-5)
 
 
@@ -422,6 +427,15 @@ def test_the_progress_in_a_checkpoint_is_json(base, tokens, tmp_path):
         and progress["epoch"] == 1
         and progress["validations"][0]["epoch"] == 1
     )
+
+
+def test_every_source_file_of_the_room_is_in_a_runs_identity_or_draws():
+    package = Path(training_run.__file__).parents[1]
+    found = {p.relative_to(package).as_posix() for p in (package / "training").rglob("*.py")}
+    beside = {"training/figures.py", "training/__init__.py", "training/fused/__init__.py"}
+    named = set(training_run.SOURCES)
+    assert found - beside == {name for name in named if name.startswith("training/")}
+    assert all((package / name).is_file() for name in named)
 
 
 if __name__ == "__main__":

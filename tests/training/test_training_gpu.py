@@ -27,8 +27,11 @@ from tiny_models import ROOT, make_tiny_gpt2
 SCRIPT = "src/1_baseline_finetuning.py"
 TRAIN_ROWS, TEST_ROWS = 2_400, 800
 KILL_AFTER = 230  # updates: in the middle of the second of three epochs of 143
-LOSS_TOLERANCE = 1e-4  # nats: sums in another order come to 1e-6, rows that lag behind to 4e-4 in these first two epochs
-SLACK = 0.01  # of an accuracy or a loss, where two trainings happen to agree: four from base weights 1e-6 apart spread by 0.002
+# Nats: sums in another order come to 1e-6, rows that lag behind to 4e-4 in these first two epochs.
+LOSS_TOLERANCE = 1e-4
+# Of an accuracy or a loss, where two trainings happen to agree: four from base weights 1e-6 apart
+# spread by 0.002.
+SLACK = 0.01
 
 pytestmark = pytest.mark.parametrize(
     "device",
@@ -165,9 +168,7 @@ def test_a_killed_training_ends_where_uninterrupted_ones_do(trained, device):
         print(f"{name}: largest difference of a weight from the first training's: {apart:.2e}")
     for name, value in killed.items():
         middle, spread = (first[name] + second[name]) / 2, abs(first[name] - second[name])
-        print(
-            f"{name}: {first[name]:.5f} and {second[name]:.5f} uninterrupted, {value:.5f} killed and gone on with"
-        )
+        print(f"{name}: {first[name]:.5f}, {second[name]:.5f} uninterrupted, {value:.5f} killed")
         assert abs(value - middle) <= 2 * spread + SLACK, name
         assert device == "cuda" or value == first[name] == second[name]
     assert (
@@ -192,11 +193,8 @@ def test_validation_in_mid_training_is_of_the_weights_that_are_saved(
 
     with safe_open(trained["kept"], framework="pt") as file:
         validations = json.loads(file.metadata()["progress"])["validations"]
-        best = {
-            name.removeprefix("best."): file.get_tensor(name)
-            for name in file.keys()
-            if name.startswith("best.")
-        }  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith("best.")]  # noqa: SIM118
+        best = {name.removeprefix("best."): file.get_tensor(name) for name in names}
     noted = max(validations, key=lambda v: (v["accuracy"], -v["loss"]))
     model = load_classifier(trained["first"] / "models" / "baseline_gpt2", "cpu")
     model.load_state_dict(best)

@@ -1,4 +1,4 @@
-"""The figures of one classifier: confusion matrix, training curve, reliability, quantization error.
+"""The figures of one classifier: confusion matrix, reliability, quantization error.
 
 Each function returns the files that it wrote, a PNG and a PDF.
 """
@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from sklearn import metrics
 
 from ..data.labels import LABELS
@@ -48,62 +48,6 @@ def confusion_matrix(
         axes.set_title(title, loc="left", pad=20)
         note = f"accuracy {metrics.accuracy_score(labels, predicted):.4f}, n = {n:,}"
         axes.text(0, 1.02, note, transform=axes.transAxes, color=FAINT)
-        return save(figure, path)
-
-
-def training_curve(frame: pd.DataFrame, path: Path) -> list[Path]:
-    """Loss over training steps, and validation accuracy beside it.
-
-    `frame` has one row a log line, in order: `step`, `train_loss` (nats), and where validation was
-    run `validation_loss`, `validation_accuracy`; NaN elsewhere. A fourth column, `learning_rate`,
-    is drawn where present.
-    """
-    validated = frame.dropna(subset=["validation_loss"])
-    panels = 3 if "learning_rate" in frame else 2
-    with look():
-        figure = Figure(figsize=(3.3 * panels, 3.0), layout="constrained")
-        loss, accuracy, *rate = figure.subplots(1, panels)
-        trained = frame.dropna(subset=["train_loss"])
-        loss.plot(
-            trained["step"],
-            trained["train_loss"],
-            color="#b9c2ca",
-            linewidth=0.8,
-            label="train, each log line",
-        )
-        window = max(1, len(trained) // 40)
-        smooth = trained["train_loss"].rolling(window, min_periods=1).mean()
-        loss.plot(
-            trained["step"],
-            smooth,
-            color="#1f4e79",
-            linewidth=1.6,
-            label=f"train, mean of last {window}",
-        )
-        loss.plot(
-            validated["step"],
-            validated["validation_loss"],
-            "o",
-            color="#d55e00",
-            label="validation",
-        )
-        loss.set_ylim(bottom=0)
-        loss.set_title("cross-entropy (nats)", loc="left")
-        loss.legend(fontsize=8)
-        accuracy.plot(validated["step"], validated["validation_accuracy"], "o-", color="#d55e00")
-        accuracy.yaxis.set_major_locator(MaxNLocator(5))
-        accuracy.set_title("validation accuracy (axis truncated)", loc="left")
-        for axes in rate:
-            known = frame.dropna(subset=["learning_rate"])
-            axes.plot(known["step"], known["learning_rate"], color="#117733")
-            axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-            axes.set_ylim(bottom=0)
-            axes.set_title("learning rate", loc="left")
-            axes.yaxis.offsetText.set_visible(True)
-        for axes in figure.axes:
-            axes.set_xlabel("optimizer step")
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.grid(axis="y")
         return save(figure, path)
 
 

@@ -1,66 +1,61 @@
 """Checkpoints of an unfinished training: any stop, at any moment, costs minutes at most.
 
 A checkpoint is one safetensors file, `update-00000500.safetensors`: weights, AdamW's two moments,
-the losses so far and the best epoch's weights as tensors; position, curve and identity as JSON in
-the header. Nothing in it is pickled. It is written under another name, flushed and renamed, so a
-kill while writing leaves the one before; two are kept. The training goes on while a thread writes.
+losses so far and the best epoch's weights as tensors; progress and identity as JSON in the header.
+It is written by a thread under another name, flushed and renamed, so a kill while writing leaves
+the one before; two are kept.
 
-There are no random states to keep. Whatever is random in an update (the order of its rows, its
-dropout masks) is drawn from generators seeded by (seed, epoch) or (seed, update), so the state of
-every generator on every device follows from the position. On the CPU a resumed run therefore ends
-in the same bits as one that was never stopped.
+There are no random states to keep: whatever is random in an update (order of rows, dropout) is
+drawn from generators seeded by (seed, epoch) or (seed, update). On the CPU a resumed run ends in
+the same bits as one that was never stopped.
 
 *Identity* says what was being trained: flags, data, base weights, code, versions. A checkpoint of
 anything else is refused by name: continuing it would produce a model that no command describes.
-*Damage* shows in a sum over each tensor's bytes, kept in the header; a damaged checkpoint is passed
-over for the one before.
+*Damage* shows in a CRC-32 of each tensor; a damaged checkpoint is passed over for the one before.
 """
 
 import fcntl
 import json
 import os
-import shutil
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..records import atomic_path
 
 KEPT = 2
+DAMAGE = (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError)
 
 
 @contextmanager
 def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
-    """Hold `folder` for this process (not with `hold=False`: the main process does it for all of a
-    run's).
+    """Hold `folder` for this process; `hold=False` where the run's main process does it for all.
 
-    Raises UserError where another run holds it.
-
-    The kernel keeps the lock and drops it with the process, so that a kill leaves nothing to clean
-    up.
+    Raises UserError where another run holds it. The kernel drops the lock with the process.
     """
     if not hold:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".training.lock", "a+", encoding="utf-8") as file:
+        file.seek(0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
+            holder = file.read().strip() or "unknown"
             raise UserError(
-                f"{folder} is in use by another training (process {file.read().strip() or 'unknown'}): "
+                f"{folder} is in use by another training (process {holder}): "
                 "wait for it, or give --models-dir another folder"
             ) from None
-        file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
@@ -68,8 +63,9 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints of one training in `folder`; `identity` is a flat dict of what must be equal
-    to go on.
+    """The checkpoints of one training in `folder`, at most one per `minutes`.
+
+    `identity` is a flat dict of what must be equal to go on.
     """
 
     def __init__(self, folder: Path, identity: dict[str, str], minutes: float):
@@ -81,51 +77,42 @@ class Checkpoints:
         self.writing: Future | None = None
 
     def due(self) -> bool:
-        """Whether the last checkpoint is older than the interval. Raises OSError where its writing
-        failed.
-        """
+        """Whether the last checkpoint is older than the interval. Raises as `wait` does."""
         if self.writing and self.writing.done():
             self.wait()
         return time.monotonic() - self.saved_at >= self.interval_s
 
-    def save(self, update: int, tensors: dict[str, torch.Tensor], progress: dict) -> None:
-        """Copy the state after `update` updates now, and write it while the training goes on.
+    def save(self, tensors: dict[str, torch.Tensor], progress: dict) -> None:
+        """Copy the state after `progress["update"]` updates, and write it while training goes on.
 
-        A writing still under way is waited for first. Raises OSError where that one failed (a full
-        disk).
+        A writing still under way is waited for first. Raises as `wait` does.
         """
         self.wait()
-        copies = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in tensors.items()
-        }
-        self.writing = self.writer.submit(self._write, copies, {"update": update, **progress})
+        copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
+        self.writing = self.writer.submit(
+            self._write, copies, progress["update"], json.dumps(progress)
+        )
         self.saved_at = time.monotonic()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises OSError where it could not be written."""
+        """Until the last checkpoint is on the disk. Raises OSError or SafetensorError if not."""
         writing, self.writing = self.writing, None
         if writing:
             writing.result()
 
-    def _write(self, tensors: dict[str, torch.Tensor], progress: dict) -> None:
+    def _write(self, tensors: dict[str, torch.Tensor], update: int, progress: str) -> None:
         """Write a checkpoint, then drop all but the last two."""
-        sums = {name: byte_sum(tensor) for name, tensor in tensors.items()}
-        header = {
-            "identity": json.dumps(self.identity),
-            "progress": json.dumps(progress),
-            "sums": json.dumps(sums),
-        }
-        with atomic_path(self._path(progress["update"])) as temporary:
-            write_safetensors(temporary, tensors, header)
+        checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
+        header = {"identity": json.dumps(self.identity), "progress": progress, "crc32": checksums}
+        with atomic_path(self.folder / f"update-{update:08d}.safetensors") as temporary:
+            save_file(tensors, temporary, header)
         for path in self._paths()[:-KEPT]:
             path.unlink()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
-        """Tensors (on the CPU) and progress of the newest whole checkpoint; None where there is
-        none.
+        """Tensors (on the CPU) and progress of the newest whole checkpoint; None without one.
 
-        A damaged one is passed over with a sentence. Raises UserError for a checkpoint with another
+        A damaged one is passed over with a sentence. Raises UserError for one with another
         identity.
         """
         for leftover in self.folder.glob(".update-*"):  # of a process killed while it wrote
@@ -134,29 +121,15 @@ class Checkpoints:
             try:
                 with safe_open(path, framework="pt") as file:
                     header = {key: json.loads(text) for key, text in file.metadata().items()}
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                if {name: byte_sum(tensor) for name, tensor in tensors.items()} != header["sums"]:
+                    tensors = {name: file.get_tensor(name) for name in header["crc32"]}
+                if {name: checksum(tensor) for name, tensor in tensors.items()} != header["crc32"]:
                     raise ValueError("its contents are not what was written")
-            except (
-                SafetensorError,
-                OSError,
-                ValueError,
-                KeyError,
-                AttributeError,
-                TypeError,
-            ) as fault:
-                print(
-                    f"{path} is damaged ({fault}): going back to the checkpoint before it",
-                    file=sys.stderr,
-                )
+            except DAMAGE as fault:
+                print(f"{path} is damaged ({fault}): going back to the one before", file=sys.stderr)
                 continue
             self._refuse_other(path, header["identity"])
             return tensors, header["progress"]
         return None
-
-    def remove(self) -> None:
-        """Delete the folder: the training is complete and its model saved."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _refuse_other(self, path: Path, found: dict[str, str]) -> None:
         for name in sorted(self.identity.keys() | found.keys()):
@@ -167,43 +140,11 @@ class Checkpoints:
                     f"use the same again to go on, or start anew with rm -r {self.folder}"
                 )
 
-    def _path(self, update: int) -> Path:
-        return self.folder / f"update-{update:08d}.safetensors"
-
     def _paths(self) -> list[Path]:
         """Oldest first."""
         return sorted(self.folder.glob("update-*.safetensors"))
 
 
-def byte_sum(tensor: torch.Tensor) -> int:
-    """The sum of a CPU tensor's 64-bit words (bytes, where they do not fill words), modulo 2**64:
-    one flipped bit shows.
-    """
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return int((flat.view(np.uint64) if flat.size % 8 == 0 else flat).sum(dtype=np.uint64))
-
-
-def write_safetensors(
-    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
-) -> None:
-    """Write CPU tensors in the safetensors format: 8 bytes of header length, a JSON header, the
-    tensors' bytes.
-
-    The library's own writer holds Python's lock until 1.5 GB are out, and the training with it; a
-    file's `write` does not.
-    """
-    kinds = {torch.float32: "F32", torch.uint8: "U8"}
-    header, end = {"__metadata__": metadata}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": kinds[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # so that the tensors begin at a multiple of 8
-    with open(path, "wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in tensors.values():
-            file.write(tensor.numpy().reshape(-1).view(np.uint8).data)
+def checksum(tensor: torch.Tensor) -> int:
+    """The CRC-32 of a CPU tensor's bytes: one flipped bit shows."""
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,21 +1,14 @@
-"""The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best epoch
-kept.
+"""The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best kept.
 
-The loop is the same on every machine. What one update is (forward, backward, clipping, AdamW) is
-the business of a *step* object with five methods, of which there are two: `PlainStep` runs
-transformers' own model through Accelerate, on a CPU, on any GPU, on several; `FusedStep` replays
-one captured CUDA graph a batch shape. Both take the same rows in the same order at the same
-learning rates, and read and write the same checkpoints.
+One update (forward, backward, clipping, AdamW) is the business of a *step*, of which there are two:
+`PlainStep` runs transformers' model through Accelerate, anywhere; `FusedStep` replays a CUDA graph
+per batch shape. Both take the same rows in the same order at the same rates, and share checkpoints.
 
 Settings, where libraries differ: AdamW with betas 0.9 and 0.999, eps 1e-8 and no weight decay
-(transformers' Trainer has 0 too, torch's AdamW would have 0.01); gradients clipped to norm 1; the
-rate rises linearly over the first 6% of the updates and falls linearly to zero (Devlin et al.,
-arXiv 1810.04805, A.2: without the rise, GPT-2 with a fresh head can collapse to a constant answer).
-GPT-2's dropout of 0.1 (embeddings, attention, residuals) stays on in training. Weights and moments
-are FP32; under bf16 only the operands of matrix products and what they return are rounded.
-
-The host never waits for the device inside an epoch, except where the progress bar wants a loss to
-show.
+(torch's default is 0.01); gradients clipped to norm 1; the rate rises linearly over the first 6% of
+the updates and falls linearly to zero (Devlin et al., arXiv 1810.04805, A.2: without the rise,
+GPT-2 with a fresh head can collapse to a constant answer). GPT-2's dropout of 0.1 stays on. Weights
+and moments are FP32; under bf16 only matrix products' operands and results are rounded.
 """
 
 import math
@@ -35,7 +28,7 @@ from ..data.tokens import Tokens, length_grouped_batches
 from ..errors import UserError
 from .checkpoints import Checkpoints
 
-WARMUP_SHARE = 0.06
+WARMUP_FRACTION = 0.06
 CLIP_NORM = 1.0
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -45,9 +38,7 @@ REPORT_EVERY = {"cpu": 1, "cuda": 50}  # updates; on a GPU each report waits for
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is to do. `max_steps` ends it early, and the learning rate then falls to zero
-    there.
-    """
+    """What a training is to do. `max_steps` ends it early, with the learning rate at zero there."""
 
     epochs: int
     learning_rate: float
@@ -57,56 +48,47 @@ class Plan:
     max_steps: int | None = None
 
     def updates(self, rows: int) -> int:
-        """Updates in all, for a train split of so many rows; an incomplete last batch of an epoch
-        is one too.
-        """
+        """Updates in all for a train split of `rows` rows, incomplete last batches included."""
         full = self.epochs * math.ceil(rows / self.batch_size)
         return min(full, self.max_steps or full)
 
     def learning_rates(self, rows: int) -> np.ndarray:
-        """The rate of each update, float32 [updates]: linear warm-up, then linear decay; never
-        zero.
-        """
+        """The rate of each update, float32 [updates]: linear warm-up, linear decay; never zero."""
         total = self.updates(rows)
-        warmup = max(1, math.ceil(WARMUP_SHARE * total))
+        warmup = max(1, math.ceil(WARMUP_FRACTION * total))
         update = np.arange(total)
-        share = np.minimum((update + 1) / warmup, (total - update) / max(1, total - warmup))
-        return (self.learning_rate * share).astype(np.float32)
+        fraction = np.minimum((update + 1) / warmup, (total - update) / max(1, total - warmup))
+        return (self.learning_rate * fraction).astype(np.float32)
 
 
 class TrainingStep(Protocol):
-    """One update of the weights. `losses` is float32 [updates] on the device, NaN where an update
-    is still to come.
-    """
+    """One update of the weights. `losses`: float32 [updates], NaN for those still to come."""
 
     losses: torch.Tensor
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
-        """Make ready for an epoch whose batches hold these rows of the train split."""
+        """Make ready for an epoch of batches of these train rows."""
 
     def update(self, number: int, batch: int) -> None:
-        """Update the weights for the `number`-th time (from 0) on this epoch's `batch`-th batch."""
+        """Make update `number` (from 0), on this epoch's `batch`-th batch."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, all FP32, as
-        they are now.
-
-        The model itself is complete only after this: a step may put off what no update has needed
-        yet.
+        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, FP32. The model
+        is complete only after this: a step may put off what no update has read.
         """
+        ...
 
     def load(self, tensors: dict[str, torch.Tensor], update: int) -> None:
         """Continue from `tensors` after `update` updates."""
 
     def facts(self) -> dict:
         """What the record says of how updates were made."""
+        ...
 
 
 @dataclass
 class Progress:
-    """Where a training stands: the next update, its epoch, its batch in the epoch; and validations
-    so far.
-    """
+    """Where a training stands: the next update, its epoch, its batch in the epoch."""
 
     update: int = 0
     epoch: int = 0
@@ -116,171 +98,162 @@ class Progress:
     resumed_from: list[int] = field(default_factory=list)
 
     @property
-    def best(self) -> dict | None:
-        """The validation with the highest accuracy; among equals the one with the lowest loss."""
-        return max(self.validations, key=lambda v: (v["accuracy"], -v["loss"]), default=None)
+    def best(self) -> dict:
+        """The validation with the highest accuracy, then the lowest loss; {} before the first."""
+        return max(self.validations, key=lambda v: (v["accuracy"], -v["loss"]), default={})
 
 
-def train(
-    step: TrainingStep,
-    tokens: Tokens,
-    plan: Plan,
-    validate: Callable[[], dict],
-    checkpoints: Checkpoints,
-    *,
-    device: str,
-    main_process: bool = True,
-    log: Callable[[dict, int], None] = lambda values, update: None,
-) -> tuple[dict[str, torch.Tensor], Progress]:
-    """Train to the end of the plan, from the newest checkpoint where there is one.
+@dataclass
+class Training:
+    """One training, from the newest checkpoint where there is one to the end of `plan`.
 
-    `validate()` returns {"accuracy", "loss"} of the weights as they are. Returns the best epoch's
-    weights by parameter name (CPU, FP32) and the progress. Raises UserError when a loss is not
-    finite, KeyboardInterrupt after an interrupt (the update in progress is finished and a
-    checkpoint written first), OSError when a checkpoint cannot be written.
+    `validate()` returns {"accuracy", "loss"} of the weights as they are; `log(values, update)`
+    receives the curves.
     """
-    rates = plan.learning_rates(len(tokens))
-    total, lengths = len(rates), tokens.lengths
-    progress, best_weights = Progress(), {}
-    if found := checkpoints.load():
+
+    step: TrainingStep
+    tokens: Tokens
+    plan: Plan
+    validate: Callable[[], dict]
+    checkpoints: Checkpoints
+    device: str
+    main_process: bool = True
+    log: Callable[[dict, int], None] = lambda values, update: None
+
+    def run(self) -> tuple[dict[str, torch.Tensor], Progress]:
+        """The best epoch's weights by parameter name (CPU, FP32), and the progress.
+
+        Raises UserError when a loss is not finite, KeyboardInterrupt after an interrupt (the update
+        and a checkpoint are finished first), and as Checkpoints.wait does.
+        """
+        self.rates = self.plan.learning_rates(len(self.tokens))
+        self.progress, self.best_weights = self._resumed()
+        self.reported = self.progress.update
+        self.bar = tqdm(
+            total=len(self.rates), initial=self.reported, unit="update", desc="fine-tuning",
+            mininterval=1, disable=not self.main_process,
+        )  # fmt: skip
+        with self.bar, interrupt_after_update() as self.interrupted:
+            # A checkpoint may lie between the last update and its validation.
+            while self.progress.update < len(self.rates) or self.progress.batch:
+                self._epoch()
+                self._end_epoch()
+        self.checkpoints.wait()
+        return self.best_weights, self.progress
+
+    def _resumed(self) -> tuple[Progress, dict[str, torch.Tensor]]:
+        """Progress and best weights of the newest checkpoint, whose state the step takes on."""
+        found = self.checkpoints.load()
+        if not found:
+            return Progress(), {}
         tensors, state = found
         progress = Progress(**state)
         progress.resumed_from.append(progress.update)
-        best_weights = _take(tensors, "best.") or _take(tensors, "model.")
-        step.losses.copy_(tensors.pop("losses"))
-        step.load(tensors, progress.update)
-        if main_process:
-            print(
-                f"going on after update {progress.update} of {total}, from the checkpoint in {checkpoints.folder}"
-            )
+        self.step.losses.copy_(tensors.pop("losses"))
+        self.step.load(tensors, progress.update)
+        if self.main_process:
+            where = f"update {progress.update} of {len(self.rates)}"
+            print(f"going on after {where}, from the checkpoint in {self.checkpoints.folder}")
+        return progress, _take(tensors, "best.") or _take(tensors, "model.")
 
-    def save() -> None:
-        tensors = step.tensors() | {"losses": step.losses}
-        if (
-            progress.best and progress.best["update"] < progress.update
-        ):  # else the best weights are the ones at hand
-            tensors |= {f"best.{name}": tensor for name, tensor in best_weights.items()}
-        if main_process:
-            checkpoints.save(
-                progress.update, tensors, {k: v for k, v in vars(progress).items() if k != "update"}
-            )
+    def _epoch(self) -> None:
+        """Update on those batches of the epoch that are still to come."""
+        progress, plan = self.progress, self.plan
+        batches = length_grouped_batches(
+            self.tokens.lengths, plan.batch_size, plan.seed, progress.epoch
+        )
+        batches = batches[: len(self.rates) - progress.update + progress.batch]
+        self.step.begin_epoch(batches)
+        self.clock = time.perf_counter()
+        while progress.batch < len(batches):
+            self.step.update(progress.update, progress.batch)
+            progress.update += 1
+            progress.batch += 1
+            stop = self.interrupted()
+            save = stop or self.checkpoints.due()
+            last = progress.batch == len(batches)
+            # Between reports the host never waits for the device.
+            if save or last or progress.update % REPORT_EVERY[self.device] == 0:
+                self._report(batches)
+            if save:
+                self._add_time()  # a checkpoint holds the time of exactly its updates
+                self._save(stop)
+        self._add_time()
 
-    bar = tqdm(
-        total=total,
-        initial=progress.update,
-        unit="update",
-        desc="fine-tuning",
-        mininterval=1,
-        disable=not main_process,
-    )
-    checked = progress.update
-    with bar, interrupt_after_update() as interrupted:
-        while (
-            progress.update < total or progress.batch
-        ):  # a checkpoint may lie between the last update and its validation
-            batches = length_grouped_batches(lengths, plan.batch_size, plan.seed, progress.epoch)
-            batches = batches[: total - progress.update + progress.batch]
-            step.begin_epoch(batches)
-            started = time.perf_counter()
-            while progress.batch < len(batches):
-                step.update(progress.update, progress.batch)
-                progress.update += 1
-                progress.batch += 1
-                stop = interrupted()
-                due = stop or checkpoints.due()
-                if (
-                    due
-                    or progress.update % REPORT_EVERY[device] == 0
-                    or progress.batch == len(batches)
-                ):
-                    loss = _finite_loss(step.losses, checked, progress, batches, rates)
-                    rate = float(rates[progress.update - 1])
-                    bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", refresh=False)
-                    bar.update(progress.update - bar.n)
-                    log({"train/loss": loss, "train/learning_rate": rate}, progress.update)
-                    checked = progress.update
-                if due:
-                    # Into the checkpoint goes the time of all updates that are in it, so that a
-                    # resumed run's speed is its own.
-                    now = time.perf_counter()
-                    progress.training_s, started = progress.training_s + now - started, now
-                    save()
-                if stop:
-                    checkpoints.wait()
-                    raise KeyboardInterrupt
-            progress.training_s += time.perf_counter() - started
-            epoch_of_last, progress.epoch, progress.batch = progress.epoch, progress.epoch + 1, 0
-            tensors = (
-                step.tensors()
-            )  # before validating: this brings weights that lag behind up to date
-            scores = validate()
-            progress.validations.append(
-                {"epoch": epoch_of_last + 1, "update": progress.update, **scores}
+    def _end_epoch(self) -> None:
+        """Validate, keep the weights if they are the best so far, save."""
+        progress = self.progress
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        tensors = self.step.tensors()  # first: this brings weights that lag behind up to date
+        scores = self.validate()
+        validation = {"epoch": progress.epoch, "update": progress.update, **scores}
+        progress.validations.append(validation)
+        self.log({f"validation/{name}": value for name, value in scores.items()}, progress.update)
+        if progress.best is validation:
+            # Copies: the next update writes into the tensors that hold these weights.
+            best = _take(tensors, "model.")
+            self.best_weights = {name: t.detach().clone().cpu() for name, t in best.items()}
+        stop = self.interrupted()
+        if stop or progress.update < len(self.rates):
+            self._save(stop)
+
+    def _report(self, batches: list[np.ndarray]) -> None:
+        """Show and log the mean of the losses since the last report; all must be finite."""
+        progress = self.progress
+        losses = self.step.losses[self.reported : progress.update].cpu().numpy()
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            update = self.reported + int(bad[0])
+            rows = batches[progress.batch - (progress.update - update)].tolist()
+            raise UserError(
+                f"the loss of update {update + 1} is {losses[bad[0]]} (learning rate "
+                f"{self.rates[update]:.2e}, train rows {rows}): give a lower --learning-rate, or "
+                "--precision fp32; the last checkpoint is kept"
             )
-            log({f"validation/{name}": value for name, value in scores.items()}, progress.update)
-            if progress.best is progress.validations[-1]:
-                # A copy: the next update writes into the tensors that hold these weights.
-                best_weights = {
-                    name: t.detach().clone().cpu() for name, t in _take(tensors, "model.").items()
-                }
-            stop = interrupted()
-            if stop or progress.update < total:
-                save()
-            if stop:
-                checkpoints.wait()
-                raise KeyboardInterrupt
-    checkpoints.wait()
-    return best_weights, progress
+        loss, rate = float(losses.mean()), float(self.rates[progress.update - 1])
+        self.bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", refresh=False)
+        self.bar.update(progress.update - self.bar.n)
+        self.log({"train/loss": loss, "train/learning_rate": rate}, progress.update)
+        self.reported = progress.update
+
+    def _add_time(self) -> None:
+        now = time.perf_counter()
+        self.progress.training_s += now - self.clock
+        self.clock = now
+
+    def _save(self, stop: bool) -> None:
+        """Write a checkpoint; with `stop`, wait for the disk and raise KeyboardInterrupt."""
+        tensors = self.step.tensors() | {"losses": self.step.losses}
+        # Right after the best validation the best weights are the model's own.
+        if self.progress.best.get("update", self.progress.update) < self.progress.update:
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
+        if self.main_process:
+            self.checkpoints.save(tensors, vars(self.progress))
+        if stop:
+            self.checkpoints.wait()
+            raise KeyboardInterrupt
 
 
 def _take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-
-
-def _finite_loss(
-    losses: torch.Tensor,
-    checked: int,
-    progress: Progress,
-    batches: list[np.ndarray],
-    rates: np.ndarray,
-) -> float:
-    """The mean loss of the updates since `checked`. Raises UserError at the first that is not
-    finite.
-    """
-    recent = losses[checked : progress.update].cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(recent))
-    if len(bad):
-        update = checked + int(bad[0])
-        rows = batches[progress.batch - (progress.update - update)].tolist()
-        raise UserError(
-            f"the loss of update {update + 1} is {recent[bad[0]]} (learning rate {rates[update]:.2e}, train rows {rows}): "
-            "give a lower --learning-rate, or --precision fp32; the last checkpoint is kept"
-        )
-    return float(recent.mean())
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 @contextmanager
 def interrupt_after_update() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C and SIGTERM wait until the update in progress is whole; a second one interrupts at
-    once.
+    """Let Ctrl-C and SIGTERM wait until the update in progress is whole; a second one does not.
 
     Yields a function that tells whether one has come.
     """
-    received = []
+    received: list[int] = []
 
     def remember(number: int, frame: object) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
 
-    previous = {
-        number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, remember) for number in signals}
     try:
         yield lambda: bool(received)
     finally:
@@ -289,20 +262,16 @@ def interrupt_after_update() -> Iterator[Callable[[], bool]]:
 
 
 def curve(losses: torch.Tensor, plan: Plan, rows: int, validations: list[dict]) -> pd.DataFrame:
-    """The training curve, a row a window of updates: step, train_loss (mean over the window),
-    learning_rate, and at the end of each epoch validation_loss and validation_accuracy. At most 500
-    windows, so that the file stays small.
+    """The training curve, one row per window of updates (at most about 500): step, train_loss (mean
+    over the window), learning_rate; at the end of each epoch validation_loss, validation_accuracy.
     """
-    rates, values = plan.learning_rates(rows), losses.cpu().numpy().astype(np.float64)
+    values = losses.cpu().numpy().astype(np.float64)
     window = math.ceil(len(values) / CURVE_POINTS)
-    ends = sorted(
-        {*range(window, len(values) + 1, window), len(values), *(v["update"] for v in validations)}
-    )
+    epoch_ends = [validation["update"] for validation in validations]
+    ends = sorted({*range(window, len(values) + 1, window), len(values), *epoch_ends})
     frame = pd.DataFrame({"step": ends})
-    frame["train_loss"] = [
-        values[start:end].mean() for start, end in zip([0, *ends[:-1]], ends, strict=True)
-    ]
-    frame["learning_rate"] = [rates[end - 1] for end in ends]
+    frame["train_loss"] = [part.mean() for part in np.split(values, ends[:-1])]
+    frame["learning_rate"] = plan.learning_rates(rows)[np.array(ends) - 1]
     for name in ("loss", "accuracy"):
         frame[f"validation_{name}"] = frame["step"].map({v["update"]: v[name] for v in validations})
     return frame

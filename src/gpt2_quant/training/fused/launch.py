@@ -1,9 +1,8 @@
 """How the fused step's kernels get to the device: built ahead, in two lanes, captured as a graph.
 
-The same Python function issues an update's launches in three situations: to build its Triton
-kernels (nothing runs but matrix products on whatever the buffers hold), to run the first batch of a
-shape, and to be recorded as a CUDA graph. Without a GPU it runs on Triton's interpreter, which is
-how the tests check it.
+One Python function issues an update's launches in three situations: to build its Triton kernels
+(nothing runs but matrix products on whatever the buffers hold), to run the first batch of a shape,
+and to be recorded as a CUDA graph. Without a GPU it runs on Triton's interpreter, for the tests.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,8 +24,9 @@ class Lanes:
             self.capturing, self.side = torch.cuda.Stream(), torch.cuda.Stream()
             self.pool = torch.cuda.graph_pool_handle()
 
-    def run(self, kernel, grid: tuple[int, ...], *arguments, **options) -> None:
+    def run(self, kernel, grid: int | tuple[int, ...], *arguments, **options) -> None:
         """Launch a Triton kernel, or only have it built."""
+        grid = grid if isinstance(grid, tuple) else (grid,)
         if self.building:
             kernel.warmup(*arguments, grid=grid, **options)
         else:
@@ -47,8 +47,7 @@ class Lanes:
             torch.cuda.current_stream().wait_stream(self.side)
 
     def build(self, launch: Callable[[int], None], lengths: Iterable[int]) -> None:
-        """Build the kernels of `launch(length)` on many threads at once: 20 s of compiling, one
-        after another.
+        """Build the kernels of `launch(length)` on many threads: one after another takes 20 s.
 
         A Triton without that mode builds them when they are first launched.
         """
@@ -61,8 +60,8 @@ class Lanes:
         self.building = False
 
     def captured(self, launch: Callable[[int], None], length: int) -> torch.cuda.CUDAGraph:
-        """The launches of an update as a graph. (torch.cuda.graph would collect garbage first,
-        which takes longer.)
+        """The launches of an update as a graph, without the slow garbage collection that
+        torch.cuda.graph would begin with.
         """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.capturing):

@@ -1,9 +1,9 @@
 """Triton kernels of the fused training step: gradients of vectors and embeddings, clipping, AdamW.
 
-AdamW is bound by memory: per parameter it reads and writes weight and two moments (24 bytes), reads
-the gradient (2, in bf16, as the product wrote it) and writes the bf16 copy that the next products
-read (2). GPT-2's 85 million parameters in matrices are 2.4 GB a step, 0.57 ms at an H200's 4.2
-TB/s. Casts, zeroing and scaling of gradients as passes of their own would more than double that.
+AdamW is bound by memory: 28 bytes per parameter (weight and two moments read and written, bf16
+gradient read, bf16 copy for the next products written), which for GPT-2's 85 million in matrices is
+2.4 GB per update, 0.57 ms at an H200's 4.2 TB/s. Casts, zeroing and scaling of gradients as passes
+of their own would more than double that.
 
 *The token table* is 31% of GPT-2's parameters, and a batch touches about 500 of its 50,257 rows. A
 row without a gradient still moves under AdamW, by its decaying momentum. `catch_up` does that when
@@ -12,55 +12,78 @@ in the same order, at 1% of the bytes. After CATCH_UP of them the first moment h
 0.9**256 = 2e-12 and no further update can change an FP32 weight; the rest is two powers.
 """
 
+import numpy as np
+import torch
 import triton
 import triton.language as tl
 
-CATCH_UP = 256
+from ..loop import BETAS
+from ..loop import EPS as ADAM_EPS
+
+CATCH_UP = tl.constexpr(256)
+BETA1, BETA2, EPS = tl.constexpr(BETAS[0]), tl.constexpr(BETAS[1]), tl.constexpr(ADAM_EPS)
+
+
+def schedule(rates: np.ndarray) -> torch.Tensor:
+    """What AdamW needs of each update t = 1, 2, …: rate / (1 - beta1**t), 1 / sqrt(1 - beta2**t);
+    FP32 [updates, 2].
+    """
+    t = np.arange(1, len(rates) + 1)
+    corrected = rates.astype(np.float64) / (1 - BETAS[0] ** t)
+    scale = 1 / np.sqrt(1 - BETAS[1] ** t)
+    return torch.tensor(np.stack([corrected, scale], axis=1), dtype=torch.float32)
 
 
 @triton.jit
-def _adamw(
-    p, m, v, g, step_size, second_scale, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr
-):
-    """One AdamW update without weight decay (Kingma & Ba, arXiv 1412.6980, algorithm 1).
-
-    step_size = rate / (1 - beta1**t), second_scale = 1 / sqrt(1 - beta2**t).
-    """
+def _updated(p, m, v, g, schedule, update):
+    """p, m, v after an AdamW update without weight decay (Kingma & Ba, arXiv 1412.6980, alg. 1)."""
+    step_size, second_scale = tl.load(schedule + 2 * update), tl.load(schedule + 2 * update + 1)
     m = BETA1 * m + (1 - BETA1) * g
     v = BETA2 * v + (1 - BETA2) * g * g
     return p - step_size * m / (tl.sqrt(v) * second_scale + EPS), m, v
 
 
 @triton.jit
-def adamw(
-    p, m, v, g, copy, coefficient, schedule, update, n,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, COPY: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """AdamW over flat arrays of n: p, m, v FP32; g times the clipping `coefficient`; `copy` gets p
-    in its own type.
-    """
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    row = schedule + 2 * tl.load(update)
-    gradient = tl.load(g + at, inside, 0.0).to(tl.float32) * tl.load(coefficient)
-    weight, m1, v1 = _adamw(
-        tl.load(p + at, inside, 0.0), tl.load(m + at, inside, 0.0), tl.load(v + at, inside, 0.0), gradient,
-        tl.load(row), tl.load(row + 1), BETA1, BETA2, EPS,
-    )  # fmt: skip
+def _load(p, m, v, at, inside):
+    return tl.load(p + at, inside, 0.0), tl.load(m + at, inside, 0.0), tl.load(v + at, inside, 0.0)
+
+
+@triton.jit
+def _store(p, m, v, at, inside, weight, m1, v1):
     tl.store(p + at, weight, inside)
     tl.store(m + at, m1, inside)
     tl.store(v + at, v1, inside)
+
+
+@triton.jit
+def _step(p, m, v, at, inside, g, schedule, update):
+    weight, m1, v1 = _load(p, m, v, at, inside)
+    weight, m1, v1 = _updated(weight, m1, v1, g, schedule, update)
+    _store(p, m, v, at, inside, weight, m1, v1)
+    return weight
+
+
+@triton.jit
+def adamw(
+    p, m, v, g, copy, coefficient, schedule, update, n, COPY: tl.constexpr, BLOCK: tl.constexpr
+):
+    """AdamW over flat arrays of n: p, m, v FP32; g times the clipping `coefficient`; `copy` gets p
+    in its own dtype.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    gradient = tl.load(g + at, inside, 0.0).to(tl.float32) * tl.load(coefficient)
+    weight = _step(p, m, v, at, inside, gradient, schedule, tl.load(update))
     if COPY:
         tl.store(copy + at, weight.to(copy.dtype.element_ty), inside)
 
 
 @triton.jit
 def adamw_rows(
-    p, m, v, g, rows, n_rows, current, coefficient, schedule, update, width,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """AdamW on the rows of a table that a batch touched; g [n_rows, width] is compact. One program
-    a row.
+    p, m, v, g, rows, n_rows, current, coefficient, schedule, update, width, BLOCK: tl.constexpr
+):
+    """AdamW on the rows of a table that a batch touched, one program per row; g [n_rows, width] is
+    compact.
     """
     program = tl.program_id(0)
     if program < tl.load(n_rows):
@@ -70,21 +93,12 @@ def adamw_rows(
         at = row * width + column
         now = tl.load(update)
         gradient = tl.load(g + program * width + column, inside, 0.0) * tl.load(coefficient)
-        weight, m1, v1 = _adamw(
-            tl.load(p + at, inside, 0.0), tl.load(m + at, inside, 0.0), tl.load(v + at, inside, 0.0), gradient,
-            tl.load(schedule + 2 * now), tl.load(schedule + 2 * now + 1), BETA1, BETA2, EPS,
-        )  # fmt: skip
-        tl.store(p + at, weight, inside)
-        tl.store(m + at, m1, inside)
-        tl.store(v + at, v1, inside)
+        _step(p, m, v, at, inside, gradient, schedule, now)
         tl.store(current + row, now + 1)
 
 
 @triton.jit
-def catch_up(
-    p, m, v, rows, n_rows, current, schedule, update, width,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, LIMIT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def catch_up(p, m, v, rows, n_rows, current, schedule, update, width, BLOCK: tl.constexpr):
     """Give rows the updates that they missed. `current[row]` counts those they have had; -1 means
     no gradient yet, ever: both moments are zero and there is nothing to give.
     """
@@ -97,86 +111,45 @@ def catch_up(
             column = tl.arange(0, BLOCK)
             inside = column < width
             at = row * width + column
-            weight = tl.load(p + at, inside, 0.0)
-            m1 = tl.load(m + at, inside, 0.0)
-            v1 = tl.load(v + at, inside, 0.0)
-            end = tl.minimum(now, had + LIMIT)
+            weight, m1, v1 = _load(p, m, v, at, inside)
+            end = tl.minimum(now, had + CATCH_UP)
             for missed in range(had, end):
-                weight, m1, v1 = _adamw(
-                    weight,
-                    m1,
-                    v1,
-                    0.0,
-                    tl.load(schedule + 2 * missed),
-                    tl.load(schedule + 2 * missed + 1),
-                    BETA1,
-                    BETA2,
-                    EPS,
-                )
+                weight, m1, v1 = _updated(weight, m1, v1, 0.0, schedule, missed)
             rest = (now - end).to(tl.float32)
             m1 *= tl.exp2(rest * tl.log2(tl.full((1,), BETA1, tl.float32)))
             v1 *= tl.exp2(rest * tl.log2(tl.full((1,), BETA2, tl.float32)))
-            tl.store(p + at, weight, inside)
-            tl.store(m + at, m1, inside)
-            tl.store(v + at, v1, inside)
+            _store(p, m, v, at, inside, weight, m1, v1)
             tl.store(current + row, now)
 
 
 @triton.jit
 def column_sums(
-    dy,
-    partial,
-    rows,
-    columns,
-    stride,
-    CHUNKS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Sums over rows of dy [rows, columns], in CHUNKS partial sums: the gradient of a bias. partial
-    is [CHUNKS, stride].
-    """
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    chunk = tl.program_id(1)
-    per_chunk = tl.cdiv(rows, CHUNKS)
-    total = tl.zeros((COLUMNS,), tl.float32)
-    for start in range(0, per_chunk, ROWS):
-        within = start + tl.arange(0, ROWS)
-        row = chunk * per_chunk + within
-        inside = ((within < per_chunk) & (row < rows))[:, None] & (column < columns)[None, :]
-        total += tl.sum(
-            tl.load(dy + row[:, None] * columns + column[None, :], inside, 0.0).to(tl.float32), 0
-        )
-    tl.store(partial + chunk * stride + column, total, column < columns)
-
-
-@triton.jit
-def norm_column_sums(
-    dh, x, mean_in, rstd_in, partial_weight, partial_bias, rows, width, stride,
-    CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    dy, x, mean_in, rstd_in, partial_bias, partial_weight, rows, columns, stride,
+    NORM: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a norm's weight, sum of dh (x - mean) rstd, and bias, sum of dh, in CHUNKS
-    partial sums each.
+    """Sums over rows of dy [rows, columns], a bias's gradient, in CHUNKS partial sums; with NORM
+    also of dy (x - mean) rstd, the gradient of a norm's weight.
     """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     chunk = tl.program_id(1)
     per_chunk = tl.cdiv(rows, CHUNKS)
-    weight = tl.zeros((COLUMNS,), tl.float32)
     bias = tl.zeros((COLUMNS,), tl.float32)
+    weight = tl.zeros((COLUMNS,), tl.float32)
     for start in range(0, per_chunk, ROWS):
         within = start + tl.arange(0, ROWS)
         row = chunk * per_chunk + within
         real = (within < per_chunk) & (row < rows)
-        inside = real[:, None] & (column < width)[None, :]
-        at = row[:, None] * width + column[None, :]
-        g = tl.load(dh + at, inside, 0.0).to(tl.float32)
-        unit = (
-            tl.load(x + at, inside, 0.0) - tl.load(mean_in + row, real, 0.0)[:, None]
-        ) * tl.load(rstd_in + row, real, 0.0)[:, None]
-        weight += tl.sum(g * unit, 0)
+        inside = real[:, None] & (column < columns)[None, :]
+        at = row[:, None] * columns + column[None, :]
+        g = tl.load(dy + at, inside, 0.0).to(tl.float32)
         bias += tl.sum(g, 0)
-    tl.store(partial_weight + chunk * stride + column, weight, column < width)
-    tl.store(partial_bias + chunk * stride + column, bias, column < width)
+        if NORM:
+            mean = tl.load(mean_in + row, real, 0.0)[:, None]
+            rstd = tl.load(rstd_in + row, real, 0.0)[:, None]
+            weight += tl.sum(g * ((tl.load(x + at, inside, 0.0) - mean) * rstd), 0)
+    tl.store(partial_bias + chunk * stride + column, bias, column < columns)
+    if NORM:
+        tl.store(partial_weight + chunk * stride + column, weight, column < columns)
 
 
 @triton.jit
@@ -184,9 +157,7 @@ def token_gradient(
     dx, starts, order, n_rows, gradient, width, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
     """Gradient of each touched row of the token table: the sum of dx over its occurrences,
-    `order[starts[i]:starts[i+1]]`.
-
-    Rows from n_rows on are filled with zeros, so that the whole compact array may be summed.
+    `order[starts[i]:starts[i + 1]]`. Rows from n_rows on become zero: all may be summed.
     """
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK)
@@ -195,16 +166,10 @@ def token_gradient(
     if program < tl.load(n_rows):
         end = tl.load(starts + program + 1)
         for start in range(tl.load(starts + program), end, ROWS):
-            place = start + tl.arange(0, ROWS)
-            source = tl.load(order + place, place < end, 0)
-            total += tl.sum(
-                tl.load(
-                    dx + source[:, None] * width + column[None, :],
-                    (place < end)[:, None] & inside[None, :],
-                    0.0,
-                ),
-                0,
-            )
+            index = start + tl.arange(0, ROWS)
+            source = tl.load(order + index, index < end, 0)
+            at = source[:, None] * width + column[None, :]
+            total += tl.sum(tl.load(dx + at, (index < end)[:, None] & inside[None, :], 0.0), 0)
     tl.store(gradient + program * width + column, total, inside)
 
 
@@ -235,7 +200,7 @@ def reduce_partials(partial, gradient, n, CHUNKS: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def square_sums(g, out, n, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums of squares of g [n], one a program, each over every PROGRAMS-th block."""
+    """Sums of squares of g [n], one per program, each over every PROGRAMS-th block."""
     program = tl.program_id(0)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(program * BLOCK, n, PROGRAMS * BLOCK):

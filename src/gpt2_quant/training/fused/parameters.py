@@ -1,112 +1,116 @@
 """A GPT-2 classifier's parameters, AdamW's moments and gradients as flat arrays.
 
 Order: the blocks' matrices | biases, norms and head | position table | token table. The first two
-parts have a copy in the compute type, which is what matrix products read. Matrix gradients are kept
-as the products write them, in the compute type; gradients of vectors as CHUNKS partial FP32 sums.
-The model's own parameters become views of the FP32 array.
+parts have a copy in the compute dtype, which matrix products read. Matrix gradients are kept as the
+products write them, in the compute dtype; gradients of vectors as CHUNKS partial FP32 sums. The
+model's own parameters become views of the FP32 array.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 CHUNKS = 16  # partial sums in which the gradient of a vector is computed
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-VECTORS = (
-    "ln_1.weight",
-    "ln_1.bias",
-    "ln_2.weight",
-    "ln_2.bias",
-    *(f"{name}.bias" for name in MATRICES),
-)
+VECTORS = ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", *(f"{m}.bias" for m in MATRICES))
 POSITIONS, TOKENS, HEAD = "transformer.wpe.weight", "transformer.wte.weight", "score.weight"
 
 
-class FlatParameters:
-    """See the module. `weights`, `exp_avg` and `exp_avg_sq` are FP32 [all parameters]; `current`
-    says through which update each row of the token table has come (fused_optimizer.catch_up), -1
-    for rows that never had a gradient.
+@dataclass(frozen=True)
+class Affine:
+    """Weight and bias of a matrix product (compute dtype) or a norm (FP32), with their gradients.
+
+    Gradients of vectors are partial sums, of which chunk c begins `n_vectors` c further on.
     """
 
-    def __init__(self, model: torch.nn.Module, compute: torch.dtype):
+    weight: Tensor
+    bias: Tensor
+    weight_gradient: Tensor
+    bias_gradient: Tensor
+
+
+class FlatParameters:
+    """`weights`, `exp_avg` and `exp_avg_sq` are FP32 [all parameters]; `current` says through which
+    update each row of the token table has come (optimizer.catch_up), -1: never had a gradient.
+    """
+
+    def __init__(self, model: PreTrainedModel, compute: torch.dtype):
         named = dict(model.named_parameters())
-        self.config, self.device = model.config, next(model.parameters()).device
-        blocks = range(self.config.n_layer)
-        matrices = [f"transformer.h.{i}.{name}.weight" for i in blocks for name in MATRICES]
-        vectors = [f"transformer.h.{i}.{name}" for i in blocks for name in VECTORS]
+        config, self.device = model.config, model.device
+        blocks = [f"transformer.h.{i}" for i in range(config.n_layer)]
+        matrices = [f"{block}.{name}.weight" for block in blocks for name in MATRICES]
+        vectors = [f"{block}.{name}" for block in blocks for name in VECTORS]
         vectors += ["transformer.ln_f.weight", "transformer.ln_f.bias", HEAD]
         self.names = [*matrices, *vectors, POSITIONS, TOKENS]
-        assert set(self.names) == set(named), (
-            "a GPT-2 classifier with other parameters than this step knows"
-        )
-        starts = np.cumsum([0, *(named[name].numel() for name in self.names)]).tolist()
-        self.start = dict(zip(self.names, starts, strict=False))
+        assert set(self.names) == set(named), "a GPT-2 classifier with parameters unknown here"
+        *starts, size = np.cumsum([0, *(named[name].numel() for name in self.names)]).tolist()
+        self.start = dict(zip(self.names, starts, strict=True))
         self.shape = {name: named[name].shape for name in self.names}
         self.n_matrices = self.start[vectors[0]]
         self.n_vectors = self.start[POSITIONS] - self.n_matrices
-        self.weights = torch.empty(starts[-1], device=self.device)
-        self.exp_avg, self.exp_avg_sq = (
-            torch.zeros_like(self.weights),
-            torch.zeros_like(self.weights),
-        )
+        self.weights = torch.empty(size, device=self.device)
+        self.exp_avg = torch.zeros_like(self.weights)
+        self.exp_avg_sq = torch.zeros_like(self.weights)
         for name in self.names:
             self.weight(name).copy_(named[name].data)
             named[name].data = self.weight(name)
         self.copy = self.weights[: self.n_matrices + self.n_vectors].to(compute)
-        self.matrix_gradients = torch.zeros(self.n_matrices, dtype=compute, device=self.device)
+        self.matrix_gradients = torch.zeros_like(self.copy[: self.n_matrices])
         self.vector_partials = torch.zeros(CHUNKS, self.n_vectors, device=self.device)
         self.vector_gradients = torch.zeros(self.n_vectors, device=self.device)
-        self.current = torch.full(
-            (self.config.vocab_size,), -1, dtype=torch.int32, device=self.device
-        )
+        n_tokens = config.vocab_size
+        self.current = torch.full((n_tokens,), -1, dtype=torch.int32, device=self.device)
 
-    def _view(self, flat: torch.Tensor, name: str) -> torch.Tensor:
+        norms = [f"{block}.{name}" for block in blocks for name in ("ln_1", "ln_2")]
+        self.norms = [self._norm(name) for name in (*norms, "transformer.ln_f")]
+        # Per block, in the order of MATRICES.
+        self.products = [[self._product(f"{block}.{m}") for m in MATRICES] for block in blocks]
+        self.block_gradients = self.matrix_gradients.chunk(config.n_layer)
+
+    def _view(self, flat: Tensor, name: str) -> Tensor:
         start = self.start[name]
         return flat[start : start + self.shape[name].numel()].view(self.shape[name])
 
-    def weight(self, name: str) -> torch.Tensor:
+    def _norm(self, name: str) -> Affine:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        gradients = self.partials(weight), self.partials(bias)
+        return Affine(self.weight(weight), self.weight(bias), *gradients)
+
+    def _product(self, name: str) -> Affine:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        gradients = self._view(self.matrix_gradients, weight), self.partials(bias)
+        return Affine(self._view(self.copy, weight), self._view(self.copy, bias), *gradients)
+
+    def weight(self, name: str) -> Tensor:
         """A parameter, FP32."""
         return self._view(self.weights, name)
 
-    def operand(self, name: str) -> torch.Tensor:
-        """A matrix or bias in the compute type."""
-        return self._view(self.copy, name)
-
-    def matrix_gradient(self, name: str) -> torch.Tensor:
-        return self._view(self.matrix_gradients, name)
-
-    def partials(self, name: str) -> torch.Tensor:
-        """Where the partial sums of a vector's gradient begin; chunk c is `n_vectors` c further."""
+    def partials(self, name: str) -> Tensor:
+        """Where the partial sums of a vector's gradient begin."""
         return self.vector_partials.view(-1)[self.start[name] - self.n_matrices :]
 
-    def block_gradients(self, block: int) -> torch.Tensor:
-        """Gradients of all matrices of a block."""
-        n = self.n_matrices // self.config.n_layer
-        return self.matrix_gradients[block * n : (block + 1) * n]
-
-    def trained(self, name: str) -> tuple[torch.Tensor, ...]:
+    def trained(self, name: str) -> tuple[Tensor, ...]:
         """Weight and both moments of a parameter."""
-        return tuple(
-            self._view(flat, name) for flat in (self.weights, self.exp_avg, self.exp_avg_sq)
-        )
+        return tuple(self._view(t, name) for t in (self.weights, self.exp_avg, self.exp_avg_sq))
 
-    def trained_from(self, start: int, n: int) -> tuple[torch.Tensor, ...]:
+    def trained_from(self, start: int, n: int) -> tuple[Tensor, ...]:
         """Weights and both moments of n consecutive parameters."""
-        return tuple(
-            flat[start : start + n] for flat in (self.weights, self.exp_avg, self.exp_avg_sq)
-        )
+        return tuple(t[start : start + n] for t in (self.weights, self.exp_avg, self.exp_avg_sq))
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>`: views, in the form of a
-        checkpoint.
-        """
-        parts = ("model", "exp_avg", "exp_avg_sq")
-        return {
-            f"{part}.{name}": t
-            for name in self.names
-            for part, t in zip(parts, self.trained(name), strict=True)
-        }
+    def tensors(self) -> dict[str, Tensor]:
+        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>`: views, as in a checkpoint."""
+        result = {}
+        for name in self.names:
+            weight, exp_avg, exp_avg_sq = self.trained(name)
+            result[f"model.{name}"] = weight
+            result[f"exp_avg.{name}"] = exp_avg
+            result[f"exp_avg_sq.{name}"] = exp_avg_sq
+        return result
 
-    def load(self, tensors: dict[str, torch.Tensor], update: int) -> None:
+    def load(self, tensors: dict[str, Tensor], update: int) -> None:
         for name, view in self.tensors().items():
             view.copy_(tensors[name])
         self.copy.copy_(self.weights[: len(self.copy)])
