@@ -136,7 +136,7 @@ def test_nine_rooms_on_a_ground_floor():
     assert {path.stem for path in package.glob("*.py")} - {"__init__"} <= GROUND_FLOOR
     assert {path.parent.name for path in package.glob("*/__init__.py")} == ROOMS
     folders = {path.name for path in (ROOT / "tests").iterdir() if list(path.glob("test_*.py"))}
-    assert folders <= ROOMS | {"scripts"}
+    assert folders <= ROOMS | {"scripts", "benchmarks"}
 
 
 def test_files_stay_small_and_open_with_what_they_teach():
