@@ -1,21 +1,23 @@
 """Quantized inference speed: every variant and every peer that is installed, one process,
 interleaved rounds.
 
-  python benchmarks/bench_quantization.py --device cuda                                  # random GPT-2 124M
+  python benchmarks/bench_quantization.py --device cuda                        # random GPT-2 124M
   python benchmarks/bench_quantization.py --device cuda --checkpoint models/baseline_gpt2
   python benchmarks/bench_quantization.py --device cpu --shapes 4x128 --rounds 5
 
 All get the same full batch of token ids (nothing padded, so no mask: the fast path of every peer).
 Before any is timed its logits are compared with FP32 eager: `error` is |logits - FP32| / |FP32|.
-Times are from an idle device to an idle device, one call of each a round in a new order every
+Times are from an idle device to an idle device, one call of each per round in a new order every
 round; `ratio` is to FP32 eager. Bytes are those of weights and scales.
 
-fp32, fp16                 transformers' GPT-2, eager; *_compile: torch.compile (in CUDA graphs on a GPU)
+fp32, fp16                 transformers' GPT-2, eager
+*_compile                  torch.compile (in CUDA graphs on a GPU)
 fp16_chain                 FP16 through our own chain of fused kernels: what fusion alone is worth
-w8a8, nf4                  ours, module by module; *_best: `engine.best_mode`; w8a8_whole: without the exact saving of
-                           computing the last block for the pooled token alone
+w8a8, nf4                  ours, module by module; *_best: `engine.best_mode`
+w8a8_whole                 without the exact saving of computing the last block for the pooled
+                           token alone
 bnb_*                      bitsandbytes; int8 with outlier threshold 6 (its default) and without (0)
-torchao_*                  torchao on the model with Conv1D converted to Linear; bf16 on a GPU, compiled
+torchao_*                  torchao, Conv1D converted to Linear; bf16 on a GPU, compiled
 dynamic, onnx, onnx_int8   torch.ao quantize_dynamic and ONNX Runtime (CPU)
 
 A variant that fails, or whose package is missing, is listed as failed with its message. The last
@@ -25,23 +27,15 @@ line is the table as JSON.
 import argparse
 import json
 import sys
-from pathlib import Path
+from functools import partial
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from quantization_peers import VARIANTS, Bench, eager  # noqa: E402
+from quantization_peers import VARIANTS, Bench, eager
 
 SHAPES = ("1x64", "16x128", "64x128", "256x64")
 CPU_SHAPES = ("1x64", "4x128", "16x128")
 TOLERANCE = 1.0  # relative error of the logits at which they are as wrong as zeros would be
-
-
-ONLY_CUDA = {
-    "fp16",
-    "fp16_compile",
-    "fp16_chain",
-    "w8a8_whole",
-}  # half arithmetic on a CPU is emulated or many times slower
+# Half arithmetic on a CPU is emulated or many times slower.
+ONLY_CUDA = {"fp16", "fp16_compile", "fp16_chain", "w8a8_whole"}
 ONLY_CPU = {"dynamic", "onnx", "onnx_int8"}
 FAULT_LENGTH = 200
 
@@ -81,90 +75,95 @@ def flags() -> argparse.Namespace:
 
 def main() -> None:
     args = flags()
-    import numpy as np
     import torch
+
+    on_cuda = args.device == "cuda"
+    named = args.shapes or (SHAPES if on_cuda else CPU_SHAPES)
+    left_out = ONLY_CPU if on_cuda else ONLY_CUDA
+    names = args.variants or [name for name in VARIANTS if name not in left_out]
+    torch._dynamo.config.recompile_limit = 64  # one graph per shape and model
+    bench = Bench(args.device, args.checkpoint)
+    with torch.inference_mode():
+        reference = eager(bench)[0]
+        calls, rows = prepared(bench, names)
+        for name in named:
+            shape = tuple(map(int, name.split("x")))
+            ids = torch.randint(0, bench.fp32.config.vocab_size - 1, shape, device=args.device)
+            rows_here = measured(calls, ids, reference(ids).float().cpu(), name, args)
+            show([row for row in rows if row["shape"] is None] + rows_here)
+            rows += rows_here
+    device = torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads"
+    about = {"device": device, "torch": torch.__version__, "checkpoint": args.checkpoint}
+    print(json.dumps({**about, "rows": rows}))
+
+
+def prepared(bench: Bench, names: list[str]) -> tuple[dict, list[dict]]:
+    """name -> (call, bytes of weights), and a row for each variant that could not be built."""
+    calls, rows = {}, []
+    for name in names:
+        print(f"preparing {name}", file=sys.stderr, flush=True)
+        try:
+            calls[name] = VARIANTS[name](bench)
+        # A peer may fail in any way; the others are still to be measured.
+        except Exception as fault:
+            rows.append(failed(name, None, fault))
+    return calls, rows
+
+
+def measured(calls: dict, ids, wanted, shape: str, args: argparse.Namespace) -> list[dict]:
+    """One row per variant: checked against the logits `wanted` of FP32, then timed in turns."""
+    import numpy as np
 
     from gpt2_quant.measure.timing import time_interleaved
 
-    shapes = [
-        tuple(map(int, shape.split("x")))
-        for shape in args.shapes or (SHAPES if args.device == "cuda" else CPU_SHAPES)
-    ]
-    names = args.variants or [
-        name for name in VARIANTS if name not in (ONLY_CPU if args.device == "cuda" else ONLY_CUDA)
-    ]
-    torch._dynamo.config.recompile_limit = 64  # one graph a shape and model
-    bench, rows, calls = Bench(args.device, args.checkpoint), [], {}
-    with torch.inference_mode():
-        reference = eager(bench)[0]
-        batches = {
-            shape: torch.randint(0, bench.fp32.config.vocab_size - 1, shape, device=args.device)
-            for shape in shapes
-        }
-        wanted = {shape: reference(ids).float().cpu() for shape, ids in batches.items()}
-        for name in names:
-            print(f"preparing {name}", file=sys.stderr, flush=True)
-            try:
-                calls[name] = VARIANTS[name](bench)
-            except (
-                Exception
-            ) as fault:  # a peer may fail in any way; the others are still to be measured
-                rows.append(failed(name, None, fault))
-        for shape, ids in batches.items():
-            ready, errors = {}, {}
-            for name, (call, _) in calls.items():
-                try:
-                    got = call(ids).float().cpu()
-                    errors[name] = float((got - wanted[shape]).norm() / wanted[shape].norm())
-                    if not errors[name] < TOLERANCE:
-                        raise ValueError(f"logits are off by {errors[name]:.2g} of FP32's")
-                    ready[name] = lambda call=call, ids=ids: call(ids)
-                except Exception as fault:
-                    rows.append(failed(name, shape, fault))
-            times = time_interleaved(
-                ready, args.device, 3, min(6, args.rounds), args.rounds, args.seconds
-            )
-            base = float(np.median(times["fp32"])) if "fp32" in times else float("nan")
-            for name, values in times.items():
-                median, p95 = float(np.median(values)), float(np.percentile(values, 95))
-                rows.append(
-                    {
-                        "variant": name, "shape": "x".join(map(str, shape)), "median_ms": median, "p95_ms": p95,
-                        "ratio": median / base, "n": len(values), "bytes": calls[name][1], "error": errors[name],
-                    }
-                )  # fmt: skip
-            show([row for row in rows if row["shape"] in ("x".join(map(str, shape)), None)])
-    device = (
-        torch.cuda.get_device_name()
-        if args.device == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
-    print(
-        json.dumps(
+    ready, errors, rows = {}, {}, []
+    for name, (call, _) in calls.items():
+        try:
+            got = call(ids).float().cpu()
+            errors[name] = float((got - wanted).norm() / wanted.norm())
+            if not errors[name] < TOLERANCE:
+                raise ValueError(f"logits are off by {errors[name]:.2g} of FP32's")
+            ready[name] = partial(call, ids)
+        except Exception as fault:
+            rows.append(failed(name, shape, fault))
+    fewest = min(6, args.rounds)
+    times = time_interleaved(ready, args.device, 3, fewest, args.rounds, args.seconds)
+    base = float(np.median(times["fp32"])) if "fp32" in times else float("nan")
+    for name, values in times.items():
+        median, p95 = float(np.median(values)), float(np.percentile(values, 95))
+        rows.append(
             {
-                "device": device,
-                "torch": torch.__version__,
-                "checkpoint": args.checkpoint,
-                "rows": rows,
+                "variant": name, "shape": shape, "median_ms": median, "p95_ms": p95,
+                "ratio": median / base, "n": len(values), "bytes": calls[name][1],
+                "error": errors[name],
             }
-        )
-    )
+        )  # fmt: skip
+    return rows
 
 
-def failed(name: str, shape, fault: Exception) -> dict:
+def failed(name: str, shape: str | None, fault: Exception) -> dict:
     message = " ".join(f"{type(fault).__name__}: {fault}".split())[:FAULT_LENGTH]
-    return {"variant": name, "shape": shape and "x".join(map(str, shape)), "failed": message}
+    return {"variant": name, "shape": shape, "failed": message}
 
 
 def show(rows: list[dict]) -> None:
-    print(
-        f"{'variant':22}{'shape':>8}{'median ms':>11}{'p95 ms':>10}{'ratio':>8}{'MiB':>8}{'error':>9}"
+    heads = (
+        ("shape", 8),
+        ("median ms", 11),
+        ("p95 ms", 10),
+        ("ratio", 8),
+        ("MiB", 8),
+        ("error", 9),
     )
+    print(f"{'variant':22}" + "".join(f"{head:>{width}}" for head, width in heads))
     for row in rows:
         if "failed" in row:
             print(f"{row['variant']:22}{row['shape'] or 'all':>8}  failed: {row['failed']}")
             continue
-        numbers = f"{row['median_ms']:11.3f}{row['p95_ms']:10.3f}{row['ratio']:8.3f}{row['bytes'] / 2**20:8.1f}{row['error']:9.4f}"
+        numbers = (
+            f"{row['median_ms']:11.3f}{row['p95_ms']:10.3f}{row['ratio']:8.3f}"
+            f"{row['bytes'] / 2**20:8.1f}{row['error']:9.4f}"
+        )
         print(f"{row['variant']:22}{row['shape']:>8}{numbers}")
     print(flush=True)
 

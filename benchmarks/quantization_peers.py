@@ -1,10 +1,13 @@
-"""What bench_quantization.py compares: each builder takes the `Bench` and returns (call(ids) ->
-logits, bytes of weights).
+"""What bench_quantization.py compares.
+
+Each builder takes the `Bench` and returns (call(ids) -> logits, bytes of weights).
 """
 
 import copy
 import tempfile
 from pathlib import Path
+
+from gpt2_quant.models.variants import NF4, W8A8
 
 
 class Bench:
@@ -21,9 +24,8 @@ class Bench:
         if checkpoint:
             self.fp32 = load_classifier(checkpoint, "cpu")
         else:
-            self.fp32 = GPT2ForSequenceClassification(
-                GPT2Config(num_labels=4, pad_token_id=50256)
-            ).eval()
+            config = GPT2Config(num_labels=4, pad_token_id=50256)
+            self.fp32 = GPT2ForSequenceClassification(config).eval()
         self.folder = tempfile.TemporaryDirectory(prefix="bench_quantization_")
 
     def model(self, dtype=None):
@@ -37,8 +39,8 @@ class Bench:
         return self.folder.name
 
     def linear_model(self, dtype=None):
-        """A copy with every Conv1D as the equal nn.Linear, the only layer that torchao and
-        quantize_dynamic know.
+        """A copy with every Conv1D as the equal nn.Linear: torchao and quantize_dynamic know no
+        other.
         """
         import torch
         from transformers.pytorch_utils import Conv1D
@@ -46,13 +48,10 @@ class Bench:
         model = self.model(dtype)
         for path, module in list(model.named_modules()):
             if isinstance(module, Conv1D):
-                linear = torch.nn.Linear(
-                    *module.weight.shape, device=module.weight.device, dtype=module.weight.dtype
-                )
-                linear.weight, linear.bias = (
-                    torch.nn.Parameter(module.weight.t().contiguous()),
-                    module.bias,
-                )
+                weight = module.weight
+                linear = torch.nn.Linear(*weight.shape, device=weight.device, dtype=weight.dtype)
+                linear.weight = torch.nn.Parameter(weight.t().contiguous())
+                linear.bias = module.bias
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, linear)
         return model
@@ -73,11 +72,9 @@ def eager(bench, dtype=None):
 
 
 def compiled(bench, model):
-    """torch.compile with symbolic shapes (one compilation serves all); on a GPU in CUDA graphs of
-    our own.
-
-    Their replay costs the host less than mode="reduce-overhead" does: 1.13 against 1.27 ms, FP16,
-    16x128, on an H200.
+    """torch.compile with symbolic shapes: one compilation serves all. On a GPU in CUDA graphs of
+    our own, whose replay costs the host less than mode="reduce-overhead" does: 1.13 against
+    1.27 ms, FP16, 16x128, on an H200.
     """
     import torch
 
@@ -112,7 +109,7 @@ def scratch_whole(bench):
     from gpt2_quant.inference.graphs import GraphedClassifier
     from gpt2_quant.quantization.quantizer import quantize_model
 
-    model = quantize_model(bench.model(bench.half()), "int8_scratch_w8a8")
+    model = quantize_model(bench.model(bench.half()), W8A8.key)
     forward = FusedClassifier(model, whole_last_block=True)
     run = GraphedClassifier(
         forward, model.config.pad_token_id, model.config.n_positions, torch.device(bench.device)
@@ -167,20 +164,12 @@ def onnx(bench, quantized):
     path = Path(bench.folder.name) / "model.onnx"
     if not path.exists():
         ids = torch.ones((2, 16), dtype=torch.int64)
-        shapes = (
-            {
-                0: torch.export.Dim("batch", min=1, max=512),
-                1: torch.export.Dim("length", min=2, max=1024),
-            },
-        )
+        batch = torch.export.Dim("batch", min=1, max=512)
+        length = torch.export.Dim("length", min=2, max=1024)
         torch.onnx.export(
-            Logits(bench.linear_model()),
-            (ids,),
-            str(path),
-            dynamo=True,
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
+            Logits(bench.linear_model()), (ids,), str(path), dynamo=True,
+            dynamic_shapes=({0: batch, 1: length},), verbose=False,
+        )  # fmt: skip
     if quantized:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -196,7 +185,7 @@ def onnx(bench, quantized):
 
 
 def weight_bytes(model) -> int:
-    """Bytes of a model's tensors; a tensor subclass (torchao) counts as the tensors that it holds."""
+    """Bytes of a model's tensors; a tensor subclass (torchao) counts as what it holds."""
     from gpt2_quant.models.sizes import resident_bytes
 
     def inner(tensor):
@@ -204,15 +193,10 @@ def weight_bytes(model) -> int:
             return sum(inner(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
         return tensor.numel() * tensor.element_size()
 
-    wrapped = [
-        tensor for tensor in model.parameters() if hasattr(tensor.data, "__tensor_flatten__")
-    ]
-    if not wrapped:
+    parameters = list(model.parameters())  # each once, shared ones too
+    if not any(hasattr(parameter.data, "__tensor_flatten__") for parameter in parameters):
         return resident_bytes(model)
-    return sum(
-        inner(tensor.data)
-        for tensor in {id(tensor): tensor for tensor in model.parameters()}.values()
-    )
+    return sum(inner(parameter.data) for parameter in parameters)
 
 
 def half_eager(bench):
@@ -234,11 +218,11 @@ VARIANTS = {
     "fp16": half_eager,
     "fp16_compile": half_compiled,
     "fp16_chain": lambda bench: scratch(bench, None, best=True),
-    "w8a8": lambda bench: scratch(bench, "int8_scratch_w8a8"),
+    "w8a8": lambda bench: scratch(bench, W8A8.key),
     "w8a8_whole": scratch_whole,
-    "w8a8_best": lambda bench: scratch(bench, "int8_scratch_w8a8", best=True),
-    "nf4": lambda bench: scratch(bench, "nf4_scratch"),
-    "nf4_best": lambda bench: scratch(bench, "nf4_scratch", best=True),
+    "w8a8_best": lambda bench: scratch(bench, W8A8.key, best=True),
+    "nf4": lambda bench: scratch(bench, NF4.key),
+    "nf4_best": lambda bench: scratch(bench, NF4.key, best=True),
     "bnb_int8": lambda bench: bitsandbytes(bench, load_in_8bit=True),
     "bnb_int8_no_outliers": lambda bench: bitsandbytes(
         bench, load_in_8bit=True, llm_int8_threshold=0.0

@@ -1,5 +1,4 @@
-"""Fixtures for all tests: a tiny classifier with a real tokenizer, real data where its folder is
-named, scripts as run.
+"""For all tests: a tiny classifier, real data where its folder is named, scripts as run.
 
 Nothing here needs the hub: HF_HUB_OFFLINE is set before any library reads it.
 """
@@ -14,6 +13,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
 from tiny_models import ROOT, make_tiny_gpt2  # noqa: E402
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items) -> None:
+    """Mark as e2e what runs a script: all of tests/scripts/, and whoever asks for `run_script`.
+
+    Tests marked gpu or slow are left out unless -m names that marker.
+    """
+    asked, left_out = config.option.markexpr, []
+    for item in items:
+        if item.path.parent.name == "scripts" or "run_script" in item.fixturenames:
+            item.add_marker("e2e")
+        rare = {"gpu", "slow"} & {marker.name for marker in item.iter_markers()}
+        if rare and not any(name in asked for name in rare):
+            left_out.append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def _named_folder(variable: str, what: str) -> Path:
@@ -47,16 +63,12 @@ def tiny_texts() -> tuple[list[str], list[int]]:
     from gpt2_quant.data.demo import generate_corpus
 
     titles, descriptions, labels = generate_corpus(600, seed=7)
-    return [
-        f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)
-    ], labels
+    return [" ".join(parts) for parts in zip(titles, descriptions, strict=True)], labels
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_texts):
-    """A byte-level BPE of 1,000 tokens, trained on `tiny_texts`, padding on the right with the
-    end-of-text token.
-    """
+    """A byte-level BPE of 1,000 tokens, trained on `tiny_texts`, padding on the right."""
     from gpt2_quant.data.demo import train_tokenizer
 
     tokenizer = train_tokenizer(tiny_texts[0], vocab_size=1000)
@@ -79,9 +91,7 @@ def tiny_gpt2_lm(tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Run a script as a user does: `run_script("src/2_quantization_scratch.py", "--help")` ->
-    CompletedProcess (text).
-    """
+    """Run a script as a user does: `run_script("src/2_…py", "--help")` -> CompletedProcess."""
 
     def run(
         script: str, *arguments: object, timeout: float = 240, **environment: str
@@ -97,3 +107,11 @@ def run_script():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def without_torch(tmp_path_factory) -> dict[str, str]:
+    """An environment for `run_script` in which a script that loads torch ends at once."""
+    folder = tmp_path_factory.mktemp("without_torch")
+    (folder / "torch.py").write_text("raise SystemExit('torch is being loaded')\n")
+    return {"PYTHONPATH": str(folder)}

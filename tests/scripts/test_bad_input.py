@@ -16,14 +16,11 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
+from tiny_models import ROOT, make_tiny_gpt2, write_news
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAIN, QUANTIZE, BITSANDBYTES = (
-    "src/1_baseline_finetuning.py",
-    "src/2_quantization_scratch.py",
-    "src/3_bitsandbytes_quant.py",
+TRAIN, QUANTIZE, BITSANDBYTES, METRICS, COMPARE = sorted(
+    path.relative_to(ROOT).as_posix() for path in ROOT.glob("src/[1-5]_*.py")
 )
-METRICS, COMPARE = "src/4_evaluation_metrics.py", "src/5_compare_all_models.py"
 GOOD_ROW = b'"1","a title","a text"\n'
 FILE_LIMIT_BYTES = 64 << 10  # more than a record, less than the tiny model's weights
 
@@ -45,30 +42,9 @@ DATASETS = {
 }
 
 
-def write_news(
-    folder: Path,
-    texts: tuple[list[str], list[int]],
-    n_train: int,
-    extra: list[tuple[int, str, str]] = (),
-) -> Path:
-    """A dataset folder with `n_train` train rows and 20 test rows, plus `extra` rows of the test
-    split.
-    """
-    folder.mkdir(parents=True)
-    rows = [(label + 1, text, "") for text, label in zip(*texts, strict=True)]
-    for name, part in (
-        ("train", rows[:n_train]),
-        ("test", [*rows[n_train : n_train + 20], *extra]),
-    ):
-        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(part)
-    return folder
-
-
 def write_models(folder: Path, tokenizer) -> dict[str, Path]:
     """A good tiny language model, and classifiers with one fault each."""
     import torch
-    from tiny_models import make_tiny_gpt2
 
     models = {"good": make_tiny_gpt2(tokenizer, head=False), "NaN": make_tiny_gpt2(tokenizer)}
     models |= {"truncated": make_tiny_gpt2(tokenizer), "five labels": make_tiny_gpt2(tokenizer)}
@@ -106,7 +82,9 @@ def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
     """
     root = tmp_path_factory.mktemp("bad")
     models = write_models(root / "model", tiny_tokenizer)
-    news = write_news(root / "news", tiny_texts, 400, [(3, "", ""), (4, "long", "word " * 20_000)])
+    news = write_news(root / "news", tiny_texts, 400, 20)
+    with open(news / "test.csv", "a", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([(3, "", ""), (4, "", "word " * 20_000)])
     for name, (files, _) in DATASETS.items():
         (root / "data" / name).mkdir(parents=True)
         for file, content in {"test.csv": GOOD_ROW, **files}.items() if files else ():
@@ -219,7 +197,7 @@ def test_dataset(outcomes, name):
         ("base model empty", "holds no config.json"),
         ("script 2 too early", "run python src/1_baseline_finetuning.py"),
         ("script 3 too early", "run python src/1_baseline_finetuning.py"),
-        ("script 5 too early", "python "),
+        ("script 5 too early", "run python src/1_baseline_finetuning.py"),
         ("CUDA without CUDA", "--device cpu"),
         ("batch size 0", "'0' is not a whole number of at least 1"),
         ("batch size 0, all", "'0' is not a whole number of at least 1"),

@@ -1,46 +1,40 @@
-"""Script 2 as a user runs it: on a tiny classifier, in the demo preset so that nothing is compiled."""
+"""Script 2 as a user runs it: on a tiny classifier, as the demo, which compiles nothing."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_models import save_tiny_gpt2, write_news
 
-from gpt2_quant.data import demo
-from gpt2_quant.records import write_json
+from gpt2_quant.models.variants import BASELINE, INT8, NF4, W8A8, made_by
 
-KEYS = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
+SCRIPT = "src/2_quantization_scratch.py"
+KEYS = tuple(variant.key for variant in made_by(2))
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, tiny_tokenizer):
-    """A models folder in which the demo's base and corpus are made already and a (random)
-    classifier stands.
-    """
-    from tiny_models import make_tiny_gpt2
-
+def workplace(tmp_path_factory, tiny_tokenizer, tiny_texts):
+    """data/ in AG News' form, and a models folder in which a (random) classifier stands."""
     folder = tmp_path_factory.mktemp("script2")
-    models = folder / "models"
-    stamp = {"seed": 0, "code_sha256": demo._code_sha256()}
-    demo._write_dataset(models / "dataset", 0, stamp)
-    for name in ("base_gpt2", "baseline_gpt2"):
-        make_tiny_gpt2(tiny_tokenizer).save_pretrained(models / name)
-        tiny_tokenizer.save_pretrained(models / name)
-    write_json(models / "base_gpt2" / demo.STAMP, stamp)
+    write_news(folder / "data", tiny_texts, 440, 160)
+    save_tiny_gpt2(folder / "models" / BASELINE.folder, tiny_tokenizer)
     return folder
 
 
 @pytest.fixture(scope="module")
 def flags(workplace):
+    models = workplace / "models"
     return [
         "--preset", "demo", "--device", "cpu", "--max-test-samples", 120,
-        "--models-dir", workplace / "models", "--results-dir", workplace / "results",
+        "--base-model", models / BASELINE.folder, "--dataset", workplace / "data",
+        "--models-dir", models, "--results-dir", workplace / "results",
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def done(workplace, flags, run_script):
-    finished = run_script("src/2_quantization_scratch.py", *flags)
+    finished = run_script(SCRIPT, *flags)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished
 
@@ -84,68 +78,61 @@ def test_sizes_shrink_in_order(done, workplace):
         key: json.loads((workplace / "results" / "records" / f"{key}.json").read_text())["size"]
         for key in KEYS
     }
-    assert sizes["nf4_scratch"]["tensor_bytes"] < sizes["int8_scratch_w8a8"]["tensor_bytes"]
-    assert (
-        sizes["int8_scratch"]["resident_bytes"]
-        > 3.9 * sizes["int8_scratch"]["stored"]["tensor_bytes"]
-    )
-    for key in ("int8_scratch_w8a8", "nf4_scratch"):
-        assert sizes[key]["resident_bytes"] == pytest.approx(
-            sizes[key]["stored"]["tensor_bytes"], rel=1e-3
-        )
+    stored = {key: size["stored"]["tensor_bytes"] for key, size in sizes.items()}
+    assert sizes[NF4.key]["tensor_bytes"] < sizes[W8A8.key]["tensor_bytes"]
+    assert sizes[INT8.key]["resident_bytes"] > 3.9 * stored[INT8.key]
+    for key in (W8A8.key, NF4.key):
+        assert sizes[key]["resident_bytes"] == pytest.approx(stored[key], rel=1e-3)
 
 
-def test_predictions_come_from_the_folder_as_reloaded(done, workplace):
+def test_predictions_come_from_the_folder_as_reloaded(done, flags, workplace):
     """The same texts through the saved folder, by hand, give the stored logits."""
     import torch
 
-    from gpt2_quant.data.datasets import read_csv
+    from gpt2_quant.cli import parser, settings_from
+    from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.tokens import load_tokenizer
-    from gpt2_quant.models.loading import load_classifier
+    from gpt2_quant.models.loading import load_variant
 
-    texts, _ = read_csv(workplace / "models" / "dataset" / "test.csv")
-    stored = pd.read_parquet(workplace / "results" / "predictions" / "int8_scratch_w8a8.parquet")
-    model = load_classifier(workplace / "models" / "int8_scratch_w8a8", "cpu")
-    tokenizer = load_tokenizer(workplace / "models" / "int8_scratch_w8a8")
-    from gpt2_quant.data.datasets import smallest_digests
-
-    texts = [texts[i] for i in smallest_digests(texts, 120)]
+    settings = settings_from(parser("A test.").parse_args(list(map(str, flags))))
+    texts = load_splits(settings)["test"].texts
+    stored = pd.read_parquet(workplace / "results" / "predictions" / f"{W8A8.key}.parquet")
+    model = load_variant(W8A8.key, workplace / "models", "cpu")
+    tokenizer = load_tokenizer(workplace / "models" / W8A8.folder)
     for row in (0, 60, 119):
+        tokens = tokenizer(texts[row], return_tensors="pt", truncation=True, max_length=128)
         with torch.no_grad():
-            logits = (
-                model(**tokenizer(texts[row], return_tensors="pt", truncation=True, max_length=128))
-                .logits[0]
-                .numpy()
-            )
+            logits = model(**tokens).logits[0].numpy()
         expected = stored.loc[row, [f"logit_{i}" for i in range(4)]].to_numpy(dtype=np.float32)
-        assert (
-            np.abs(logits - expected).max() < 0.05
-        )  # another padding, another rounding of the attention
+        # Another padding, another rounding of the attention.
+        assert np.abs(logits - expected).max() < 0.05
 
 
 def test_a_second_run_does_nothing_but_say_so(done, flags, workplace, run_script):
-    before = (workplace / "models" / "nf4_scratch" / "model.safetensors").stat().st_mtime_ns
-    again = run_script("src/2_quantization_scratch.py", *flags)
+    weights = workplace / "models" / NF4.folder / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = run_script(SCRIPT, *flags)
     assert again.returncode == 0 and "Complete for these flags" in again.stdout
-    assert (workplace / "models" / "nf4_scratch" / "model.safetensors").stat().st_mtime_ns == before
+    assert weights.stat().st_mtime_ns == before
 
 
 def test_without_a_classifier_it_names_script_1(tmp_path, run_script):
     finished = run_script(
-        "src/2_quantization_scratch.py", "--preset", "demo", "--device", "cpu",
+        SCRIPT, "--preset", "demo", "--device", "cpu",
         "--models-dir", tmp_path / "models", "--results-dir", tmp_path / "results",
     )  # fmt: skip
     assert finished.returncode == 2
-    assert (
-        "1_baseline_finetuning.py" in finished.stderr
-        and len(finished.stderr.strip().splitlines()) == 1
-    )
+    assert "1_baseline_finetuning.py" in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1
 
 
-def test_help_answers_without_loading_torch(run_script):
-    finished = run_script("src/2_quantization_scratch.py", "--help")
-    assert (
-        finished.returncode == 0
-        and "--checkpoint" in finished.stdout
-        and "nf4_scratch" in finished.stdout
-    )
+def test_help_answers_without_loading_torch(run_script, without_torch):
+    finished = run_script(SCRIPT, "--help", **without_torch)
+    assert finished.returncode == 0, finished.stderr
+    assert "--checkpoint" in finished.stdout and "NF4 Scratch" in finished.stdout
+
+
+def test_the_work_loads_torch(workplace, flags, run_script, without_torch):
+    """What the test before relies on: with the work to do, the same environment ends the script."""
+    finished = run_script(SCRIPT, *flags, "--overwrite", **without_torch)
+    assert finished.returncode == 1 and "torch is being loaded" in finished.stderr
