@@ -97,8 +97,10 @@ def bootstrap_differences(
     """
     n, n_classes = logits[baseline].shape
     losses = np.stack([row_terms(labels, values)[:, :2] for values in logits.values()], axis=1)
-    # One draw of rows for all: every classifier's mean NLL and Brier score on the same samples.
-    means = draw_sums(losses.reshape(n, -1), resamples, seed).reshape(-1, len(logits), 2) / n
+    # One draw of rows for all: every classifier's mean NLL and Brier score on the same samples. In
+    # float64, since a difference of two means may be a millionth of either.
+    terms = losses.reshape(n, -1).astype(np.float64)
+    means = draw_sums(terms, resamples, seed).reshape(-1, len(logits), 2) / n
     mean_losses = dict(zip(logits, np.swapaxes(means, 0, 1), strict=True))
 
     found: dict[str, dict[str, dict[str, float]]] = {}

@@ -107,13 +107,13 @@ def equal_width_bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def draw_sums(terms: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums of `terms` float32 [n, k] over the rows drawn, [1 + resamples, k], undrawn first."""
+    """Sums of `terms` floats [n, k] over the rows drawn, [1 + resamples, k], undrawn first."""
     n, rng = len(terms), np.random.default_rng(seed)
     sums = np.empty((1 + resamples, terms.shape[1]))
     sums[0] = terms.sum(axis=0, dtype=np.float64)
     for sample in sums[1:]:
         times_drawn = np.bincount(rng.integers(0, n, n, dtype=np.int32), minlength=n)
-        sample[:] = times_drawn.astype(np.float32) @ terms
+        sample[:] = times_drawn.astype(terms.dtype) @ terms
     return sums
 
 
