@@ -18,13 +18,10 @@ _STOP = re.compile(
     r"""(?P<stop>[.!?…]+)(?P<close>\s?["'”’»)\]]+(?=\s|$)|["'”’»)\]]+)?(?P<gap>\s+|$)"""
     r"""|(?P<cjk>[。！？]+[」』”’]?)|(?P<line>\s*\n\s*)"""
 )
-_ABBREVIATIONS = frozenset(
-    re.findall(
-        r"\S+",
-        """mr mrs ms dr prof gen sen rep gov lt col sgt capt rev hon st mt vs etc inc corp co ltd bros no vol fig jr sr dept est
-        approx jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun pct dlrs u.s u.k u.n e.g i.e a.m p.m""",
-    )
-)
+_ABBREVIATED = """mr mrs ms dr prof gen sen rep gov lt col sgt capt rev hon st mt vs etc inc corp co
+    ltd bros no vol fig jr sr dept est approx jan feb mar apr jun jul aug sep sept oct nov dec mon
+    tue wed thu fri sat sun pct dlrs u.s u.k u.n e.g i.e a.m p.m"""
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _LAST_WORD = re.compile(r"[\w.&-]+$")
 
 
@@ -49,18 +46,14 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _ends_here(text: str, match: re.Match) -> bool:
-    if match.end() >= len(text):
+    before, after = text[: match.start()], text[match.end() :]
+    # At the end of the text or of a line, and after a blank (tokenized text), a stop always ends.
+    if not after or "\n" in match["gap"] or before[-1:].isspace():
         return True
-    if "\n" in match["gap"]:
-        return True
-    if match.start() and text[match.start() - 1].isspace():
-        return True
-    if text[match.end()].islower():
+    if after[0].islower():
         return False
-    if match["stop"] == ".":
-        word = _LAST_WORD.search(text, 0, match.start())
-        if word and (
-            word[0].lower() in _ABBREVIATIONS or (len(word[0]) == 1 and word[0].isupper())
-        ):
-            return False
-    return True
+    word = _LAST_WORD.search(before)
+    if match["stop"] != "." or not word:
+        return True
+    is_initial = len(word[0]) == 1 and word[0].isupper()
+    return not is_initial and word[0].lower() not in _ABBREVIATIONS
