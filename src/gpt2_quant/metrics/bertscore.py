@@ -20,16 +20,13 @@ import torch
 from ..cache import Cache
 from ..models.loading import quiet_loading
 from .embeddings import N_LAYERS, N_POSITIONS, WEIGHTS_SHA256, Encoder
-from .scored import Scored, cached_rows, check_pairs, has_words
+from .scored import References, Scored, cached_rows, check_pairs, has_words
 
 BASELINE_PAIRS = 1000
 
 
 def bertscore(
-    candidates: Sequence[str],
-    references: Sequence[Sequence[str]],
-    encoder: Encoder,
-    cache: Cache | None = None,
+    candidates: Sequence[str], references: References, encoder: Encoder, cache: Cache | None = None
 ) -> Scored:
     """BERTScore under MiniLM's last layer, without idf; values are F, `parts` has precision and
     recall.

@@ -6,13 +6,12 @@ BLEU (Papineni et al. 2002) is precision only, with a penalty for brevity standi
     n-grams) )
 
 c and r being the lengths of candidate and closest reference. It was made for a corpus, where counts
-are summed over texts before the ratio. For one text a single n-gram order without a match makes it
+are summed over texts before the ratio. In one text a single n-gram order without a match makes it
 0, so sentence BLEU is *smoothed*, and published numbers differ by how: sacrebleu's `exp` halves an
-invisible count at each empty order and, with `effective_order`, leaves out the orders that the text
-is too short to have. NLTK's BLEU (method 4, Chen and Cherry 2014) is given beside it to show by how
-much two common implementations differ on the same pair. chrF (Popović 2015) counts character
-n-grams, F with recall weighted twice: no tokenizer, so inflected and non-Latin text is not punished
-for its spaces. All are on the scale 0 to 100.
+invisible count at each empty order and, with `effective_order`, leaves out orders that the text is
+too short to have. NLTK's BLEU (method 4, Chen and Cherry 2014) stands beside it to show by how much
+two implementations differ. chrF (Popović 2015) counts character n-grams, F with recall weighted
+twice: no tokenizer, so inflected and non-Latin text is not punished. All are on the scale 0 to 100.
 """
 
 import functools
@@ -22,12 +21,10 @@ from itertools import zip_longest
 import numpy as np
 
 from ..cache import Cache
-from .scored import Scored, cached_rows, check_pairs, has_words, version
+from .scored import References, Scored, cached_rows, check_pairs, has_words, version
 
 
-def bleu(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], cache: Cache | None = None
-) -> Scored:
+def bleu(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
     """sacrebleu's BLEU, 0 to 100: smoothed with effective order per text; corpus value from summed
     counts.
 
@@ -41,9 +38,7 @@ def bleu(
     return _sacrebleu("BLEU", sentence, corpus, settings, candidates, references, cache)
 
 
-def chrf(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], cache: Cache | None = None
-) -> Scored:
+def chrf(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
     """sacrebleu's chrF2 (character 6-grams, beta 2), 0 to 100; undefined as `bleu` is."""
     from sacrebleu.metrics import CHRF
 
@@ -88,7 +83,7 @@ def _items(candidates, references, keep=has_words) -> list[tuple[str, ...]]:
 
 
 def nltk_bleu(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], cache: Cache | None = None
+    candidates: Sequence[str], references: References, cache: Cache | None = None
 ) -> Scored:
     """NLTK's sentence BLEU with smoothing method 4 on NLTK's word tokens, times 100; corpus value
     the mean.

