@@ -56,14 +56,15 @@ def main() -> None:
 def score_own_files(args, settings) -> None:
     """The part for daily use: the table of all metrics for a user's files."""
     from gpt2_quant.data.datasets import load_splits
-    from gpt2_quant.metrics.suite import load_tools, score_files
-    from gpt2_quant.metrics.texts import check_files
+    from gpt2_quant.metrics.suite import load_tools, score_own_texts
+    from gpt2_quant.metrics.texts import read_files
 
-    check_files(args.candidates, args.references)
+    texts, references = read_files(args.candidates, args.references)
     if settings.preset == "demo":
         load_splits(settings)  # makes the demo's language model where it is not there yet
     output = settings.results_dir / "own_scores.csv"
-    table, blank = score_files(args.candidates, args.references, load_tools(settings), output)
+    table = score_own_texts(texts, references, load_tools(settings), output)
+    blank = sum(not text.strip() for text in texts)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
     print(f"Each text's values: {output}" + (f" (none for blank ones: {blank})." if blank else "."))
 

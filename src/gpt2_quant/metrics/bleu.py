@@ -6,94 +6,84 @@ BLEU (Papineni et al. 2002) is precision only, with a penalty for brevity standi
     n-grams) )
 
 c and r being the lengths of candidate and closest reference. It was made for a corpus, where counts
-are summed over texts before the ratio. For one text a single n-gram order without a match makes it
+are summed over texts before the ratio. In one text a single n-gram order without a match makes it
 0, so sentence BLEU is *smoothed*, and published numbers differ by how: sacrebleu's `exp` halves an
-invisible count at each empty order and, with `effective_order`, leaves out the orders that the text
-is too short to have. NLTK's BLEU (method 4, Chen and Cherry 2014) is given beside it to show by how
-much two common implementations differ on the same pair. chrF (Popović 2015) counts character
-n-grams, F with recall weighted twice: no tokenizer, so inflected and non-Latin text is not punished
-for its spaces. All are on the scale 0 to 100.
+invisible count at each empty order and, with `effective_order`, leaves out orders that the text is
+too short to have. NLTK's BLEU (method 4, Chen and Cherry 2014) stands beside it to show by how much
+two implementations differ. chrF (Popović 2015) counts character n-grams, F with recall weighted
+twice: no tokenizer, so inflected and non-Latin text is not punished. All are on the scale 0 to 100.
 """
 
+import functools
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 
-from ..cache import Cache, content_key
-from .scored import Scored, check_pairs, has_words, version
+from ..cache import Cache
+from .scored import References, Scored, cached_rows, check_pairs, has_words, version
 
 
-def bleu(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], cache: Cache | None = None
-) -> Scored:
-    """sacrebleu's BLEU: smoothed value a text, unsmoothed-by-effective-order corpus value; 0 to
-    100.
+def bleu(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
+    """sacrebleu's BLEU, 0 to 100: smoothed with effective order per text; corpus value from summed
+    counts.
 
     A blank candidate, or one with blank references only, is undefined and stays out of the corpus
     value.
     """
     from sacrebleu.metrics import BLEU
 
-    sentence, corpus = (
-        BLEU(smooth_method="exp", effective_order=True),
-        BLEU(smooth_method="exp", force=True),
-    )
-    return _sacrebleu("BLEU", sentence, corpus, candidates, references, cache)
+    sentence, corpus = BLEU(effective_order=True), BLEU(force=True)
+    settings = "13a tokens|exp smoothing|effective order"
+    return _sacrebleu("BLEU", sentence, corpus, settings, candidates, references, cache)
 
 
-def chrf(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], cache: Cache | None = None
-) -> Scored:
+def chrf(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
     """sacrebleu's chrF2 (character 6-grams, beta 2), 0 to 100; undefined as `bleu` is."""
     from sacrebleu.metrics import CHRF
 
-    return _sacrebleu("chrF", CHRF(), CHRF(), candidates, references, cache)
+    settings = "char 6, word 0, beta 2"
+    return _sacrebleu("chrF", CHRF(), CHRF(), settings, candidates, references, cache)
 
 
-def _sacrebleu(name: str, sentence, corpus, candidates, references, cache: Cache | None) -> Scored:
+def _sacrebleu(name, sentence, corpus, settings, candidates, references, cache) -> Scored:
     check_pairs(candidates, references)
-    groups = [[text for text in group if has_words(text)] for group in references]
-    settings = (
-        "13a tokens|exp smoothing|effective order" if name == "BLEU" else "char 6, word 0, beta 2"
-    )
+    items = _items(candidates, references)
     fixed = f"{name}|{version('sacrebleu')}|{settings}"
-    keys = [
-        content_key("score and counts", fixed, candidate, *group)
-        for candidate, group in zip(candidates, groups, strict=True)
-    ]
 
-    width = len(corpus._extract_corpus_statistics(["one"], [["one"]])[0])
+    def compute(missing):
+        return [
+            sentence.sentence_score(candidate, group).score
+            if group and has_words(candidate)
+            else np.nan
+            for candidate, *group in missing
+        ]
 
-    def compute(missing: list[int]) -> np.ndarray:
-        rows = np.full((len(missing), 1 + width), np.nan)
-        for row, i in enumerate(missing):
-            if groups[i] and has_words(candidates[i]):
-                counts = corpus._extract_corpus_statistics(
-                    [candidates[i]], [[text] for text in groups[i]]
-                )[0]
-                rows[row] = (sentence._compute_score_from_stats(counts).score, *counts)
-        return rows
+    values = cached_rows(cache, name.lower(), fixed, items, compute)[:, 0]
+    defined = [item for item, value in zip(items, values, strict=True) if np.isfinite(value)]
+    if not defined:
+        return Scored(name, values, fixed)
+    # sacrebleu knows how many references there were only once it has scored the corpus, which is
+    # left until somebody asks for it; -1 means that their number varies.
+    sizes = {len(item) - 1 for item in defined}
+    corpus.num_refs = sizes.pop() if len(sizes) == 1 else -1
+    signature = f"{name}|{corpus.get_signature().format(short=False)}|a text: {fixed}"
 
-    rows = (cache or Cache(None)).rows(name.lower(), keys, compute).reshape(-1, 1 + width)
-    values = rows[:, 0]
-    defined = np.isfinite(values)
-    additive = rows[defined, 1:].sum(axis=0).astype(int) if defined.any() else None
-    signature = (
-        f"{name}|{corpus.get_signature().format(short=False)}|a text: {fixed}"
-        if additive is not None
-        else fixed
-    )
-    return Scored(
-        name,
-        values,
-        signature,
-        additive,
-        lambda counts: float(corpus._compute_score_from_stats(list(counts)).score),
-    )
+    def pooled() -> float:
+        texts, *streams = zip_longest(*defined)  # stream k: reference k of each text, or None
+        return corpus.corpus_score(texts, streams).score
+
+    return Scored(name, values, signature, pooled)
+
+
+def _items(candidates, references, keep=has_words) -> list[tuple[str, ...]]:
+    """(candidate, its references that are worth keeping …) of each text."""
+    pairs = zip(candidates, references, strict=True)
+    return [(candidate, *filter(keep, group)) for candidate, group in pairs]
 
 
 def nltk_bleu(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], cache: Cache | None = None
+    candidates: Sequence[str], references: References, cache: Cache | None = None
 ) -> Scored:
     """NLTK's sentence BLEU with smoothing method 4 on NLTK's word tokens, times 100; corpus value
     the mean.
@@ -102,36 +92,18 @@ def nltk_bleu(
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
     check_pairs(candidates, references)
-    smoothing, tokenizer = SmoothingFunction().method4, NLTKWordTokenizer()
-    memo: dict[str, list[str]] = {}
-
-    def tokens(text: str) -> list[str]:
-        if text not in memo:
-            memo[text] = tokenizer.tokenize(text)
-        return memo[text]
-
-    groups = [[text for text in group if tokens(text)] for group in references]
+    smoothing, tokens = SmoothingFunction().method4, functools.cache(NLTKWordTokenizer().tokenize)
     signature = f"BLEU (NLTK)|{version('nltk')}|NLTKWordTokenizer|smoothing method 4"
-    keys = [
-        content_key(signature, candidate, *group)
-        for candidate, group in zip(candidates, groups, strict=True)
-    ]
 
-    def compute(missing: list[int]) -> np.ndarray:
-        values = np.full(len(missing), np.nan)
-        for row, i in enumerate(missing):
-            if groups[i] and tokens(candidates[i]):
-                # A text of fewer than four tokens has no 4-grams: like sacrebleu's effective order,
-                # count the orders it has.
-                order = min(4, len(tokens(candidates[i])))
-                weights = (1 / order,) * order
-                values[row] = 100 * sentence_bleu(
-                    [tokens(text) for text in groups[i]],
-                    tokens(candidates[i]),
-                    weights,
-                    smoothing_function=smoothing,
-                )
-        return values
+    def score(candidate: str, *group: str) -> float:
+        # A text of fewer than four tokens has no 4-grams: like sacrebleu's effective order, count
+        # the orders it has.
+        order = min(4, len(tokens(candidate)))
+        if not group or not order:
+            return np.nan
+        words = [tokens(text) for text in group]
+        return 100 * sentence_bleu(words, tokens(candidate), (1 / order,) * order, smoothing)
 
-    values = (cache or Cache(None)).rows("bleu_nltk", keys, compute).reshape(-1)
-    return Scored.mean("BLEU (NLTK)", values, signature)
+    items = _items(candidates, references, keep=tokens)
+    rows = cached_rows(cache, "bleu_nltk", signature, items, lambda some: [score(*i) for i in some])
+    return Scored("BLEU (NLTK)", rows[:, 0], signature)

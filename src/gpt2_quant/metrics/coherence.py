@@ -3,37 +3,35 @@ text alone, in [0, 1].
 
 For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C · N · U, each factor in [0, 1]:
 
-    continuity  C = mean over i of p_i,                                is each sentence in its place?
+    continuity  C = mean over i of p_i,                      is each sentence in its place?
                     p_1: s_1 opens a text; p_i: s_i follows s_1 … s_i-1
-    novelty     N = 1 - sqrt( mean over i > 1 of r_i² ),               does each sentence add something?
+    novelty     N = 1 - sqrt( mean over i > 1 of r_i² ),     does each sentence add something?
                     r_i = clip( (max over j < i of x_i · x_j - 0.8) / 0.2, 0, 1 )
-    unity       U = 1 - exp( -(u / 0.08)² ),                           is it all about one thing?
-                    u = min over 3 <= k <= n - 3 of the mean of x_i · x_j over i <= k < j;  U = 1 for n < 6
+    unity       U = 1 - exp( -(u / 0.08)² ),                 is it all about one thing?
+                    u = min over 3 <= k <= n - 3 of the mean of x_i · x_j over i <= k < j
+                    U = 1 for n < 6
 
-Why these. Cosines alone cannot do it: the mean over all pairs does not change when sentences are
-shuffled, and the mean over neighbours is highest when one sentence is said again and again. So the
-p_i come from a small learned judge (`order_model.py`) that was shown news texts and imitation
-summaries with known faults: sentences lifted from different places, openings from the middle,
-broken, foreign, repeated and shuffled sentences. Two faults of whole texts barely change a mean
-over places and are charged as discounts: repetition (N; a quadratic mean, so that one verbatim
-repetition weighs more than a little overlap everywhere) and a change of subject, which reads
-smoothly at every joint but one (U: a text that falls into two halves of at least three sentences
-that have nothing to do with each other). In a sound text both are close to 1.
+Cosines alone cannot do it: the mean over all pairs does not change when sentences are shuffled, and
+the mean over neighbours is highest when one sentence is said again and again. So the p_i come from
+a small learned judge (`order_model.py`) that was shown news texts and imitation summaries with
+known faults. Two faults of whole texts barely change a mean over positions and are charged as
+discounts: repetition (N; a quadratic mean, so that one verbatim repetition weighs more than a
+little overlap everywhere) and a change of subject, which reads smoothly at every joint but one (U:
+halves of at least three sentences that have nothing to do with each other). In a sound text both
+are close to 1.
 
-The form and the constants (0.8, 0.2, 0.08, 3) were chosen on imitation summaries of 429 held-out
-news documents and on damaged versions of those documents. Agreement with SummEval's ratings was
-looked at four times on the way; `benchmarks/README.md` lists the looks and what did not help. A
-text of one sentence has no joints: its score is undefined (NaN), and so is that of a blank text.
+The form and the constants were chosen on held-out documents, not on people's ratings;
+`benchmarks/README.md` lists what was tried. A text of one sentence has no joints: its score is
+undefined (NaN), and so is that of a blank text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..cache import content_key
 from .embeddings import Encoder
 from .order_model import cues_of, judge, order_model_hash
-from .scored import Scored
+from .scored import Scored, cached_rows
 from .sentences import split_sentences
 
 PARTS = ("continuity", "novelty", "unity")
@@ -54,28 +52,28 @@ def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PAR
     The result's `parts` has every part's values and the number of sentences.
     """
     version = f"SCS|v2|order model {order_model_hash()}|{encoder.signature}"
-    keys = [content_key(version, text) for text in texts]
-    rows = encoder.cache.rows(
-        "coherence_parts", keys, lambda missing: _all_parts([texts[i] for i in missing], encoder)
-    )
-    table = rows.reshape(-1, len(PARTS) + 1)
-    chosen = [PARTS.index(part) for part in parts]
-    values = np.maximum(table[:, chosen], FLOOR).prod(axis=1)
-    columns = {part: table[:, i] for i, part in enumerate((*PARTS, "sentences"))}
-    return Scored.mean("SCS", values, f"{version}|{'+'.join(parts)}", parts=columns)
+
+    def compute(items):
+        return _all_parts([text for (text,) in items], encoder)
+
+    columns = (*PARTS, "sentences")
+    items = [(text,) for text in texts]
+    rows = cached_rows(encoder.cache, "coherence_parts", version, items, compute, len(columns))
+    table = dict(zip(columns, rows.T, strict=True))
+    values = np.prod([np.maximum(table[part], FLOOR) for part in parts], axis=0)
+    return Scored("SCS", values, f"{version}|{'+'.join(parts)}", parts=table)
 
 
 def _all_parts(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
     """Every part and the number of sentences of each text, float64 [len(texts), 4]; parts are NaN
     below two sentences.
     """
-    sentences = [split_sentences(text) for text in texts]
     table = np.full((len(texts), len(PARTS) + 1), np.nan)
-    for row, vectors in enumerate(_vectors(sentences, encoder)):
-        table[row, -1] = len(sentences[row])
-        if len(sentences[row]) > 1:
-            in_place = judge(vectors, [cues_of(sentence) for sentence in sentences[row]])
-            table[row, :-1] = coherence_parts(in_place, vectors)
+    for row, (sentences, vectors) in zip(table, _embedded(texts, encoder), strict=True):
+        row[-1] = len(sentences)
+        if len(sentences) > 1:
+            in_place = judge(vectors, [cues_of(sentence) for sentence in sentences])
+            row[:-1] = coherence_parts(in_place, vectors)
     return table
 
 
@@ -96,35 +94,31 @@ def adjacent_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
     """Mean cosine of neighbouring sentences, the usual coherence score: rewards repetition. NaN for
     fewer than two sentences.
     """
-    return _cosines("adjacent cosine", texts, encoder, lambda gram: np.diag(gram, 1).mean())
+    return _cosines(
+        "adjacent cosine", texts, encoder, lambda n: (np.arange(n - 1), np.arange(1, n))
+    )
 
 
 def all_pairs_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
     """Mean cosine over all pairs of sentences: blind to their order. NaN for fewer than two
     sentences.
     """
-    return _cosines(
-        "all-pairs cosine", texts, encoder, lambda gram: gram[np.triu_indices(len(gram), 1)].mean()
-    )
+    return _cosines("all-pairs cosine", texts, encoder, lambda n: np.triu_indices(n, 1))
 
 
-def _cosines(name: str, texts: Sequence[str], encoder: Encoder, statistic) -> Scored:
-    sentences = [split_sentences(text) for text in texts]
+def _cosines(name: str, texts: Sequence[str], encoder: Encoder, pairs: Callable) -> Scored:
+    """Mean over the (rows, columns) that `pairs` picks from n sentences' cosines [n, n]."""
     values = np.full(len(texts), np.nan)
-    for row, vectors in enumerate(_vectors(sentences, encoder)):
+    for i, (_, vectors) in enumerate(_embedded(texts, encoder)):
         if len(vectors) > 1:
-            values[row] = statistic(vectors.astype(np.float64) @ vectors.T.astype(np.float64))
-    return Scored.mean(name, values, f"{name}|{encoder.signature}")
+            exact = vectors.astype(np.float64)
+            values[i] = (exact @ exact.T)[pairs(len(exact))].mean()
+    return Scored(name, values, f"{name}|{encoder.signature}")
 
 
-def _vectors(sentences: list[list[str]], encoder: Encoder) -> list[np.ndarray]:
-    """Each text's sentence vectors [n, 384]; all texts' distinct sentences are embedded together."""
-    distinct = list(dict.fromkeys(sentence for group in sentences for sentence in group))
-    place = {sentence: i for i, sentence in enumerate(distinct)}
-    vectors = encoder.sentence_vectors(distinct)
-    return [
-        vectors[[place[sentence] for sentence in group]]
-        if group
-        else np.empty((0, 384), np.float32)
-        for group in sentences
-    ]
+def _embedded(texts: Sequence[str], encoder: Encoder) -> list[tuple[list[str], np.ndarray]]:
+    """Each text's sentences and their vectors [n, 384], embedded all together."""
+    split = [split_sentences(text) for text in texts]
+    vectors = encoder.sentence_vectors([sentence for group in split for sentence in group])
+    ends = np.cumsum([len(group) for group in split])
+    return list(zip(split, np.split(vectors, ends[:-1]), strict=True))

@@ -1,4 +1,4 @@
-"""What the wording of a sentence says about its place in a text: cues of English news that a
+"""What the wording of a sentence says about its position in a text: cues of English news that a
 sentence vector does not hold.
 
 A story names a person in full and then by the surname, says "a ferry" and then "the ferry", does
@@ -8,7 +8,8 @@ is the order that their authors gave them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,14 +20,19 @@ def _words(text: str) -> frozenset[str]:
 
 _PRONOUNS = _words("he she it they him her them his hers its their theirs this that these those")
 _OPENERS = _words(
-    "but and however meanwhile also so then yet still although while instead later another both such"
+    """but and however meanwhile also so then yet still although while instead later another both
+    such"""
 )
 _SPEECH = _words("said says told added say adds asked insisted")
-_DATES = _words("""monday tuesday wednesday thursday friday saturday sunday yesterday today
-    january february march april june july august september october november december""")
-_FUNCTION_WORDS = _words("""a an the of in on at to for from by with as is are was were be been has have had will would can could
-    not no or if than who which when where what there i we you my our your after before over about into out up more one two mr
-    mrs""")
+_DATES = _words(
+    """monday tuesday wednesday thursday friday saturday sunday yesterday today january february
+    march april june july august september october november december"""
+)
+_FUNCTION_WORDS = _words(
+    """a an the of in on at to for from by with as is are was were be been has have had will would
+    can could not no if or than who which when where what there i we you my our your after before
+    over about into out up more one two mr mrs"""
+)
 _PERSONS = _words("he she him her his they them their")
 _UNFINISHED = _FUNCTION_WORDS | _PRONOUNS | _words("and but while although")
 _PAST, _PRESENT = _words("was were had did"), _words("is are has have do does will")
@@ -34,108 +40,126 @@ _STOP = _PRONOUNS | _OPENERS | _SPEECH | _FUNCTION_WORDS
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _FINISHED = re.compile(r"[.!?…][\s\"'”’»)\]]*$")
 _QUOTE_MARKS = re.compile(r"[\"“”]|``|''")
-QUOTES = "\"'“”‘’`"
-N_CUES, N_CONTEXT_CUES = 23, 11
+_QUOTES = "\"'“”‘’`"
 
 
 class Cues:
-    """One sentence's cues. `vector` float32 [N_CUES]; the sets of words serve `context_cues`."""
+    """What is read off one sentence: its lower-case words, sets of them, and `vector`, the values
+    of `CUES`, float32 [N_CUES].
+    """
 
     def __init__(self, sentence: str) -> None:
-        words = _WORD.findall(sentence)
-        lowered = [word.lower() for word in words]
-        capital = [word[0].isupper() and (i > 0) for i, word in enumerate(words)]
-        stripped = sentence.strip()
-        upper = [word[0].isupper() for word in words]
-        follows = [
-            i > 0 and upper[i - 1] and lowered[i - 1] not in _STOP for i in range(len(words))
-        ]
-        self.full = {
-            word
-            for word, is_name, follow in zip(lowered, capital, follows, strict=True)
-            if is_name and follow
-        }
-        self.bare = {
-            word for word, is_name in zip(lowered, capital, strict=True) if is_name
-        } - self.full
-        if words and words[0][0].isupper() and lowered[0] not in _STOP:
-            self.bare.add(lowered[0])
+        self.text = sentence.strip()
+        written: list[str] = _WORD.findall(sentence)
+        self.words = words = [word.lower() for word in written]
+        self.first: str = words[0] if words else ""
+        self.last: str = words[-1] if words else ""
+        capital = [word[0].isupper() for word in written]
+        # A capital past the first word marks a name: part of a full one ("Paul Merson") after
+        # another capital that is no function word, else a bare one ("Merson").
+        names = {i for i in range(1, len(words)) if capital[i]}
+        follows = {i for i in names if capital[i - 1] and words[i - 1] not in _STOP}
+        self.full = {words[i] for i in follows}
+        self.bare = {words[i] for i in names} - self.full
+        if words and capital[0] and self.first not in _STOP:
+            self.bare.add(self.first)
         self.names = self.full | self.bare
-        self.content = {word for word in lowered if word not in _STOP and len(word) > 2}
-        self.definite = {
-            word for article, word in zip(lowered, lowered[1:], strict=False) if article == "the"
-        } & self.content
-        self.persons = sum(word in _PERSONS for word in lowered)
-        past = sum(word in _PAST or (word.endswith("ed") and len(word) > 4) for word in lowered)
-        present = sum(word in _PRESENT for word in lowered)
+        self.content = {word for word in words if word not in _STOP and len(word) > 2}
+        after_the = {words[i] for i in range(1, len(words)) if words[i - 1] == "the"}
+        self.definite = after_the & self.content
+        self.persons = self.count(_PERSONS)
+        past = sum(word in _PAST or (word.endswith("ed") and len(word) > 4) for word in words)
+        present = self.count(_PRESENT)
         self.tense = (past - present) / (1 + past + present)
-        count, first, last = (
-            max(1, len(words)),
-            lowered[0] if lowered else "",
-            lowered[-1] if lowered else "",
-        )
-        self.vector = np.array(
-            [
-                first in _PRONOUNS,
-                first in _OPENERS,
-                first in ("a", "an"),
-                first == "the",
-                len(_PRONOUNS.intersection(lowered)) / 3,
-                stripped[:1] in QUOTES,
-                stripped[-1:] in QUOTES,
-                any(word in _SPEECH for word in lowered),
-                np.log(count) / 3,
-                sum(word[0].isdigit() for word in words) / 3,
-                len(self.full) / 2,
-                len(self.bare) / 3,
-                any(word in _DATES for word in lowered),
-                sum(word in ("a", "an") for word in lowered) / 3,
-                bool(_FINISHED.search(sentence)),
-                not words or last in _UNFINISHED,
-                first in ("this", "that", "these", "those"),
-                first in ("he", "she", "they", "his", "her", "their"),
-                self.tense,
-                min(self.persons, 4) / 3,
-                len(_QUOTE_MARKS.findall(sentence)) % 2,
-                len(self.definite) / 3,
-                stripped[:1].islower(),
-            ],
-            dtype=np.float32,
-        )
+        self.vector = np.array([cue(self) for cue in CUES.values()], dtype=np.float32)
+
+    def count(self, among: Container[str]) -> int:
+        """How many of the words are `among` these."""
+        return sum(word in among for word in self.words)
+
+
+# Divisors bring counts to about the size of the yes-or-no cues.
+CUES: dict[str, Callable[[Cues], float]] = {
+    "opens with a pronoun": lambda s: s.first in _PRONOUNS,
+    "opens with a connective": lambda s: s.first in _OPENERS,
+    "opens with a or an": lambda s: s.first in ("a", "an"),
+    "opens with the": lambda s: s.first == "the",
+    "different pronouns": lambda s: len(_PRONOUNS.intersection(s.words)) / 3,
+    "opens with a quote": lambda s: s.text[:1] in _QUOTES,
+    "ends with a quote": lambda s: s.text[-1:] in _QUOTES,
+    "reports speech": lambda s: s.count(_SPEECH) > 0,
+    "length": lambda s: np.log(max(1, len(s.words))) / 3,
+    "numbers": lambda s: sum(word[0].isdigit() for word in s.words) / 3,
+    "full names": lambda s: len(s.full) / 2,
+    "bare names": lambda s: len(s.bare) / 3,
+    "names a day or month": lambda s: s.count(_DATES) > 0,
+    "indefinite articles": lambda s: s.count(("a", "an")) / 3,
+    "ends with a stop": lambda s: _FINISHED.search(s.text) is not None,
+    "breaks off": lambda s: not s.words or s.last in _UNFINISHED,
+    "opens with a demonstrative": lambda s: s.first in ("this", "that", "these", "those"),
+    "opens with a person": lambda s: s.first in ("he", "she", "they", "his", "her", "their"),
+    "tense": lambda s: s.tense,
+    "personal pronouns": lambda s: min(s.persons, 4) / 3,
+    "unpaired quote": lambda s: len(_QUOTE_MARKS.findall(s.text)) % 2,
+    "definite nouns": lambda s: len(s.definite) / 3,
+    "opens in lower case": lambda s: s.text[:1].islower(),
+}
+
+
+@dataclass
+class _Before:
+    """The words of all sentences before one, and the sentence right before it (None: it opens)."""
+
+    previous: Cues | None = None
+    content: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    full: set[str] = field(default_factory=set)
+    bare: set[str] = field(default_factory=set)
+
+    def add(self, own: Cues) -> None:
+        self.previous = own
+        for kind in ("content", "names", "full", "bare"):
+            getattr(self, kind).update(getattr(own, kind))
+
+
+def _common_content(own: Cues, words: set[str]) -> float:
+    return len(own.content & words) / max(1, len(own.content))
+
+
+def _shortened(own: Cues, before: _Before) -> int:
+    """Names that were full before and are bare now, less the reverse."""
+    return len((own.bare - own.full) & before.full) - len(own.full & before.bare)
+
+
+def _has_referent(own: Cues, before: _Before) -> bool:
+    previous = before.previous
+    return bool(previous and own.persons and (previous.persons or previous.names))
+
+
+CONTEXT_CUES: dict[str, Callable[[Cues, _Before], float]] = {
+    "opens the text": lambda s, before: before.previous is None,
+    "known content words": lambda s, before: _common_content(s, before.content),
+    "content words of the previous sentence": lambda s, before: (
+        _common_content(s, before.previous.content) if before.previous else 0
+    ),
+    "known definite nouns": lambda s, before: len(s.definite & before.content) / 3,
+    "unknown definite nouns": lambda s, before: len(s.definite - before.content) / 3,
+    "unknown bare names": lambda s, before: len(s.bare - before.names) / 3,
+    "known bare names": lambda s, before: len(s.bare & before.names) / 3,
+    "known full names": lambda s, before: len(s.full & before.names) / 2,
+    "shortened names": lambda s, before: min(_shortened(s, before), 2),
+    "shift of tense": lambda s, before: s.tense - before.previous.tense if before.previous else 0,
+    "a person to refer to": lambda s, before: _has_referent(s, before),
+}
+N_CUES, N_CONTEXT_CUES = len(CUES), len(CONTEXT_CUES)
 
 
 def context_cues(cues: Sequence[Cues]) -> np.ndarray:
-    """What each sentence takes up from those before it and what it leaves hanging, float32 [n,
-    N_CONTEXT_CUES].
-
-    In turn: whether it opens the text; the share of its content words that occurred before, and in
-    the previous sentence; definite nouns known and unknown; bare names unknown and known, full
-    names known, names that were full before and are bare now less the reverse; the shift of tense;
-    a personal pronoun with somebody in the previous sentence to refer to.
+    """What each sentence takes up from those before it and what it leaves hanging: the values of
+    `CONTEXT_CUES`, float32 [n, N_CONTEXT_CUES].
     """
-    content, names, full, bare = set(), set(), set(), set()
-    rows = []
-    for i, own in enumerate(cues):
-        previous = cues[i - 1] if i else None
-        size = max(1, len(own.content))
-        shortened = len((own.bare - own.full) & full) - len(own.full & bare)
-        rows.append(
-            [
-                i == 0,
-                len(own.content & content) / size,
-                len(own.content & previous.content) / size if previous else 0,
-                len(own.definite & content) / 3,
-                len(own.definite - content) / 3,
-                len(own.bare - names) / 3,
-                len(own.bare & names) / 3,
-                len(own.full & names) / 2,
-                min(shortened, 2),
-                own.tense - previous.tense if previous else 0,
-                bool(previous and own.persons and (previous.persons or previous.names)),
-            ]
-        )
-        content |= own.content
-        names |= own.names
-        full |= own.full
-        bare |= own.bare
+    before, rows = _Before(), []
+    for own in cues:
+        rows.append([cue(own, before) for cue in CONTEXT_CUES.values()])
+        before.add(own)
     return np.array(rows, dtype=np.float32)

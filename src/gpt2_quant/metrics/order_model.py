@@ -1,29 +1,29 @@
-"""A small learned judge of each sentence's place: does it open a text, or follow from the sentences
-before it?
+"""A small learned judge of each sentence's position: does it open a text, or follow from the
+sentences before it?
 
 A network of 48 hidden units reads the sentence b, the one before it a (nothing, all zeros, where b
 opens the text), their vectors x (MiniLM, 384) and their cues c, with what b takes up from all
 sentences before it, c_b|before (`cues.py`) and the highest and the mean cosine of x_b with theirs:
 
-    h = w · gelu( W [ p, q, p*q, |p - q|, x_a · x_b, c_a, c_b, c_b|before, highest, mean ] ),   p = P x_a,  q = Q x_b   (48 each)
+    p = P x_a,  q = Q x_b   (48 each)
+    h = w · gelu( W [ p, q, p*q, |p - q|, x_a · x_b, c_a, c_b, c_b|before, highest, mean ] )
     p(b is in its place) = mean over three networks of sigmoid(h)
 
 The three differ in their random draws alone; the mean depends less on luck than each of them. They
-were trained to tell the places of news texts as their authors wrote them from those of imitation
-summaries with known faults (`order_training.py`): no rating and no summary made by a system or for
-a data set anywhere. The texts are 4,647 documents of public news and encyclopedia collections (BBC,
-Reuters-21578, Brown, a few of WikiText-2) from the years 1961 to 2016; none of the data that the
-scores are judged on is among them. `benchmarks/fit_order_model.py` made `order_model.safetensors`
-(float16) and tests it on 429 held-out documents: continuity puts 94.8% of their shuffles below the
-original and the whole score 92.9%; of summaries of three to five sentences the whole score puts
-below the lead of as many sentences 70% of those with gaps, 86% of those that open in the middle,
-85% of those out of order, 98% of those with a foreign sentence and 82% of those with a broken one.
+learned to tell the positions in news texts as their authors wrote them from those in imitation
+summaries with known faults (`benchmarks/order_training.py`): 4,647 documents of public news and
+encyclopedia collections (BBC, Reuters-21578, Brown, a few of WikiText-2), no rating, no summary
+made by a system, and none of the data that the scores are judged on. On 429 held-out documents
+(`benchmarks/fit_order_model.py`) continuity puts 94.8% of shuffles below the original and the whole
+score 92.9%; of summaries of three to five sentences the whole score puts below the lead of as many
+sentences 70% of those with gaps, 86% of those that open in the middle, 85% of those out of order,
+98% of those with a foreign sentence and 82% of those with a broken one.
 
-The idea of learning local coherence from adjacency is Xu et al. 2019 ("A Cross-Domain Transferable
-Neural Coherence Model").
+Learning local coherence from adjacency is Xu et al. 2019 ("A Cross-Domain Transferable Neural
+Coherence Model").
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from ..records import file_sha256
 from .cues import N_CONTEXT_CUES, N_CUES, Cues, context_cues
 
 WEIGHTS = Path(__file__).with_name("order_model.safetensors")
-EMBEDDING, WIDTH = 384, 48
+EMBEDDING, WIDTH, N_NETWORKS = 384, 48, 3
 
 
 class PairNetwork(nn.Module):
@@ -65,25 +65,15 @@ def order_model_hash() -> str:
 
 
 @cache
-def load_order_model() -> tuple[PairNetwork, ...]:
-    """The networks, in float32 on the CPU: they are small enough that moving them would cost more
-    than it saves.
+def load_order_model() -> nn.ModuleList:
+    """The networks, in float32 on the CPU: so small that moving them would cost more than it
+    saves.
     """
     from safetensors.torch import load_file
 
-    state = load_file(WEIGHTS)
-    networks = []
-    for name in sorted({key.split(".")[0] for key in state}):
-        network = PairNetwork().eval()
-        network.load_state_dict(
-            {
-                key.removeprefix(f"{name}."): w.float()
-                for key, w in state.items()
-                if key.startswith(f"{name}.")
-            }
-        )
-        networks.append(network)
-    return tuple(networks)
+    networks = nn.ModuleList(PairNetwork() for _ in range(N_NETWORKS))
+    networks.load_state_dict(load_file(WEIGHTS))
+    return networks.eval()
 
 
 @lru_cache(maxsize=50_000)
@@ -91,34 +81,27 @@ def cues_of(sentence: str) -> Cues:
     return Cues(sentence)
 
 
-def places(vectors: np.ndarray, cues: Sequence[Cues]) -> tuple[torch.Tensor, ...]:
-    """The network's inputs for a text's n places: unit vectors [n, 384] and cues of its sentences,
-    in order.
+def network_inputs(vectors: np.ndarray, cues: Sequence[Cues]) -> tuple[torch.Tensor, ...]:
+    """`PairNetwork.forward`'s inputs for the n positions of a text: unit vectors [n, 384] and cues
+    of its sentences, in order.
     """
     own = np.stack([cue.vector for cue in cues])
-    similarity = vectors @ vectors.T
-    nearness = [
-        (row[:i].max(), row[:i].mean()) if i else (0, 0) for i, row in enumerate(similarity)
-    ]
-    before = (
-        np.vstack([np.zeros_like(vectors[:1]), vectors[:-1]]),
-        np.vstack([np.zeros_like(own[:1]), own[:-1]]),
-    )
-    context = np.hstack([context_cues(cues), np.array(nearness, dtype=np.float32)])
-    return tuple(torch.from_numpy(array) for array in (before[0], vectors, before[1], own, context))
+    before = [np.vstack([np.zeros_like(rows[:1]), rows[:-1]]) for rows in (vectors, own)]
+    nearness = np.zeros((len(vectors), 2), dtype=np.float32)  # the first sentence has none before
+    for i, row in enumerate(vectors @ vectors.T):
+        if i:
+            nearness[i] = row[:i].max(), row[:i].mean()
+    context = np.hstack([context_cues(cues), nearness])
+    return tuple(map(torch.from_numpy, (before[0], vectors, before[1], own, context)))
 
 
 @torch.inference_mode()
 def judge(
-    vectors: np.ndarray, cues: Sequence[Cues], networks: Sequence[PairNetwork] | None = None
+    vectors: np.ndarray, cues: Sequence[Cues], networks: Iterable[nn.Module] | None = None
 ) -> np.ndarray:
     """Probability of each sentence to be in its place, float64 [n], from the sentences' unit
     vectors [n, 384] and cues.
     """
-    inputs = places(vectors, cues)
-    return (
-        torch.stack([network(*inputs).sigmoid() for network in networks or load_order_model()])
-        .double()
-        .mean(0)
-        .numpy()
-    )
+    inputs = network_inputs(vectors, cues)
+    judged = [network(*inputs).sigmoid() for network in networks or load_order_model()]
+    return torch.stack(judged).double().mean(0).numpy()

@@ -1,14 +1,14 @@
-"""Perplexity: how surprised a language model is, a token at a time. No reference, and no idea of
-truth either.
+"""Perplexity: how surprised a language model is, token by token. No reference, and no idea of truth
+either.
 
     PPL = exp( -1/T * sum over t of log p(x_t | x_<t) )
 
-Three choices decide the number and are fixed here. *First token*: GPT-2 has none before it, so the
-end-of-text token stands there, as it did between documents in training; the first token is thus
-scored too, and a one-word text has a perplexity. *Length*: a text beyond the context is read
-through overlapping windows, each new one moved by half a context, so every token is scored once
-and, past the first window, with at least half a context before it. *Unit*: per token depends on the
-tokenizer; per word (white space) and bits per byte of UTF-8 compare across models:
+Three choices decide the number. *First token*: GPT-2 has none before it, so the end-of-text token
+stands there, as it did between documents in training; thus the first token is scored too, and a
+one-word text has a perplexity. *Length*: a text beyond the context is read through overlapping
+windows, each moved by half a context: every token is scored once and, past the first window, with
+at least half a context before it. *Unit*: per token depends on the tokenizer; per word (white
+space) and bits per byte of UTF-8 compare across models:
 
     per word = exp(NLL / words),   bits per byte = NLL / (ln 2 * bytes)
 
@@ -16,20 +16,22 @@ It prefers what is frequent: short common phrases beat rare true facts, and a te
 itself gets *better*.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from ..cache import Cache, content_key
+from ..cache import Cache
 from ..data.hub import fetch_model_folder
 from ..errors import UserError
 from ..models.loading import quiet_loading
 from ..records import file_sha256
-from .scored import Scored, has_words
+from .scored import Scored, cached_rows, has_words
 from .sentences import split_sentences
 
 # Logits of one batch: 2,048 x 50,257 x 4 bytes = 412 MB, held some three times. A CPU is as fast
@@ -39,94 +41,80 @@ BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
 
 @dataclass
 class LanguageModel:
-    """A causal language model with its tokenizer. `signature` names it by the hash of its weights."""
+    """A causal language model and its tokenizer; `signature` names it by its weights' hash."""
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     device: str
     signature: str
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, of any length, without special tokens."""
-        return (
-            self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-            if len(texts)
-            else []
-        )
+    @property
+    def context(self) -> int:
+        """How many tokens the model reads at once."""
+        return int(self.model.config.n_positions)
 
     @property
     def start_id(self) -> int:
         """The end-of-text token, which stands before each text."""
         return int(self.tokenizer.eos_token_id)
 
-    def token_nll(self, ids: Sequence[Sequence[int]], what: str = "perplexity") -> list[np.ndarray]:
-        """-log p of each token in nats, float64 [T] a sequence, by the windows that the module's
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, of any length, without special tokens."""
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+    def token_nll(self, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """-log p of each token in nats, float64 [T] per sequence, by the windows that the module's
         docstring describes.
         """
-        result = [np.empty(len(row)) for row in ids]
-        for places, logits, targets in self.scored_positions(ids, what):
-            nll = (
-                torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-                .double()
-                .cpu()
-                .numpy()
-            )
-            start = 0
-            for row, first, count in places:
-                result[row][first : first + count] = nll[start : start + count]
-                start += count
+        result = [np.empty(len(sequence)) for sequence in ids]
+        for positions, logits, targets in self.scored_positions(ids, None):
+            nll = cross_entropy(logits, targets, reduction="none").double().cpu().numpy()
+            ends = np.cumsum([count for *_, count in positions])
+            for (i, first, count), part in zip(positions, np.split(nll, ends[:-1]), strict=True):
+                result[i][first : first + count] = part
         return result
 
     @torch.inference_mode()
-    def scored_positions(self, ids: Sequence[Sequence[int]], what: str | None):
-        """Yields (places, logits float32 [m, V], targets [m]); places lists (sequence, first token,
-        count) in the rows' order.
+    def scored_positions(
+        self, ids: Sequence[Sequence[int]], what: str | None
+    ) -> Iterator[tuple[list[tuple[int, int, int]], torch.Tensor, torch.Tensor]]:
+        """Yields (positions, logits float32 [m, V], targets [m]); positions lists (sequence, first
+        token, count) in the order of the logits.
 
         `what` names the progress bar; None is for models that read beside another's.
         """
-        context = int(self.model.config.n_positions)
-        windows = sorted(
-            _windows([len(row) for row in ids], context), key=lambda window: -window[2]
-        )
-        with tqdm(
-            total=sum(len(row) for row in ids),
-            desc=what,
-            unit="token",
-            disable=what is None or len(ids) < 50,
-            leave=False,
-        ) as bar:
+        windows = _windows([len(sequence) for sequence in ids], self.context)
+        windows.sort(key=lambda window: -window[2])  # windows of a batch have similar lengths
+        total, hidden_bar = sum(map(len, ids)), what is None or len(ids) < 50
+        with tqdm(total=total, desc=what, unit="token", disable=hidden_bar, leave=False) as bar:
             while windows:
                 size = max(1, BATCH_TOKENS[self.device] // windows[0][2])
                 batch, windows = windows[:size], windows[size:]
-                input_ids = torch.full((len(batch), batch[0][2]), self.start_id)
-                mask, scored = (
-                    torch.zeros_like(input_ids),
-                    torch.zeros_like(input_ids, dtype=torch.bool),
-                )
-                for line, (row, first, length, count) in enumerate(batch):
-                    # Position j of a window reads token first+j-1 and predicts token first+j;
-                    # before token 0 stands start_id.
-                    read = [self.start_id, *ids[row]][first : first + length]
-                    input_ids[line, :length] = torch.tensor(read)
-                    mask[line, :length] = 1
-                    scored[line, length - count : length] = True
+                positions = [(i, first + n - count, count) for i, first, n, count in batch]
+                logits = self._window_logits(ids, batch)
                 targets = np.concatenate(
-                    [
-                        np.asarray(ids[row][first + length - count : first + length])
-                        for row, first, length, count in batch
-                    ]
+                    [ids[i][first : first + count] for i, first, count in positions]
                 )
-                hidden = self.model.transformer(
-                    input_ids=input_ids.to(self.device),
-                    attention_mask=mask.to(self.device),
-                    use_cache=False,
-                ).last_hidden_state
-                logits = self.model.lm_head(hidden[scored.to(self.device)]).float()
-                places = [
-                    (row, first + length - count, count) for row, first, length, count in batch
-                ]
-                yield places, logits, torch.from_numpy(targets).long().to(self.device)
+                yield positions, logits, torch.from_numpy(targets).long().to(self.device)
                 bar.update(len(targets))
+
+    def _window_logits(self, ids, batch) -> torch.Tensor:
+        """Logits float32 [m, V] at the scored positions of a batch of windows, longest first."""
+        input_ids = torch.full((len(batch), batch[0][2]), self.start_id)
+        mask, scored = torch.zeros_like(input_ids), torch.zeros_like(input_ids, dtype=torch.bool)
+        for row, (i, first, length, count) in enumerate(batch):
+            # Position j of a window reads token first+j-1 and predicts token first+j; before token
+            # 0 stands start_id.
+            read = [self.start_id, *ids[i]][first : first + length]
+            input_ids[row, :length] = torch.tensor(read)
+            mask[row, :length] = 1
+            scored[row, length - count : length] = True
+        input_ids, mask = input_ids.to(self.device), mask.to(self.device)
+        inner = self.model.transformer(input_ids=input_ids, attention_mask=mask, use_cache=False)
+        # The head, 50,257 wide, reads only the positions that count.
+        return self.model.lm_head(inner.last_hidden_state[scored.to(self.device)]).float()
 
 
 def _windows(lengths: Sequence[int], context: int) -> list[tuple[int, int, int, int]]:
@@ -134,13 +122,13 @@ def _windows(lengths: Sequence[int], context: int) -> list[tuple[int, int, int, 
     scored in exactly one window.
     """
     windows = []
-    for row, length in enumerate(lengths):
+    for i, length in enumerate(lengths):
         done = min(length, context)
         if length:
-            windows.append((row, 0, done, done))
+            windows.append((i, 0, done, done))
         while done < length:
             count = min(context // 2, length - done)
-            windows.append((row, done + count - context, context, count))
+            windows.append((i, done + count - context, context, count))
             done += count
     return windows
 
@@ -154,23 +142,26 @@ def load_language_model(name: str, revision: str | None, device: str) -> Languag
 
     quiet_loading()
     folder = fetch_model_folder(name, revision)
-    weights = sorted(Path(folder).glob("*.safetensors"))
+    weights = sorted(folder.glob("*.safetensors"))
+    fault_of = f"--base-model {name}"
     if not weights:
         raise UserError(
-            f"--base-model {name} holds no model.safetensors: give a model folder as save_pretrained writes it"
+            f"{fault_of} holds no model.safetensors: "
+            "give a model folder as save_pretrained writes it"
         )
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != "gpt2" or "Classification" in str(config.architectures):
             raise UserError(
-                f"--base-model {name} is no GPT-2 language model: give one, for example openai-community/gpt2"
+                f"{fault_of} is no GPT-2 language model: "
+                "give one, for example openai-community/gpt2"
             )
-        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+        model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as fault:
         reason = str(fault).splitlines()[0]
         raise UserError(
-            f"--base-model {name} cannot be loaded ({reason}): give another folder or hub id"
+            f"{fault_of} cannot be loaded ({reason}): give another folder or hub id"
         ) from fault
     digest = "+".join(file_sha256(path)[:8] for path in weights)
     return LanguageModel(model.to(device).eval(), tokenizer, device, f"{Path(name).name}@{digest}")
@@ -185,68 +176,58 @@ def perplexity(
     A blank text is undefined. The corpus value is exp of the summed NLL over the summed tokens, not
     the mean of perplexities.
     """
-    context = int(language_model.model.config.n_positions)
-    signature = f"{language_model.signature}|first token after end-of-text|context {context}, stride {context // 2}"
-    keys = [content_key(signature, text) for text in texts]
+    context = language_model.context
+    signature = (
+        f"{language_model.signature}|first token after end-of-text"
+        f"|context {context}, stride {context // 2}"
+    )
 
-    def compute(missing: list[int]) -> np.ndarray:
-        ids = language_model.encode([texts[i] for i in missing])
-        return np.array([(row.sum(), len(row)) for row in language_model.token_nll(ids)])
+    def compute(items):
+        ids = language_model.encode([text for (text,) in items])
+        return [(nll.sum(), len(nll)) for nll in language_model.token_nll(ids)]
 
-    rows = (cache or Cache(None)).rows("perplexity", keys, compute).reshape(-1, 2)
-    blank = np.array([not has_words(text) for text in texts], dtype=bool)
-    nll, tokens = np.where(blank, np.nan, rows[:, 0]), np.where(blank, np.nan, rows[:, 1])
+    items = [(text,) for text in texts]
+    rows = cached_rows(cache, "perplexity", signature, items, compute, width=2)
+    nll, tokens = np.where([[has_words(text)] for text in texts], rows, np.nan).T
     words = np.array([len(text.split()) or np.nan for text in texts])
     size = np.array([len(text.encode("utf-8", "surrogatepass")) or np.nan for text in texts])
-    per_word = np.exp(
-        np.minimum(nll / words, 700)
-    )  # beyond it float64 overflows: a "word" of thousands of characters
     parts = {
-        "per_word": per_word,
+        # Beyond 700 float64 overflows: a "word" of thousands of characters.
+        "per_word": np.exp(np.minimum(nll / words, 700)),
         "bits_per_byte": nll / np.log(2) / size,
         "tokens": tokens,
         "nll": nll,
     }
-    additive = np.array([np.nansum(nll), np.nansum(tokens)]) if np.isfinite(nll).any() else None
-    return Scored(
-        "Perplexity",
-        np.exp(nll / tokens),
-        f"Perplexity|{signature}|per token",
-        additive,
-        lambda sums: float(np.exp(sums[0] / sums[1])),
-        higher_is_better=False,
-        parts=parts,
-    )
+
+    def pooled() -> float:
+        return float(np.exp(np.nansum(nll) / np.nansum(tokens)))
+
+    signature = f"Perplexity|{signature}|per token"
+    return Scored("Perplexity", np.exp(nll / tokens), signature, pooled, parts)
 
 
 def context_gain(
     texts: Sequence[str], language_model: LanguageModel, cache: Cache | None = None
 ) -> Scored:
-    """How much what was said before lowers the surprise at the sentences that follow, in nats a
-    token. A baseline for coherence.
+    """How much what was said before lowers the surprise at the sentences that follow, nats per
+    token: a baseline for coherence.
 
         (NLL of every sentence by itself, summed - NLL of the text) / tokens of sentences 2 … n
 
-    since the first sentence costs the same in both. A sentence by itself keeps the blank before it:
-    its tokens are then the text's. Undefined for a text of fewer than two sentences; the corpus
-    value is the mean.
+    since the first sentence costs the same in both. Undefined for a text of fewer than two
+    sentences; the corpus value is the mean.
     """
-    cache = cache or Cache(None)
     split = [split_sentences(text) for text in texts]
-    alone = perplexity(
-        [" " * (k > 0) + part for parts in split for k, part in enumerate(parts)],
-        language_model,
-        cache,
-    ).parts
+    # A sentence by itself keeps the blank before it: its tokens are then the text's.
+    alone = [" " * (k > 0) + part for parts in split for k, part in enumerate(parts)]
+    apart = perplexity(alone, language_model, cache).parts
     within = perplexity(texts, language_model, cache).parts["nll"]
     gains, start = np.full(len(texts), np.nan), 0
     for i, parts in enumerate(split):
         end = start + len(parts)
         if len(parts) > 1:
-            gains[i] = (alone["nll"][start:end].sum() - within[i]) / alone["tokens"][
-                start + 1 : end
-            ].sum()
+            saved = apart["nll"][start:end].sum() - within[i]
+            gains[i] = saved / apart["tokens"][start + 1 : end].sum()
         start = end
-    return Scored.mean(
-        "context gain", gains, f"Context gain|{language_model.signature}|nats a token"
-    )
+    signature = f"Context gain|{language_model.signature}|nats a token"
+    return Scored("context gain", gains, signature)

@@ -1,4 +1,4 @@
-"""What every metric returns: a value a text, a value for the corpus, and the signature without
+"""What every metric returns: a value per text, a value for the corpus, and the signature without
 which neither means anything.
 
 A value of NaN means *undefined*: the question has no answer for this text (the BLEU of an empty
@@ -11,41 +11,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from tqdm import tqdm
 
+from ..cache import Cache, content_key
 from ..errors import UserError
+
+References = Sequence[Sequence[str]]  # each candidate's references
 
 
 @dataclass(frozen=True)
 class Scored:
     """One metric over n texts. `values` float64 [n], NaN where undefined; `parts` more of the same
-    shape (precision, recall …).
-
-    `additive` holds what must be summed over texts for the corpus value (a sum and a count, n-gram
-    counts …) and `finish` turns that sum into the value, so that a corpus read in pieces gets the
-    same value as one read whole. None: no text is defined.
+    shape (precision, recall …). `pooled` computes the corpus value where it is not the mean.
     """
 
     name: str
     values: np.ndarray
     signature: str
-    additive: np.ndarray | None
-    finish: Callable[[np.ndarray], float]
-    higher_is_better: bool = True
+    pooled: Callable[[], float] | None = None
     parts: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @classmethod
-    def mean(cls, name: str, values: np.ndarray, signature: str, **fields) -> "Scored":
-        """A metric whose corpus value is the mean over the defined texts."""
-        defined = values[np.isfinite(values)]
-        additive = np.array([defined.sum(), len(defined)]) if len(defined) else None
-        return cls(
-            name, values, signature, additive, lambda sums: float(sums[0] / sums[1]), **fields
-        )
 
     @property
     def corpus(self) -> float:
         """The value of the corpus; NaN when no text is defined."""
-        return float("nan") if self.additive is None else self.finish(self.additive)
+        if not self.n:
+            return float("nan")
+        return self.pooled() if self.pooled else float(np.nanmean(self.values))
 
     @property
     def n(self) -> int:
@@ -53,11 +44,34 @@ class Scored:
         return int(np.isfinite(self.values).sum())
 
 
-def check_pairs(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def cached_rows(
+    cache: Cache | None,
+    name: str,
+    signature: str,
+    items: Sequence[tuple[str, ...]],
+    compute: Callable[[list[tuple[str, ...]]], np.ndarray | list],
+    width: int = 1,
+) -> np.ndarray:
+    """Rows float [len(items), width]; `compute` gets the items (tuples of texts) that table `name`
+    of the cache does not hold under `signature`, each once, some hundred at a time.
+    """
+    with tqdm(total=len(items), desc=name, disable=len(items) < 200, leave=False) as bar:
+
+        def compute_missing(positions: list[int]) -> np.ndarray:
+            rows = np.asarray(compute([items[i] for i in positions]), dtype=float)
+            bar.update(len(positions))
+            return rows
+
+        keys = [content_key(signature, *item) for item in items]
+        return (cache or Cache(None)).rows(name, keys, compute_missing).reshape(-1, width)
+
+
+def check_pairs(candidates: Sequence[str], references: References) -> None:
     """Raise UserError unless there is one list of references, not empty, for each candidate."""
     if len(candidates) != len(references):
         raise UserError(
-            f"{len(candidates)} candidates but {len(references)} lists of references: give one list a candidate"
+            f"{len(candidates)} candidates but {len(references)} lists of references: "
+            "give one list per candidate"
         )
     if any(isinstance(group, str) or not group for group in references):
         raise UserError("each candidate needs a list of at least one reference")

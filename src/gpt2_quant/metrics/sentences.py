@@ -1,15 +1,12 @@
 """Where sentences end: rules only, so no download and the same answer everywhere.
 
 A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close behind it) when
-white space follows and the next character can begin a sentence: anything but a lower-case letter.
-Chinese and Japanese stops end one without white space; a line break always does. Three surprises
-are handled: abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end a sentence;
-tokenized text, which puts a blank before the stop ("in Turin . townsend hit back"), always does at
-such a stop, lower case or not; and a closing quote that was split off (`. ' Merson said`) belongs
-to the sentence before it.
-
-The trained splitters (NLTK's punkt, spaCy) are better on exotic text, but need data that a machine
-without a hub cannot get.
+white space follows and the next character is no lower-case letter. Chinese and Japanese stops end
+one without white space; a line break always does. Three surprises are handled: abbreviations ("Mr.
+Lee", "the U.S. team", "J. K. Rowling") do not end a sentence; a stop after a blank, as tokenized
+text has it ("in Turin . townsend hit back"), always does; and a closing quote that was split off
+(`. ' Merson said`) belongs to the sentence before it. Trained splitters (NLTK's punkt, spaCy) need
+data that a machine without a hub cannot get.
 """
 
 import re
@@ -18,13 +15,10 @@ _STOP = re.compile(
     r"""(?P<stop>[.!?…]+)(?P<close>\s?["'”’»)\]]+(?=\s|$)|["'”’»)\]]+)?(?P<gap>\s+|$)"""
     r"""|(?P<cjk>[。！？]+[」』”’]?)|(?P<line>\s*\n\s*)"""
 )
-_ABBREVIATIONS = frozenset(
-    re.findall(
-        r"\S+",
-        """mr mrs ms dr prof gen sen rep gov lt col sgt capt rev hon st mt vs etc inc corp co ltd bros no vol fig jr sr dept est
-        approx jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun pct dlrs u.s u.k u.n e.g i.e a.m p.m""",
-    )
-)
+_ABBREVIATED = """mr mrs ms dr prof gen sen rep gov lt col sgt capt rev hon st mt vs etc inc corp co
+    ltd bros no vol fig jr sr dept est approx jan feb mar apr jun jul aug sep sept oct nov dec mon
+    tue wed thu fri sat sun pct dlrs u.s u.k u.n e.g i.e a.m p.m"""
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _LAST_WORD = re.compile(r"[\w.&-]+$")
 
 
@@ -37,11 +31,11 @@ def split_sentences(text: str) -> list[str]:
         if match["stop"] and not _ends_here(text, match):
             continue
         piece = text[start : match.end()].strip()
-        if any(character.isalnum() for character in piece):
+        if any(map(str.isalnum, piece)):
             sentences.append(piece)
             start = match.end()
     rest = text[start:].strip()
-    if rest and sentences and not any(character.isalnum() for character in rest):
+    if rest and sentences and not any(map(str.isalnum, rest)):
         sentences[-1] = f"{sentences[-1]} {rest}"
     elif rest:
         sentences.append(rest)
@@ -49,18 +43,14 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _ends_here(text: str, match: re.Match) -> bool:
-    if match.end() >= len(text):
+    before, after = text[: match.start()], text[match.end() :]
+    # At the end of the text or of a line, and after a blank (tokenized text), a stop always ends.
+    if not after or "\n" in match["gap"] or before[-1:].isspace():
         return True
-    if "\n" in match["gap"]:
-        return True
-    if match.start() and text[match.start() - 1].isspace():
-        return True
-    if text[match.end()].islower():
+    if after[0].islower():
         return False
-    if match["stop"] == ".":
-        word = _LAST_WORD.search(text, 0, match.start())
-        if word and (
-            word[0].lower() in _ABBREVIATIONS or (len(word[0]) == 1 and word[0].isupper())
-        ):
-            return False
-    return True
+    word = _LAST_WORD.search(before)
+    if match["stop"] != "." or not word:
+        return True
+    is_initial = len(word[0]) == 1 and word[0].isupper()
+    return not is_initial and word[0].lower() not in _ABBREVIATIONS

@@ -1,81 +1,60 @@
-"""A user's own files: candidates and references, one text a line, or JSONL. Read in pieces, so
-memory does not grow with the file.
+"""A user's own files: candidates and references, one text a line, or JSONL.
 
 A `.txt` (or any other) file has one text a line; a blank line is an empty text, whose scores are
 undefined. A `.jsonl` file has one JSON value a line: a string; or for references a list of strings;
-or an object with `text`, and `references` respectively. Both files are read once in full before
-anything is scored, so a fault in the last line costs seconds and leaves nothing half-written.
+or an object with `text`, and `references` respectively. Both files are read in full before anything
+is scored, so a fault in the last line costs seconds and leaves nothing half-written.
 """
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
-CHUNK_LINES = 1000
 
-
-def check_files(candidates: Path, references: Path | None) -> tuple[int, int]:
-    """Read both files to their ends; returns (number of texts, number of blank ones among the
-    candidates).
+def read_files(
+    candidates: Path, references: Path | None
+) -> tuple[list[str], list[list[str]] | None]:
+    """(texts, the references of each, or None without a file of them).
 
     Raises UserError for a file that is missing, empty, not UTF-8 or not what its suffix says, and
     for files of unequal length.
     """
-    lines = blank = 0
-    for text in _texts(candidates):
-        lines += 1
-        blank += not text.strip()
-    if not lines:
+    texts = [_text(candidates, *line) for line in _values(candidates)]
+    if not texts:
         raise UserError(f"{candidates} has no line: put one text on each")
-    if references is not None:
-        others = sum(1 for _ in _groups(references))
-        if others != lines:
-            raise UserError(
-                f"{candidates} has {lines:,} texts but {references} has {others:,}: line n of one belongs to line n of the other"
-            )
-    return lines, blank
+    if references is None:
+        return texts, None
+    groups = [_group(references, *line) for line in _values(references)]
+    if len(groups) != len(texts):
+        raise UserError(
+            f"{candidates} has {len(texts):,} texts but {references} has {len(groups):,}: "
+            "line n of one belongs to line n of the other"
+        )
+    return texts, groups
 
 
-def read_chunks(
-    candidates: Path, references: Path | None
-) -> Iterator[tuple[list[str], list[list[str]] | None]]:
-    """The checked files in pieces of `CHUNK_LINES` texts: (candidates, references of each or None)."""
-    texts, groups = _texts(candidates), _groups(references) if references is not None else None
-    while chunk := list(islice(texts, CHUNK_LINES)):
-        yield chunk, list(islice(groups, CHUNK_LINES)) if groups is not None else None
+def _text(path: Path, number: int, value: Any) -> str:
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        mend = 'write a JSON string, or an object with "text"'
+        raise UserError(f"{path} line {number} holds no text: {mend}")
+    return text
 
 
-def _texts(path: Path) -> Iterator[str]:
-    for number, value in _values(path):
-        if isinstance(value, dict):
-            value = value.get("text")
-        if not isinstance(value, str):
-            raise UserError(
-                f'{path} line {number} holds no text: write a JSON string, or an object with "text"'
-            )
-        yield value
+def _group(path: Path, number: int, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = value.get("references", value.get("text"))
+    group = [value] if isinstance(value, str) else value
+    if not isinstance(group, list) or not group or not all(isinstance(t, str) for t in group):
+        mend = 'write a string, a list of strings, or an object with "references"'
+        raise UserError(f"{path} line {number} holds no reference: {mend}")
+    return group
 
 
-def _groups(path: Path) -> Iterator[list[str]]:
-    for number, value in _values(path):
-        if isinstance(value, dict):
-            value = value.get("references", value.get("text"))
-        group = [value] if isinstance(value, str) else value
-        if (
-            not isinstance(group, list)
-            or not group
-            or not all(isinstance(text, str) for text in group)
-        ):
-            raise UserError(
-                f'{path} line {number} holds no reference: write a string, a list of strings, or an object with "references"'
-            )
-        yield group
-
-
-def _values(path: Path) -> Iterator[tuple[int, object]]:
+def _values(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of each line; a last line break ends the last line and begins no
     other.
     """
@@ -85,16 +64,10 @@ def _values(path: Path) -> Iterator[tuple[int, object]]:
         for number, raw in enumerate(file, start=1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                yield number, json.loads(line) if path.suffix == ".jsonl" else line
             except UnicodeDecodeError as fault:
-                raise UserError(
-                    f"{path} line {number} is not UTF-8: convert it, e.g. iconv -f latin1 -t utf-8 {path}"
-                ) from fault
-            if path.suffix != ".jsonl":
-                yield number, line
-                continue
-            try:
-                yield number, json.loads(line)
+                mend = f"convert it, e.g. iconv -f latin1 -t utf-8 {path}"
+                raise UserError(f"{path} line {number} is not UTF-8: {mend}") from fault
             except ValueError as fault:
-                raise UserError(
-                    f"{path} line {number} is not JSON: a .jsonl file has one JSON value on each line"
-                ) from fault
+                mend = "a .jsonl file has one JSON value on each line"
+                raise UserError(f"{path} line {number} is not JSON: {mend}") from fault

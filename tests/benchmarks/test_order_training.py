@@ -5,24 +5,24 @@ that it learns.
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
-
-from gpt2_quant.metrics.order_model import judge
-from gpt2_quant.metrics.studies.order_training import (
+from order_training import (
     break_sentence,
     examples,
     imitation,
     prepare,
     train,
 )
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from gpt2_quant.metrics.order_model import judge
 
 SENTENCES = 7
 
 
 @pytest.fixture(scope="module")
 def data():
-    """Forty documents of seven sentences that say their place, with random unit vectors instead of
-    MiniLM's.
+    """Forty documents of seven sentences that say their position, with random unit vectors instead
+    of MiniLM's.
     """
     ordinals = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh")
     documents = [
@@ -81,7 +81,7 @@ def test_a_few_passes_lower_the_loss_and_the_judge_knows_the_order(data):
     assert {len(part) for part in inputs} == {len(labels)} and 0.3 < labels.mean() < 0.8
     losses = []
     for epochs in (0, 15):
-        network = train(inputs, labels, epochs=epochs, batch=128)
+        network = train(inputs, labels, epochs=epochs, batch_size=128)
         with torch.inference_mode():
             losses.append(binary_cross_entropy_with_logits(network(*inputs), labels))
     assert losses[1] < 0.8 * losses[0]
@@ -94,7 +94,7 @@ def test_a_few_passes_lower_the_loss_and_the_judge_knows_the_order(data):
 
 
 def test_the_same_seed_trains_the_same_network(data):
-    runs = [train(*examples(data, summaries=50), epochs=1, batch=32) for _ in range(2)]
+    runs = [train(*examples(data, summaries=50), epochs=1, batch_size=32) for _ in range(2)]
     assert all(
         torch.equal(first, second)
         for first, second in zip(*(run.parameters() for run in runs), strict=True)
