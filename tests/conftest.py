@@ -17,13 +17,15 @@ from tiny_models import ROOT, make_tiny_gpt2  # noqa: E402
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items) -> None:
-    """Mark as e2e what runs a script: all of tests/scripts/, and whoever asks for `run_script`.
+    """Mark as e2e what runs a script (all of tests/scripts/, and whoever asks for `run_script`) and
+    what runs kernels in Triton's interpreter, which is as slow.
 
     Tests marked gpu or slow are left out unless -m names that marker.
     """
     asked, left_out = config.option.markexpr, []
     for item in items:
-        if item.path.parent.name == "scripts" or "run_script" in item.fixturenames:
+        runs_script = item.path.parent.name == "scripts" or "run_script" in item.fixturenames
+        if runs_script or "interpret" in item.nodeid.rpartition("/")[2]:
             item.add_marker("e2e")
         rare = {"gpu", "slow"} & {marker.name for marker in item.iter_markers()}
         if rare and not any(name in asked for name in rare):
