@@ -15,7 +15,7 @@ from dataclasses import replace
 from gpt2_quant.cli import parser, positive_int, seed_everything, settings_from
 from gpt2_quant.errors import run
 from gpt2_quant.models.variants import BASELINE
-from gpt2_quant.training import MAIN_PROCESS
+from gpt2_quant.training import MAIN_PROCESS, learning_rate
 
 
 def flags():
@@ -23,12 +23,12 @@ def flags():
     add = result.add_argument_group("training flags").add_argument
     # fmt: off
     add("--epochs", type=positive_int, metavar="N", help="passes over the train rows (default: 3)")
-    add("--learning-rate", type=float, metavar="RATE", help="peak (default: 2e-5; demo: 5e-4)")
+    add("--learning-rate", type=learning_rate, metavar="N", help="(default: 2e-5; demo: 5e-4)")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto",
         help="auto takes bf16 on GPUs that have it (default: auto)")
     add("--max-steps", type=positive_int, metavar="N", help="end after N updates (default: never)")
     add("--seeds", type=int, nargs="+", metavar="N", help="one training each (default: --seed)")
-    add("--checkpoint-minutes", type=float, default=3.0, metavar="N", help="apart (default: 3)")
+    add("--checkpoint-minutes", type=float, default=3.0, metavar="N", help="(default: 3)")
     add("--report-to", choices=("none", "tensorboard"), default="none",
         help="log the curve there too (default: none)")
     add("--push-to-hub", metavar="OWNER/NAME", help="publish the model, with its card, on the hub")
@@ -60,6 +60,7 @@ def main() -> None:
 
 
 def fine_tune(args, settings, seeds, folder, step) -> None:
+    from gpt2_quant.data import demo
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.hub import fetch_model_folder
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
@@ -74,6 +75,8 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
     device = str(accelerator.device)
     with exclusive(settings.models_dir, hold=MAIN_PROCESS):
         with accelerator.main_process_first():  # it makes or downloads what is not there yet
+            if settings.preset == "demo":
+                demo.prepare(settings)
             splits = load_splits(settings)
             base = fetch_model_folder(settings.base_model, settings.base_revision)
             tokenizer = load_tokenizer(base)

@@ -48,11 +48,9 @@ SOURCES = (
 def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, Plan]:
     """Accelerate's handle on devices and processes, and the plan, by flags and preset.
 
-    Raises UserError for a senseless learning rate, and for bf16 on a GPU without it.
+    Raises UserError for bf16 on a GPU without it.
     """
-    preset, rate = PRESETS[settings.preset], args.learning_rate
-    if rate is not None and not 0 < rate < 1:
-        raise UserError(f"--learning-rate {rate} is not between 0 and 1: give one like 2e-5")
+    preset = PRESETS[settings.preset]
     on_gpu, precision = settings.device == "cuda", args.precision
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
@@ -70,7 +68,7 @@ def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, 
         accelerator.init_trackers("fine-tuning", config=config)
     return accelerator, Plan(
         epochs=args.epochs or preset.epochs,
-        learning_rate=rate or preset.learning_rate,
+        learning_rate=args.learning_rate or preset.learning_rate,
         batch_size=settings.batch_size,
         seed=settings.seed,
         precision=precision,

@@ -33,7 +33,7 @@ class Affine:
 
 
 class FlatParameters:
-    """`weights`, `exp_avg` and `exp_avg_sq` are FP32 [all parameters]; `current` says through which
+    """`flat` has weights and both moments, each FP32 [all parameters]; `current` says through which
     update each row of the token table has come (optimizer.catch_up), -1: never had a gradient.
     """
 
@@ -52,8 +52,8 @@ class FlatParameters:
         self.n_matrices = self.start[vectors[0]]
         self.n_vectors = self.start[POSITIONS] - self.n_matrices
         self.weights = torch.empty(size, device=self.device)
-        self.exp_avg = torch.zeros_like(self.weights)
-        self.exp_avg_sq = torch.zeros_like(self.weights)
+        moments = {name: torch.zeros_like(self.weights) for name in ("exp_avg", "exp_avg_sq")}
+        self.flat = {"model": self.weights, **moments}
         for name in self.names:
             self.weight(name).copy_(named[name].data)
             named[name].data = self.weight(name)
@@ -94,25 +94,22 @@ class FlatParameters:
 
     def trained(self, name: str) -> tuple[Tensor, ...]:
         """Weight and both moments of a parameter."""
-        return tuple(self._view(t, name) for t in (self.weights, self.exp_avg, self.exp_avg_sq))
+        return tuple(self._view(flat, name) for flat in self.flat.values())
 
     def trained_from(self, start: int, n: int) -> tuple[Tensor, ...]:
         """Weights and both moments of n consecutive parameters."""
-        return tuple(t[start : start + n] for t in (self.weights, self.exp_avg, self.exp_avg_sq))
+        return tuple(flat[start : start + n] for flat in self.flat.values())
 
     def tensors(self) -> dict[str, Tensor]:
         """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>`: views, as in a checkpoint."""
-        result = {}
-        for name in self.names:
-            weight, exp_avg, exp_avg_sq = self.trained(name)
-            result[f"model.{name}"] = weight
-            result[f"exp_avg.{name}"] = exp_avg
-            result[f"exp_avg_sq.{name}"] = exp_avg_sq
+        result: dict[str, Tensor] = {}
+        for part, flat in self.flat.items():
+            result |= {f"{part}.{name}": self._view(flat, name) for name in self.names}
         return result
 
     def load(self, tensors: dict[str, Tensor], update: int) -> None:
         for name, view in self.tensors().items():
             view.copy_(tensors[name])
         self.copy.copy_(self.weights[: len(self.copy)])
-        touched = self._view(self.exp_avg_sq, TOKENS).any(dim=1)
+        touched = self._view(self.flat["exp_avg_sq"], TOKENS).any(dim=1)
         self.current.copy_(torch.where(touched, update, -1))
