@@ -119,9 +119,11 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
             # Texts scored against themselves score all alike: the spread of the edited ones, then.
             unit = after[name].std(ddof=0) or 1.0
         original = pairs["text"].map(before[name])
-        falls = pairs.assign(fall=(original - after[name]) / unit).dropna(subset="fall")
+        falls = pairs.assign(fall=(original - after[name]) / unit)
         for key, group in falls.groupby(["edit", "effect", "strength"], sort=False)["fall"]:
-            fall = group.to_numpy()
+            fall = group.dropna().to_numpy()
+            if not len(fall):
+                continue
             drawn = fall[rng.integers(len(fall), size=(RESAMPLES, len(fall)))]
             wins = preferred(fall).mean(), *interval(preferred(drawn).mean(1))
             rows.append((name, *key, len(fall), fall.mean(), *interval(drawn.mean(1)), *wins))
