@@ -19,12 +19,8 @@ from ..models.variants import BASELINE
 from ..records import load_record
 from . import compile_report
 
-IMAGES = (
-    "metric_edits",
-    "metric_human_agreement",
-    "metric_coherence",
-    "language_model_quantization",
-)
+IMAGES = ["metric_edits", "metric_human_agreement", "metric_coherence"]
+IMAGES += ["language_model_quantization"]
 STRENGTH_NAMES = {1: "one place", 2: "half", 3: "all"}
 SHUFFLE_TARGET, AGREEMENT_TARGET, CONTROL_TARGET = 0.85, 0.30, 0.95
 REPETITIONS = ("one sentence twice", "each sentence twice", "whole text twice")
@@ -39,10 +35,9 @@ def write_report(results_dir: Path) -> Path:
     the report.
     """
     data = report_data(load_record(results_dir / "records" / "text_metrics.json"))
-    output = results_dir / "report_1.pdf"
     images = {name: results_dir / f"{name}.pdf" for name in IMAGES}
-    compile_report("report_1.typ", data, images, output)
-    return output
+    compile_report("report_1.typ", data, images, results_dir / "report_1.pdf")
+    return results_dir / "report_1.pdf"
 
 
 def report_data(record: dict) -> dict:
@@ -216,15 +211,9 @@ def _coherence(section: dict) -> dict:
     worst = min(fractions["SCS", control] for control in ("topic switch", *REPETITIONS))
     reached = "reaches" if fractions["SCS", "shuffle"] >= SHUFFLE_TARGET else "misses"
     sound = "reaches" if worst >= CONTROL_TARGET else "misses"
-    shuffled, low, high, neighbours, surprise = (
-        _percent(value, 1)
-        for value in (
-            scs["prefers_original"],
-            scs["low"],
-            scs["high"],
-            fractions["adjacent cosine", "shuffle"],
-            few["prefers_original"],
-        )
+    shuffled, low, high = (_percent(scs[key], 1) for key in ("prefers_original", "low", "high"))
+    neighbours, surprise = (
+        _percent(fractions[name, "shuffle"], 1) for name in ("adjacent cosine", "perplexity")
     )
     findings = [
         f"Shuffle test ({section['source']}, {scs['versions']} permutations each): SCS prefers the "

@@ -19,19 +19,15 @@ import pandas as pd
 from ..sentences import split_sentences
 from ..suite import Tools
 from .edits import permutation
-from .human_judgements import SummEval
+from .human_judgements import People
 from .resampling import draws, interval, preferred
 from .values import coherence_metrics
 
 PERPLEXITY_TEXTS = 30
 
 
-def choose_texts(
-    people: tuple[SummEval, object] | None, news: Sequence[str], n: int
-) -> tuple[list[str], str]:
-    """(n texts, where they come from): whole articles, or the longest news items where there are
-    none.
-    """
+def choose_texts(people: People | None, news: Sequence[str], n: int) -> tuple[list[str], str]:
+    """(n texts, their source): whole articles, or the longest news items where there are none."""
     if people:
         return people[0].sources[:n], "SummEval source articles, whole"
     texts = sorted(news, key=lambda text: -len(split_sentences(text)))

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..suite import Tools
 from .edits import EDITS, ONE_STRENGTH, STRENGTHS, edited
-from .human_judgements import SummEval
+from .human_judgements import People, SummEval
 from .resampling import RESAMPLES, interval, preferred
 from .values import coherence_metrics, overlap_values
 
@@ -32,13 +32,9 @@ class Originals:
     source: str
 
 
-def choose_originals(
-    people: tuple[SummEval, object] | None, news: Sequence[str], limit: int
-) -> Originals:
+def choose_originals(people: People | None, news: Sequence[str], limit: int) -> Originals:
     """SummEval's references where they are at hand, else enough news for `limit` texts per edit."""
-    if people:
-        return originals_from_summeval(people[0])
-    return originals_from_news(news[: 60 * limit])
+    return originals_from_summeval(people[0]) if people else originals_from_news(news[: 60 * limit])
 
 
 def originals_from_summeval(data: SummEval) -> Originals:

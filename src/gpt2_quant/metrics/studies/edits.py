@@ -40,14 +40,14 @@ _NAME = re.compile(r"\b[A-Z][\w’'-]+(?: [A-Z][\w’'-]+)*")
 _WORD = re.compile(r"[A-Za-z]{4,}")
 _SYNONYM = re.compile(rf"\b(?:{'|'.join(sorted(_SYNONYMS, key=len, reverse=True))})\b")
 
+# (text, text on another matter, strength, rng) -> edited text, or None; the same with sentences
 Apply = Callable[[str, str, int, Generator], str | None]
+Change = Callable[[list[str], list[str], int, Generator], list[str]]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One kind of edit: `apply(text, other, strength, rng)` gives the edited text or None; `other`
-    is a text on another matter.
-    """
+    """One kind of edit, by name, with its effect on the meaning."""
 
     name: str
     effect: str
@@ -76,7 +76,7 @@ def _substitute(
 ) -> Apply:
     """An edit that replaces a fraction of the matches of `pattern`, by strength."""
 
-    def apply(text: str, other: str, strength: int, rng: Generator) -> str | None:
+    def apply(text, other, strength, rng):
         matches = list(pattern.finditer(text))
         if not matches:
             return None
@@ -124,7 +124,7 @@ def _replace_names(text: str, mapping: dict[str, str]) -> str:
     return re.sub(pattern, lambda match: mapping[match[0]], text)
 
 
-def _entity_swap(text: str, other: str, strength: int, rng: Generator) -> str | None:
+def _entity_swap(text, other, strength, rng):
     mine, theirs = _names(text), [name for name in _names(other) if name not in text]
     if not mine or not theirs:
         return None
@@ -133,7 +133,7 @@ def _entity_swap(text: str, other: str, strength: int, rng: Generator) -> str | 
     return _replace_names(text, mapping)
 
 
-def _role_swap(text: str, other: str, strength: int, rng: Generator) -> str | None:
+def _role_swap(text, other, strength, rng):
     names = [name for name in _names(text) if not _DATE.search(name)]
     if len(names) < 2:
         return None
@@ -145,12 +145,10 @@ def _role_swap(text: str, other: str, strength: int, rng: Generator) -> str | No
     return _replace_names(text, mapping)
 
 
-def _on_sentences(
-    change: Callable[[list[str], list[str], int, Generator], list[str]], at_least: int = 2
-) -> Apply:
+def _on_sentences(change: Change, at_least: int = 2) -> Apply:
     """An edit of the list of sentences; texts of fewer than `at_least` are left out."""
 
-    def apply(text: str, other: str, strength: int, rng: Generator) -> str | None:
+    def apply(text, other, strength, rng):
         sentences = split_sentences(text)
         if len(sentences) < at_least:
             return None
@@ -213,12 +211,12 @@ def _topic_switch(sentences, others, strength, rng):
     return sentences[:kept] + others[: max(1, len(sentences) - kept)] if others else []
 
 
-def _truncated(text: str, other: str, strength: int, rng: Generator) -> str | None:
+def _truncated(text, other, strength, rng):
     words = text.split()
     return " ".join(words[: round(len(words) * (0.9, 0.7, 0.4)[strength - 1])]) or None
 
 
-def _no_punctuation(text: str, other: str, strength: int, rng: Generator) -> str:
+def _no_punctuation(text, other, strength, rng):
     return " ".join(re.sub(r"[^\w\s]+", " ", text).split())
 
 

@@ -23,7 +23,7 @@ def _heatmap(axes: Axes, values: pd.DataFrame, limits: tuple[float, float], colo
         vmin=limits[0],
         vmax=limits[1],
         cmap=LinearSegmentedColormap.from_list("", colours),
-        annot=values.map(lambda value: f"{value + 0:.2f}".replace("-", "−")),
+        annot=values.map("{:z.2f}".format).replace("-", "−", regex=True),
         fmt="",
         annot_kws={"size": 7.5},
         cbar=False,
@@ -44,7 +44,7 @@ def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
     noticed.
     """
     strongest = table.groupby(["metric", "edit"])["strength"].transform("max")
-    chosen = _pivot(table[table["strength"] == strongest], "edit", "mean_fall").round(2)
+    chosen = _pivot(table[table["strength"] == strongest], "edit", "mean_fall")
     effects = {edit.name: edit.effect for edit in EDITS if edit.name in chosen}
     with look():
         figure = Figure(figsize=(9.6, 0.34 * len(chosen) + 1.7), layout="constrained")

@@ -1,9 +1,9 @@
 """What people said: SummEval's ratings of summaries and the STS Benchmark's of sentence pairs, from
 the hub or a folder.
 
-SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, for each 16 systems' summaries, rated 1
-to 5 by experts (means of three here), and 11 reference summaries. STS Benchmark test (Cer et al.
-2017): 1,379 pairs of sentences, similarity 0 to 5.
+SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, each with 11 reference summaries and 16
+systems' summaries, rated 1 to 5 (means of three experts). STS Benchmark test (Cer et al. 2017):
+1,379 pairs of sentences, similarity 0 to 5.
 
 A folder holds `summeval.jsonl` (per line a document: id, source, references, systems: {name:
 {summary, coherence, …}}) and `stsb_test.csv` (tab-separated, no header: genre, file, year, id,
@@ -48,9 +48,10 @@ class SentencePairs:
     similarity: np.ndarray
 
 
-def judgements_or_none(
-    flag: str | None, preset: str, parts: set[str]
-) -> tuple[SummEval, SentencePairs] | None:
+People = tuple[SummEval, SentencePairs]
+
+
+def judgements_or_none(flag: str | None, preset: str, parts: set[str]) -> People | None:
     """What --human-judgements asks for, by default the hub's. None where no part reads them, and
     with a printed sentence in the demo and where the hub is out of reach.
     """
@@ -68,7 +69,7 @@ def judgements_or_none(
     return None
 
 
-def load_human_judgements(where: str) -> tuple[SummEval, SentencePairs]:
+def load_human_judgements(where: str) -> People:
     """Both data sets from "hub" or from the folder `where`.
 
     Raises UserError when the hub is out of reach, or when the folder lacks a file or holds

@@ -38,14 +38,7 @@ PUBLISHED = {
 NO_REFERENCE = ("perplexity", "context gain", "adjacent cosine", "all-pairs cosine")
 LENGTH = "fewer sentences"  # no metric: what counting sentences alone would reach
 COSINE = "MiniLM cosine"
-RIVALS = (
-    "adjacent cosine",
-    "all-pairs cosine",
-    "perplexity",
-    "context gain",
-    "ROUGE-L, one reference",
-    LENGTH,
-)
+RIVALS = (*NO_REFERENCE[2:], *NO_REFERENCE[:2], "ROUGE-L, one reference", LENGTH)
 
 
 def summeval_metrics(data: SummEval, tools: Tools) -> Values:

@@ -8,11 +8,10 @@ held-out text, beside perplexity:
          p the FP32 model's distribution, q the quantized one's
     top-1 agreement = fraction of tokens at which both would write the same word
 
-KL is what the change costs in expectation under the original's own beliefs, and it is at least 0
-whichever way perplexity moves: a quantized model with a *better* perplexity on some text is still
-another model. All variants read each batch in turn, so that the FP32 logits are computed once and
-never stored. A variant's row is kept in the cache under a hash of the weights, the texts, all of
-`src/` and the package versions: no change of the quantization meets an old row.
+KL is at least 0 whichever way perplexity moves: a quantized model with a *better* perplexity on
+some text is still another model. All variants read each batch in turn, so that the FP32 logits are
+computed once and never stored. A variant's row is cached under a hash of the weights, the texts,
+all of `src/` and the package versions: no change of the quantization meets an old row.
 """
 
 import copy

@@ -8,12 +8,13 @@ import numpy as np
 
 from ..bertscore import bertscore, random_pair_baseline
 from ..bleu import bleu, chrf
-from ..coherence import ABLATIONS, adjacent_cosine, all_pairs_cosine, coherence
+from ..coherence import ABLATIONS, PARTS, adjacent_cosine, all_pairs_cosine, coherence
 from ..perplexity import perplexity
 from ..rouge import VARIANTS, rouge
 from ..suite import Tools
 
 Values = dict[str, np.ndarray]
+Metric = Callable[[Sequence[str]], np.ndarray]
 
 
 def overlap_values(
@@ -35,17 +36,19 @@ def unrelated_bertscore(texts: Sequence[str], tools: Tools) -> dict[str, float]:
     return dict(zip(("precision", "recall", "f1"), zero.tolist(), strict=True))
 
 
-def coherence_metrics(tools: Tools) -> dict[str, Callable[[Sequence[str]], np.ndarray]]:
+def coherence_metrics(tools: Tools) -> dict[str, Metric]:
     """The metrics that need the text alone: SCS and rivals, then SCS without some of its parts;
     name -> function from n texts to values [n].
     """
     encoder, model, cache = tools.encoder, tools.language_model, tools.cache
-    metrics = {
-        "SCS": lambda texts: coherence(texts, encoder).values,
+
+    def scs(parts: Sequence[str]) -> Metric:
+        return lambda texts: coherence(texts, encoder, parts).values
+
+    metrics: dict[str, Metric] = {
+        "SCS": scs(PARTS),
         "adjacent cosine": lambda texts: adjacent_cosine(texts, encoder).values,
         "all-pairs cosine": lambda texts: all_pairs_cosine(texts, encoder).values,
         "perplexity": lambda texts: -np.log(perplexity(texts, model, cache).values),
     }
-    for name, parts in ABLATIONS.items():
-        metrics[f"SCS {name}"] = lambda texts, parts=parts: coherence(texts, encoder, parts).values
-    return metrics
+    return metrics | {f"SCS {name}": scs(parts) for name, parts in ABLATIONS.items()}
