@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "src"))  # works before anything is installed
 
 from gpt2_quant.cli import PRESETS  # noqa: E402  (standard library only)
 
-PYTHON = ((3, 10), (3, 13))
+PYTHON = ((3, 11), (3, 14))
 GIB = 1 << 30
 # Paper: base model and data in the hub's cache 0.6, seven variants 1.2, a training checkpoint with
 # AdamW's two moments 1.4, doubled while it is replaced. Memory: model, gradients and moments 2,

@@ -1,121 +1,124 @@
-"""Task 1: what ROUGE, BLEU, chrF, BERTScore, perplexity and the Semantic Coherence Score measure,
-and where they fail.
+"""Task 1: what ROUGE, BLEU, chrF, BERTScore, perplexity and the Semantic Coherence Score see.
 
 Parts of the study, all run unless --only names some:
   scores        every metric on a built-in set of retold stories       -> metric_scores.csv
   edits         controlled damage: what does each metric notice?       -> metric_edits.csv, .png
   humans        SummEval and STS Benchmark: agreement with people      -> metric_meta_evaluation.csv
   coherence     shuffle test and controls for coherence metrics        -> metric_coherence.csv, .png
-  quantization  the language model under every weight scheme           -> language_model_quantization.csv, .png
-All go into records/text_metrics.json and report_1.pdf. Scores are cached by content in
-results/cache.
+  quantization  the language model as every variant       -> language_model_quantization.csv, .png
+All go into records/text_metrics.json and report_1.pdf. Scores are cached in results/cache.
 
-    python src/4_evaluation_metrics.py
     python src/4_evaluation_metrics.py --human-judgements path/to/folder --only humans coherence
-    python src/4_evaluation_metrics.py --candidates mine.txt --references theirs.txt    # scores your files, prints the table
+    python src/4_evaluation_metrics.py --candidates mine.txt --references theirs.txt   # your texts
 """
 
 from pathlib import Path
 
-from gpt2_quant import cli as common
+from gpt2_quant.cli import parser, seed_everything, settings_from
 from gpt2_quant.errors import UserError, run
 
 PARTS = ("scores", "edits", "humans", "coherence", "quantization")
 
 
+def flags():
+    result = parser(__doc__)
+    add, parts = result.add_argument, ", ".join(PARTS)
+    add("--only", nargs="+", choices=PARTS, metavar="PART", help=f"run some parts: {parts}")
+    add("--human-judgements", metavar="hub|FOLDER", help="ratings (default: hub; demo: none)")
+    add("--candidates", type=Path, metavar="FILE", help="score it: one text per line, or JSONL")
+    add("--references", type=Path, metavar="FILE", help="its references, line by line")
+    return result.parse_args()
+
+
 def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=PARTS,
-        metavar="PART",
-        help=f"run some parts: {', '.join(PARTS)}",
-    )
-    parser.add_argument(
-        "--human-judgements",
-        metavar="hub|FOLDER",
-        help="people's ratings (default: hub; in the demo none)",
-    )
-    parser.add_argument(
-        "--candidates", type=Path, metavar="FILE", help="score this file: one text a line, or JSONL"
-    )
-    parser.add_argument(
-        "--references", type=Path, metavar="FILE", help="its references, line by line"
-    )
-    args = parser.parse_args()
-    settings = common.settings_from(args)
+    args = flags()
+    settings = settings_from(args)
     if args.references and not args.candidates:
         raise UserError("--references needs --candidates: name the file to score")
-    if args.candidates:
-        score_own_files(args, settings)
-    else:
-        run_study(args, settings)
 
-
-def score_own_files(args, settings) -> None:
-    """The part for daily use: the table of all metrics for a user's files."""
-    from gpt2_quant.data.datasets import load_splits
-    from gpt2_quant.metrics.suite import load_tools, score_own_texts
-    from gpt2_quant.metrics.texts import read_files
-
-    texts, references = read_files(args.candidates, args.references)
-    if settings.preset == "demo":
-        load_splits(settings)  # makes the demo's language model where it is not there yet
-    output = settings.results_dir / "own_scores.csv"
-    table = score_own_texts(texts, references, load_tools(settings), output)
-    blank = sum(not text.strip() for text in texts)
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
-    print(f"Each text's values: {output}" + (f" (none for blank ones: {blank})." if blank else "."))
-
-
-def run_study(args, settings) -> None:
-    """The parts asked for, the record, the report."""
     from gpt2_quant.cache import Step
-    from gpt2_quant.data.datasets import load_splits
-    from gpt2_quant.data.hub import fetch_model_folder
-    from gpt2_quant.metrics import suite
-    from gpt2_quant.metrics.studies import study
+    from gpt2_quant.data import demo, hub
 
-    parts = args.only or list(PARTS)
-    test = load_splits(settings)["test"]  # in the demo this makes the base model, too
-    weights = fetch_model_folder(settings.base_model, settings.base_revision) / "model.safetensors"
+    if settings.preset == "demo":
+        demo.prepare(settings)
+    if args.candidates:
+        return score_own_texts(args, settings)
+    base = hub.fetch_model_folder(settings.base_model, settings.base_revision)
+    weights = base / "model.safetensors"
     step = Step(settings.results_dir, "4_evaluation_metrics", vars(args), [weights])
-    if step.complete() and not settings.overwrite:
-        print(f"Complete for these flags: {step.receipt}; --overwrite does it again.")
+    if step.complete():
         return
-    common.seed_everything(settings.seed)
-    humans = load_humans(args, settings) if study.READ_HUMANS & set(parts) else None
-    parts = [part for part in parts if part != "humans" or humans]
-    tools = suite.load_tools(settings, with_encoder=set(parts) != {"quantization"})
-    inputs = study.Inputs(settings, tools, list(test.texts), humans)
-    sections = {}
-    for part in parts:
-        sections[part], shown = study.RUNNERS[part](inputs)
-        print(f"\n{part}\n{shown}", flush=True)
-    study.store(inputs, sections, test.describe())
-    report = study.typeset(settings.results_dir)
-    outputs = [settings.results_dir / name for part in parts for name in study.OUTPUTS[part]]
-    step.finish([*outputs, report])
-    print(f"\nReport: {report}")
+
+    from gpt2_quant.data.datasets import load_splits
+    from gpt2_quant.metrics import suite
+    from gpt2_quant.metrics.studies import coherence_study, edit_study, figures, human_study, values
+    from gpt2_quant.metrics.studies.human_judgements import judgements_or_none
+    from gpt2_quant.metrics.studies.quantization_cost import cached_cost_table
+    from gpt2_quant.metrics.studies.study import SIZES, Study
+    from gpt2_quant.reports.metrics_report import write_report
+
+    news = load_splits(settings)["test"]
+    seed_everything(settings.seed)
+    size, parts = SIZES[settings.preset], set(args.only or PARTS)
+    people = judgements_or_none(args.human_judgements, settings.preset, parts)
+    tools = suite.load_tools(settings, with_encoder=parts != {"quantization"})
+    study = Study(settings, tools, news.describe())
+
+    if "scores" in parts:  # two stories retold; the zero of BERTScore, on unrelated news
+        stories, corpus = values.score_examples(tools)
+        zero = values.unrelated_bertscore(news.texts[: size.baseline_texts], tools)
+        study.write("metric_scores", stories)
+        study.keep("scores", [corpus], corpus=corpus, texts=stories, bertscore_baseline=zero)
+
+    if "edits" in parts:  # texts damaged in known ways: how far does each metric fall?
+        originals = edit_study.choose_originals(people, news.texts, size.edits)
+        pairs = edit_study.edit_pairs(originals, size.edits, size.strengths)
+        after, before = edit_study.score_edits(originals, pairs, tools)
+        table = edit_study.edit_table(pairs, after, before)
+        ranking = edit_study.meaning_ranking(pairs, after)
+        study.write("metric_edits", table, figures.edit_heatmap)
+        study.keep("edits", [ranking], source=originals.source, table=table, ranking=ranking)
+
+    if people and "humans" in parts:  # correlation with ratings of summaries and of sentence pairs
+        summeval, sentence_pairs = people
+        metrics = human_study.summeval_metrics(summeval, tools)
+        table = human_study.summeval_table(summeval, metrics)
+        rivals = human_study.coherence_differences(summeval, metrics)
+        stsb = human_study.stsb_table(sentence_pairs, tools)
+        study.write("metric_meta_evaluation", table)
+        study.draw("metric_human_agreement", table, figures.human_agreement)
+        shown, undefined = human_study.by_quality(table), human_study.undefined(metrics["SCS"])
+        tables = {"summeval": table, "coherence_differences": rivals, "stsb": stsb}
+        study.keep("humans", [shown, rivals, stsb], **tables, undefined_scs=undefined)
+
+    if "coherence" in parts:  # texts against versions with order or unity broken
+        wholes, source = coherence_study.choose_texts(people, news.texts, size.coherence_texts)
+        table = coherence_study.control_table(wholes, tools, size.permutations)
+        study.write("metric_coherence", table, figures.coherence_controls)
+        study.keep("coherence", [coherence_study.by_control(table)], source=source, table=table)
+
+    if "quantization" in parts:  # the language model as every variant, on held-out news
+        held_out = news.texts[: size.quantization_texts]
+        table, missing = cached_cost_table(tools.language_model, base, held_out, tools.cache)
+        study.write("language_model_quantization", table, figures.quantization_cost)
+        study.keep("quantization", [table], source="test split", table=table, missing=missing)
+
+    study.save()
+    report = write_report(settings.results_dir)
+    step.finish([*study.outputs, report])
+    print(f"Report: {report}")
 
 
-def load_humans(args, settings):
-    """People's judgements, or None with a sentence that says why the part is left out."""
-    from gpt2_quant.metrics.studies.human_judgements import load_human_judgements
+def score_own_texts(args, settings) -> None:
+    """The table of all metrics for a user's own files."""
+    from gpt2_quant.metrics import suite, texts
 
-    if args.human_judgements is None and settings.preset == "demo":
-        print(
-            "Left out: humans (the demo has no human judgements; --human-judgements hub|FOLDER adds them)."
-        )
-        return None
-    try:
-        return load_human_judgements(args.human_judgements or "hub")
-    except UserError as fault:
-        if args.human_judgements:
-            raise
-        print(f"Left out: humans ({fault}).")
-        return None
+    candidates, references = texts.read_files(args.candidates, args.references)
+    output = settings.results_dir / "own_scores.csv"
+    table = suite.score_own_texts(candidates, references, suite.load_tools(settings), output)
+    blank = sum(not text.strip() for text in candidates)
+    print(table.to_string(index=False, float_format="{:.4f}".format))
+    print(f"Each text's values: {output} (none for blank ones: {blank}).")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import re
 
-import numpy as np
+import pandas as pd
 import pytest
 
 from gpt2_quant.metrics.sentences import split_sentences
@@ -12,11 +12,11 @@ from gpt2_quant.metrics.studies.edit_study import (
     meaning_ranking,
     originals_from_news,
 )
-from gpt2_quant.metrics.studies.edits import EDITS, STRENGTHS, edited
+from gpt2_quant.metrics.studies.edits import EDITS, NUMBER_WORDS, STRENGTHS, edited
 
 TEXT = (
-    "Police said Anna Berg met Tom Clark on Monday. Both were injured in the crash, which killed 14 people. "
-    "The company will pay 3 million dollars. It was the largest accident since 1998."
+    "Police said Anna Berg met Tom Clark on Monday. Both were injured in the crash, which killed "
+    "14 people. The company will pay 3 million dollars. It was the largest accident since 1998."
 )
 OTHER = "Real Madrid beat Milan in March. The game ended late. Coach Luis Ortega praised his team."
 BY_NAME = {edit.name: edit for edit in EDITS}
@@ -43,8 +43,8 @@ def numbers(text: str) -> list[str]:
 def test_numbers_change_and_nothing_else():
     result = edited(BY_NAME["other number"], TEXT, OTHER, 3)
     assert all(a != b for a, b in zip(numbers(result), numbers(TEXT), strict=True))
-    assert re.sub(r"\d+|million|\w*illion|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty"
-                  r"|fifty|hundred|thousand)\b", "#", result) == re.sub(r"\d+|million", "#", TEXT)  # fmt: skip
+    number = "|".join([r"\d+", *NUMBER_WORDS])
+    assert re.sub(number, "#", result) == re.sub(number, "#", TEXT)
 
 
 def test_strength_is_the_number_of_places():
@@ -84,15 +84,13 @@ def test_study_tables_by_hand():
     pairs = edit_pairs(originals, limit=1, strengths=(1,))
     assert set(pairs.groupby(["edit", "strength"]).size()) == {1}
     scores = pairs[["text"]].rename(columns={"text": "m"}).astype(float)
-    scores["m"] = np.where(
-        pairs["effect"] == "keeps", 3.0, np.where(pairs["effect"] == "breaks", 1.0, 2.0)
-    )
-    before = {"m": np.array([2.0, 4.0, 3.0])}
+    scores["m"] = pairs["effect"].map({"keeps": 3.0, "breaks": 1.0}).fillna(2.0)
+    before = pd.DataFrame({"m": [2.0, 4.0, 3.0]})
     table = edit_table(pairs, scores, before).set_index("edit")
     row = pairs[pairs["edit"] == "negation"].iloc[0]
     assert table.loc["negation", "mean_fall"] == pytest.approx(
-        (before["m"][row["text"]] - 1) / np.std(before["m"])
+        (before["m"][row["text"]] - 1) / before["m"].std(ddof=0)
     )
     assert table.loc["negation", "prefers_original"] == 1
-    ranking = meaning_ranking(pairs, scores, before).iloc[0]
+    ranking = meaning_ranking(pairs, scores[["m"]]).iloc[0]
     assert ranking["kept_above_broken"] == 1 and ranking["low"] == 1

@@ -7,6 +7,7 @@ from scipy import stats
 from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.studies import meta_evaluation as meta
 from gpt2_quant.metrics.studies.human_judgements import QUALITIES, load_human_judgements
+from gpt2_quant.metrics.studies.resampling import draws
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def test_correlations_equal_scipy(columns):
     x, y, _ = (column[0] for column in columns)
     x = np.round(x)  # ties
     assert meta.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert meta.kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert meta.kendall(x[None], y[None]) == pytest.approx(stats.kendalltau(x, y).statistic)
     assert meta.pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic)
     with_gap = np.append(x, np.nan), np.append(y, 1.0)
     assert meta.spearman(*with_gap) == pytest.approx(meta.spearman(x, y))
@@ -40,11 +41,8 @@ def test_partial_correlation_equals_correlation_of_residuals(columns):
 
 def test_interval_covers_and_difference_sees_what_is_there(columns):
     ratings, close, far = columns
-    drawn = meta.resampled_documents(30)
-    first, second = (
-        meta.by_document(meta.spearman, close, ratings),
-        meta.by_document(meta.spearman, far, ratings),
-    )
+    drawn = draws(30)
+    first, second = meta.spearman(close, ratings), meta.spearman(far, ratings)
     result = meta.interval_of_mean(first, drawn)
     assert result["value"] == pytest.approx(first.mean())
     assert result["low"] < result["value"] < result["high"]
@@ -59,7 +57,7 @@ def test_interval_covers_and_difference_sees_what_is_there(columns):
 
 
 def test_undefined_documents_are_left_out():
-    drawn = meta.resampled_documents(4)
+    drawn = draws(4)
     result = meta.interval_of_mean(np.array([0.5, np.nan, 0.5, 0.5]), drawn)
     assert result["value"] == 0.5 and result["n"] == 3
 
@@ -91,9 +89,8 @@ def test_folder_of_human_judgements(human_judgements_dir):
     counts = np.array(
         [[-float(text.count(" . ") + 1) for text in row] for row in summeval.summaries]
     )
-    assert np.nanmean(
-        meta.by_document(meta.spearman, counts, summeval.ratings["coherence"])
-    ) == pytest.approx(0.23, abs=0.04)
+    agreement = np.nanmean(meta.spearman(counts, summeval.ratings["coherence"]))
+    assert agreement == pytest.approx(0.23, abs=0.04)
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):

@@ -2,7 +2,6 @@
 logits.
 """
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,29 +9,30 @@ import pytest
 import torch
 
 from gpt2_quant.cache import Cache
+from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.studies import quantization_cost
 from gpt2_quant.metrics.studies.quantization_cost import (
-    SCRATCH,
     cached_cost_table,
     cost_table,
     quantized_language_models,
 )
-from gpt2_quant.quantization.quantizer import quantize_model
+from gpt2_quant.models.variants import BASELINE, FP16, INT8, NF4, VARIANTS, W8A8, made_by
 
 
-def test_table_equals_a_direct_computation(tiny_language_model, tiny_texts, tmp_path):
-    texts = tiny_texts[0][:6]
-    tiny_language_model.model.save_pretrained(tmp_path)
-    table, missing = cached_cost_table(tiny_language_model, tmp_path, texts, Cache(None))
-    table = table.set_index("scheme")
-    assert {"baseline", "baseline_fp16", "int8_scratch", "int8_scratch_w8a8", "nf4_scratch"} <= set(
-        table.index
-    )
-    assert {"int8_bitsandbytes", "nf4_bitsandbytes"} <= set(table.index) | set(missing)
+@pytest.fixture
+def folder(tiny_language_model, tmp_path):
+    """Where the FP32 checkpoint lies."""
+    tiny_language_model.model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
 
-    quantized = quantize_model(copy.deepcopy(tiny_language_model.model), "int8_scratch")
+
+def test_table_equals_a_direct_computation(tiny_language_model, tiny_texts, folder):
+    texts = [*tiny_texts[0][:6], ""]
+    table, missing = cached_cost_table(tiny_language_model, folder, texts, Cache(None))
+    assert [*table["scheme"], *missing] == list(VARIANTS)
+    quantized = INT8.how.quantize(INT8.key, tiny_language_model.model, folder, torch.float32)
     kl, agree, nll, base_nll = [], [], [], []
-    for row in tiny_language_model.encode(texts):
+    for row in tiny_language_model.encode(texts[:-1]):
         ids = torch.tensor([[tiny_language_model.start_id, *row]])
         with torch.inference_mode():
             p, q = (
@@ -45,7 +45,7 @@ def test_table_equals_a_direct_computation(tiny_language_model, tiny_texts, tmp_
         nll.append(-q.gather(1, targets))
         base_nll.append(-p.gather(1, targets))
     kl, agree, nll, base_nll = (torch.cat(values).double() for values in (kl, agree, nll, base_nll))
-    row = table.loc["int8_scratch"]
+    row = table.set_index("scheme").loc[INT8.key]
     # float32 logits of size 1: log-probabilities are good to about 1e-6, and KL is a sum of 1,000
     # terms weighted to 1.
     assert row["kl_mean"] == pytest.approx(kl.mean().item(), rel=2e-2, abs=2e-7)
@@ -55,22 +55,33 @@ def test_table_equals_a_direct_computation(tiny_language_model, tiny_texts, tmp_
     assert row["tokens"] == len(agree)
 
 
-def test_finer_schemes_cost_less(tiny_language_model, tiny_texts, tmp_path):
-    tiny_language_model.model.save_pretrained(tmp_path)
-    models = quantized_language_models(tiny_language_model, tmp_path, ["baseline_fp16", *SCRATCH])
+def test_finer_schemes_cost_less(tiny_language_model, tiny_texts, folder):
+    keys = [FP16.key, *(variant.key for variant in made_by(2))]
+    models = quantized_language_models(tiny_language_model, folder, keys)
     table = cost_table(tiny_language_model, models, tiny_texts[0][:6]).set_index("scheme")
-    assert table.loc["baseline", "kl_mean"] == 0 and table.loc["baseline", "ratio"] == 1
-    assert table.loc["baseline_fp16", "kl_mean"] < table.loc["int8_scratch", "kl_mean"]
-    assert table.loc["int8_scratch_w8a8", "kl_mean"] < table.loc["nf4_scratch", "kl_mean"]
+    kl = table["kl_mean"]
+    assert kl[BASELINE.key] == 0 and table.loc[BASELINE.key, "ratio"] == 1
+    assert kl[FP16.key] < kl[INT8.key] and kl[W8A8.key] < kl[NF4.key]
     assert np.isfinite(table.select_dtypes("number").to_numpy()).all()
 
 
-def test_rows_are_read_back_until_texts_or_weights_change(
-    tiny_language_model, tiny_texts, tmp_path, monkeypatch
+def test_without_bitsandbytes_its_variants_are_missing(
+    tiny_language_model, tiny_texts, folder, monkeypatch
 ):
-    tiny_language_model.model.save_pretrained(tmp_path)
-    texts, cached = tiny_texts[0][:3], tmp_path / "cache"
-    first, _ = cached_cost_table(tiny_language_model, tmp_path, texts, Cache(cached))
+    def require():
+        raise UserError("bitsandbytes cannot be imported")
+
+    monkeypatch.setattr(quantization_cost, "require", require)
+    table, missing = cached_cost_table(tiny_language_model, folder, tiny_texts[0][:3], Cache(None))
+    assert list(missing) == [v.key for v in made_by(3) if v.method]
+    assert not set(missing) & set(table["scheme"])
+
+
+def test_rows_are_read_back_until_texts_or_weights_change(
+    tiny_language_model, tiny_texts, folder, monkeypatch
+):
+    texts, cache = tiny_texts[0][:3], Cache(folder.parent / "cache")
+    first, _ = cached_cost_table(tiny_language_model, folder, texts, cache)
     measured = []
 
     def count(*arguments):
@@ -78,10 +89,9 @@ def test_rows_are_read_back_until_texts_or_weights_change(
         return cost_table(*arguments)
 
     monkeypatch.setattr(quantization_cost, "cost_table", count)
-    again, _ = cached_cost_table(tiny_language_model, tmp_path, texts, Cache(cached))
+    again, _ = cached_cost_table(tiny_language_model, folder, texts, Cache(cache.folder))
     assert again.equals(first) and not measured
-    cached_cost_table(tiny_language_model, tmp_path, texts[:2], Cache(cached))
-    cached_cost_table(
-        replace(tiny_language_model, signature="other weights"), tmp_path, texts, Cache(cached)
-    )
+    cached_cost_table(tiny_language_model, folder, texts[:2], cache)
+    other = replace(tiny_language_model, signature="other weights")
+    cached_cost_table(other, folder, texts, cache)
     assert len(measured) == 2

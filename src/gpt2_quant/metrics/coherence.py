@@ -21,7 +21,7 @@ halves of at least three sentences that have nothing to do with each other). In 
 are close to 1.
 
 The form and the constants were chosen on held-out documents, not on people's ratings;
-`benchmarks/README.md` lists what was tried. A text of one sentence has no joints: its score is
+`dev/LOG.md` lists what was tried. A text of one sentence has no joints: its score is
 undefined (NaN), and so is that of a blank text.
 """
 

@@ -17,7 +17,6 @@ from .embeddings import Encoder
 from .perplexity import LanguageModel, load_language_model, perplexity
 from .rouge import rouge
 from .scored import References, Scored
-from .studies.examples import EXAMPLES
 
 
 @dataclass
@@ -63,14 +62,6 @@ def summary(scored: dict[str, Scored]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "corpus", "defined", "signature"])
 
 
-def score_examples(tools: Tools) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The built-in examples: (one row per text with all its values, the summary)."""
-    kinds, candidates, references = zip(*EXAMPLES, strict=True)
-    scored = score_texts(candidates, [[text] for text in references], tools)
-    texts = pd.DataFrame({"kind": kinds, "candidate": candidates, **_columns(scored)})
-    return texts, summary(scored)
-
-
 def score_own_texts(
     texts: Sequence[str], references: References | None, tools: Tools, output: Path
 ) -> pd.DataFrame:
@@ -81,9 +72,10 @@ def score_own_texts(
     tools = replace(tools, cache=memory, encoder=replace(tools.encoder, cache=memory))
     scored = score_texts(texts, references, tools)
     lines = np.arange(1, len(texts) + 1)
-    write_csv(output, pd.DataFrame({"line": lines, **_columns(scored)}))
+    write_csv(output, pd.DataFrame({"line": lines, **rounded(scored)}))
     return summary(scored)
 
 
-def _columns(scored: dict[str, Scored]) -> dict[str, np.ndarray]:
+def rounded(scored: dict[str, Scored]) -> dict[str, np.ndarray]:
+    """Every metric's value per text, to six digits."""
     return {name: np.round(metric.values, 6) for name, metric in scored.items()}

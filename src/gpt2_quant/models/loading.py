@@ -131,8 +131,13 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
-    if from_library and not has_half_arithmetic(device):
-        bitsandbytes.compute_in_float32(model)
+    if from_library:
+        # transformers 5.23 leaves unquantized weights in the file's dtype, biases in the asked one.
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype or torch.float32)
+        if not has_half_arithmetic(device):
+            bitsandbytes.compute_in_float32(model)
     return model.eval()
 
 

@@ -25,14 +25,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ..errors import UserError
 from . import SCHEMES, integrity
 from .layers import Int8Linear
-from .schemes import Scheme
 
 METHOD = "gpt2_quant"
 FORMAT_VERSION = 1
 
 
-def scheme_named(name: str) -> Scheme:
-    """The scheme that bears `name` in the registry of variants. Raises UserError for none."""
+def scheme_named(name: str) -> Any:
+    """The `schemes.Scheme` that bears `name` in the registry of variants. Raises UserError for none."""
     if name not in SCHEMES:
         known = ", ".join(SCHEMES)
         raise UserError(f"unknown quantization scheme {name!r}: the schemes are {known}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, QuantizedLayer, TiedHead
+from .quantizer import quantize_model
 
 
 class Scheme:
@@ -37,8 +38,6 @@ class Scheme:
 
     def quantize(self, key: str, model: Any, folder: Path, dtype: torch.dtype) -> Any:
         """A copy of the FP32 `model` in the scheme named `key`, float parts in `dtype`."""
-        from .quantizer import quantize_model
-
         return quantize_model(copy.deepcopy(model), key).to(dtype)
 
     def facts(self, model: Any) -> dict:

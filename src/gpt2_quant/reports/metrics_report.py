@@ -9,22 +9,22 @@ result it was written about.
 from difflib import SequenceMatcher
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from ..metrics.studies.examples import EDIT_STORY, EDITED
+from ..metrics.studies.edits import EDITS, edited
+from ..metrics.studies.examples import EDIT_STORY, OTHER_STORY
 from ..metrics.studies.human_judgements import QUALITIES
 from ..models.variants import BASELINE
 from ..records import load_record
 from . import compile_report
 
-IMAGES = (
-    "metric_edits",
-    "metric_human_agreement",
-    "metric_coherence",
-    "language_model_quantization",
-)
+IMAGES = ["metric_edits", "metric_human_agreement", "metric_coherence"]
+IMAGES += ["language_model_quantization"]
 STRENGTH_NAMES = {1: "one place", 2: "half", 3: "all"}
 SHUFFLE_TARGET, AGREEMENT_TARGET, CONTROL_TARGET = 0.85, 0.30, 0.95
+REPETITIONS = ("one sentence twice", "each sentence twice", "whole text twice")
+PACKAGES = ("rouge-score", "sacrebleu", "nltk", "torch", "transformers")
 
 
 def write_report(results_dir: Path) -> Path:
@@ -35,11 +35,9 @@ def write_report(results_dir: Path) -> Path:
     the report.
     """
     data = report_data(load_record(results_dir / "records" / "text_metrics.json"))
-    output = results_dir / "report_1.pdf"
-    compile_report(
-        "report_1.typ", data, {name: results_dir / f"{name}.pdf" for name in IMAGES}, output
-    )
-    return output
+    images = {name: results_dir / f"{name}.pdf" for name in IMAGES}
+    compile_report("report_1.typ", data, images, results_dir / "report_1.pdf")
+    return results_dir / "report_1.pdf"
 
 
 def report_data(record: dict) -> dict:
@@ -51,101 +49,90 @@ def report_data(record: dict) -> dict:
         "coherence": _coherence,
         "quantization": _quantization,
     }
-    parts = {
-        name: build(record[name]) if name in record else None for name, build in builders.items()
-    }
-    findings = [sentence for part in parts.values() if part for sentence in part.pop("findings")]
+    parts = {name: build(record[name]) for name, build in builders.items() if name in record}
     return {
         "facts": _facts(record),
-        "findings": findings,
+        "findings": [sentence for part in parts.values() for sentence in part.pop("findings")],
         "preset": record["settings"]["preset"],
-        **parts,
+        **{name: parts.get(name) for name in builders},
     }
 
 
 def _facts(record: dict) -> list[tuple[str, str]]:
-    made = record["provenance"]
-    commit = (made["git_commit"] or "unknown")[:10] + (
-        " with local changes" if made["git_dirty"] else ""
-    )
-    packages = made["packages"]
-    versions = ", ".join(
-        f"{name} {packages[name]}"
-        for name in ("rouge-score", "sacrebleu", "nltk", "torch", "transformers")
-        if packages.get(name)
-    )
+    made, data = record["provenance"], record["data"]
+    installed = made["packages"]
+    changes = " with local changes" if made["git_dirty"] else ""
+    commit = f"{(made['git_commit'] or 'unknown')[:10]}{changes}"
+    versions = [f"{name} {installed[name]}" for name in PACKAGES if installed.get(name)]
     return [
         ("Language model", record["models"]["language_model"]),
         ("Embeddings", record["models"]["encoder"].split("|")[0]),
-        (
-            "News texts",
-            f"{record['data']['name']}, {record['data']['split']}, {record['data']['n']:,} texts",
-        ),
+        ("News texts", f"{data['name']}, {data['split']}, {data['n']:,} texts"),
         ("Device", made["device"]),
         ("Code", f"commit {commit}, {made['time_utc']}"),
-        ("Packages", versions),
+        ("Packages", ", ".join(versions)),
     ]
+
+
+def _rows(table: pd.DataFrame, key: str, values: str) -> list[dict]:
+    """A table as rows of its index, named `key`, and a list of its `values`."""
+    numbers = table.to_numpy(float).tolist()
+    return [{key: name, values: row} for name, row in zip(table.index, numbers, strict=True)]
 
 
 def _scores(section: dict) -> dict:
-    table = pd.DataFrame(section["texts"])
     names = [row["metric"] for row in section["corpus"]]
-    by_kind = table.groupby("kind", sort=False)[names].mean()
-    meaning = by_kind.loc[["negated", "wrong number", "roles swapped"], "ROUGE-1"].mean()
-    paraphrase = by_kind.loc["paraphrase", "ROUGE-1"]
-    findings = [
-        f"On the built-in stories ROUGE-1 gives a faithful paraphrase {paraphrase:.2f}, and {meaning:.2f} to texts that say the "
-        "opposite, give another number or reverse who did it."
-    ]
+    by_kind = pd.DataFrame(section["texts"]).groupby("kind", sort=False)[names].mean()
+    rouge = by_kind["ROUGE-1"].to_dict()
+    wrong = np.mean([rouge[kind] for kind in ("negated", "wrong number", "roles swapped")])
+    finding = (
+        f"On the built-in stories ROUGE-1 gives a faithful paraphrase {rouge['paraphrase']:.2f}, "
+        f"and {wrong:.2f} to texts that say the opposite, give another number or reverse who did "
+        "it."
+    )
     return {
         "head": names,
-        "rows": [
-            {"kind": kind, "values": [_number(value) for value in row]}
-            for kind, row in by_kind.iterrows()
-        ],
-        "signatures": [
-            {"metric": row["metric"], "signature": row["signature"]} for row in section["corpus"]
-        ],
+        "rows": _rows(by_kind, "kind", "values"),
+        "signatures": section["corpus"],
         "baseline": section["bertscore_baseline"]["f1"],
-        "findings": findings,
+        "findings": [finding],
     }
 
 
 def _edits(section: dict) -> dict:
-    table, ranking = pd.DataFrame(section["table"]), pd.DataFrame(section["ranking"])
-    worst, best = (
-        ranking.loc[ranking["kept_above_broken"].idxmin()],
-        ranking.loc[ranking["kept_above_broken"].idxmax()],
-    )
+    table = pd.DataFrame(section["table"])
+    ranking = sorted(section["ranking"], key=lambda row: -row["kept_above_broken"])
+    best, worst = ranking[0], ranking[-1]
     findings = [
-        f"Edits that keep the meaning should score above edits that break it (chance: 50% of pairs). The best, {best['metric']}, "
-        f"manages {_percent(best['kept_above_broken'])}, {worst['metric']} {_percent(worst['kept_above_broken'])}."
+        "Edits that keep the meaning should score above edits that break it (chance: 50% of "
+        f"pairs). The best, {best['metric']}, manages {_percent(best['kept_above_broken'])}, "
+        f"{worst['metric']} {_percent(worst['kept_above_broken'])}."
     ]
-    negation = table[(table["edit"] == "negation") & (table["strength"] == table["strength"].max())]
+    strongest = table["strength"].max()
+    negation = table[(table["edit"] == "negation") & (table["strength"] == strongest)]
     if len(negation):
-        row = negation.loc[negation["mean_fall"].idxmax()]
+        fall, metric = max(zip(negation["mean_fall"], negation["metric"], strict=True))
         findings.append(
-            "Denying statements with “not”, at the greatest strength tried, lowers no metric by more than "
-            f"{max(row['mean_fall'], 0):.2f} of its standard deviations ({row['metric']})."
+            "Denying statements with “not”, at the greatest strength tried, lowers no metric by "
+            f"more than {max(fall, 0):.2f} of its standard deviations ({metric})."
         )
     dose = table[table["metric"] == "BERTScore"].pivot_table(
         index="edit", columns="strength", values="mean_fall", sort=False
     )
+    strengths = sorted(table["strength"].unique())
+    versions = {edit: edited(edit, EDIT_STORY, OTHER_STORY, 1) or "" for edit in EDITS}
     return {
         "source": section["source"],
-        "n_low": int(table["n"].min()),
-        "n_high": int(table["n"].max()),
-        "n_edits": int(table["edit"].nunique()),
-        "ranking": ranking.sort_values("kept_above_broken", ascending=False).to_dict("records"),
-        "strengths": [STRENGTH_NAMES[level] for level in sorted(dose)],
-        "dose": [
-            {"edit": edit, "falls": [_number(fall) for fall in row[sorted(dose)]]}
-            for edit, row in dose.iterrows()
-        ],
+        "n_low": table["n"].min(),
+        "n_high": table["n"].max(),
+        "n_edits": table["edit"].nunique(),
+        "ranking": ranking,
+        "strengths": [STRENGTH_NAMES[strength] for strength in strengths],
+        "dose": _rows(dose[strengths], "edit", "falls"),
         "story": EDIT_STORY,
         "edited": [
-            {"edit": edit, "effect": effect, "runs": _runs(EDIT_STORY, text)}
-            for edit, effect, text in EDITED
+            {"edit": edit.name, "effect": edit.effect, "runs": _runs(EDIT_STORY, text)}
+            for edit, text in versions.items()
         ],
         "findings": findings,
     }
@@ -159,166 +146,106 @@ def _runs(before: str, after: str) -> list[tuple[str, bool]]:
 
 
 def _humans(section: dict) -> dict:
-    table, stsb = pd.DataFrame(section["summeval"]), pd.DataFrame(section["stsb"])
-    differences = pd.DataFrame(section["coherence_differences"])
-    spearman = table[(table["level"] == "summary") & (table["statistic"] == "spearman")]
-    shown = spearman[~spearman["metric"].str.startswith("SCS ")]
-    rows = []
-    for name, group in shown.groupby("metric", sort=False):
-        cells = group.set_index("quality").loc[list(QUALITIES)]
-        rows.append(
-            {
-                "metric": name,
-                "values": cells[["value", "low", "high"]].map(_number).to_dict("records"),
-            }
-        )
-    scs = spearman[(spearman["metric"] == "SCS") & (spearman["quality"] == "coherence")].iloc[0]
-    cosine = stsb[stsb["metric"] == "MiniLM cosine"].iloc[0]
+    table = pd.DataFrame(section["summeval"])
+    summary = table[table["level"] == "summary"]
+    whole = table[~table["metric"].str.startswith("SCS ")]  # no SCS without some of its parts
+    system = whole[(whole["level"] == "system") & (whole["statistic"] == "kendall")]
+    by_quality = system.pivot_table(index="metric", columns="quality", values="value", sort=False)
+    spearman = whole[(whole["level"] == "summary") & (whole["statistic"] == "spearman")]
+    of_coherence = summary[summary["quality"] == "coherence"]
+    agreement = of_coherence.pivot(index="metric", columns="statistic", values="value")
+    agreement = agreement.rename(columns={"spearman without length": "partial"})
+    return {
+        "rows": [
+            {"metric": name, "values": cells.to_dict("records")}
+            for name, cells in spearman.groupby("metric", sort=False)
+        ],
+        "system": _rows(by_quality, "metric", "values"),
+        "differences": section["coherence_differences"],
+        "stsb": section["stsb"],
+        "compared": _beside_published(spearman),
+        "qualities": QUALITIES,
+        "undefined": section["undefined_scs"],
+        "coherence": agreement.to_dict("index"),
+        "findings": _human_findings(section, spearman),
+    }
+
+
+def _human_findings(section: dict, spearman: pd.DataFrame) -> list[str]:
+    rows = spearman[(spearman["metric"] == "SCS") & (spearman["quality"] == "coherence")]
+    scs = rows.to_dict("records")[0]
+    cosine = next(row for row in section["stsb"] if row["metric"] == "MiniLM cosine")
     reached = "reaches" if scs["value"] >= AGREEMENT_TARGET else "misses"
-    ahead = [
-        row
-        for row in section["coherence_differences"]
-        if row["statistic"] == "spearman" and (row["low"] or 0) > 0
-    ]
-    findings = [
+    rivals = [row for row in section["coherence_differences"] if row["statistic"] == "spearman"]
+    ahead = [row["rival"] for row in rivals if (row["low"] or 0) > 0]
+    others = [row["rival"] for row in rivals if row["rival"] not in ahead]
+    lead = f"It is ahead, by an interval above 0, of {', '.join(ahead)}."
+    if not ahead:
+        lead = "It is ahead of no rival."
+    if others:
+        lead += f" The interval of the difference does not exclude 0 for {', '.join(others)}."
+    return [
         f"SCS agrees with people on coherence by a summary-level Spearman of {scs['value']:.3f} "
         f"[{scs['low']:.3f}, {scs['high']:.3f}] with neither reference nor source; "
         f"this {reached} the target of {AGREEMENT_TARGET:.2f}.",
-        (
-            f"It is ahead, by an interval above 0, of {', '.join(row['rival'] for row in ahead)}."
-            if ahead
-            else "It is ahead of no rival."
-        )
-        + _not_ahead(section["coherence_differences"]),
-        f"MiniLM's cosine reaches Spearman {cosine['spearman']:.4f} on the STS Benchmark test (published: 0.8203).",
+        lead,
+        f"MiniLM's cosine reaches Spearman {cosine['spearman']:.4f} on the STS Benchmark test "
+        "(published: 0.8203).",
     ]
-    published = spearman[
-        spearman["published"].notna() & spearman["metric"].str.endswith("eleven references")
-    ]
-    single = spearman.set_index(["metric", "quality"])["value"]
-    compared = [
-        {
-            "metric": row["metric"].split(",")[0],
-            "quality": row["quality"],
-            "eleven": row["value"],
-            "one": single.get(
-                (row["metric"].replace("eleven references", "one reference"), row["quality"])
-            ),
-            "published": row["published"],
-        }
-        for row in published.to_dict("records")
-    ]
-    system = table[
-        (table["level"] == "system")
-        & (table["statistic"] == "kendall")
-        & ~table["metric"].str.startswith("SCS ")
-    ]
-    return {
-        "rows": rows,
-        "system": [
-            {
-                "metric": name,
-                "values": [
-                    _number(value)
-                    for value in group.set_index("quality").loc[list(QUALITIES), "value"]
-                ],
-            }
-            for name, group in system.groupby("metric", sort=False)
-        ],
-        "differences": differences.to_dict("records"),
-        "stsb": stsb.to_dict("records"),
-        "compared": compared,
-        "qualities": list(QUALITIES),
-        "undefined": section["undefined_scs"],
-        "coherence": _coherence_agreement(table),
-        "findings": findings,
-    }
 
 
-def _not_ahead(rows: list[dict]) -> str:
-    behind = [
-        row["rival"] for row in rows if row["statistic"] == "spearman" and not (row["low"] or 0) > 0
-    ]
-    return (
-        f" The interval of the difference does not exclude 0 for {', '.join(behind)}."
-        if behind
-        else ""
-    )
-
-
-def _coherence_agreement(table: pd.DataFrame) -> dict[str, dict]:
-    """Metric -> Spearman with SummEval's coherence, with and without the number of sentences held
-    constant.
-    """
-    rows = table[(table["quality"] == "coherence") & (table["level"] == "summary")]
-    values = rows.pivot(index="metric", columns="statistic", values="value")
-    return {
-        name: {
-            "spearman": _number(row["spearman"]),
-            "partial": _number(row["spearman without length"]),
-        }
-        for name, row in values.iterrows()
-    }
+def _beside_published(spearman: pd.DataFrame) -> list[dict]:
+    """Metric and quality with our value on eleven references and on one, and the published one."""
+    rows = spearman[spearman["published"].notna()]
+    names = rows["metric"].str.extract(r"(?P<metric>.+), (?P<n>one|eleven)")
+    rows = rows.assign(metric=names["metric"], n=names["n"])
+    keys = ["metric", "quality", "published"]
+    values = rows.pivot_table(index=keys, columns="n", values="value", sort=False)
+    return values.reset_index().to_dict("records")
 
 
 def _coherence(section: dict) -> dict:
-    table = pd.DataFrame(section["table"])
-    shares = table.set_index(["metric", "control"])["prefers_original"]
-    shuffles = table[table["control"] == "shuffle"].set_index("metric")
-    shuffle, few = shuffles.loc["SCS"], shuffles.loc["perplexity"]
-    reached = "reaches" if shuffle["prefers_original"] >= SHUFFLE_TARGET else "misses"
-    worst = min(
-        shares["SCS", control]
-        for control in (
-            "topic switch",
-            "one sentence twice",
-            "each sentence twice",
-            "whole text twice",
-        )
+    rows = {(row["metric"], row["control"]): row for row in section["table"]}
+    fractions = {key: row["prefers_original"] for key, row in rows.items()}
+    scs, few = rows["SCS", "shuffle"], rows["perplexity", "shuffle"]
+    worst = min(fractions["SCS", control] for control in ("topic switch", *REPETITIONS))
+    reached = "reaches" if fractions["SCS", "shuffle"] >= SHUFFLE_TARGET else "misses"
+    sound = "reaches" if worst >= CONTROL_TARGET else "misses"
+    shuffled, low, high = (_percent(scs[key], 1) for key in ("prefers_original", "low", "high"))
+    neighbours, surprise = (
+        _percent(fractions[name, "shuffle"], 1) for name in ("adjacent cosine", "perplexity")
     )
     findings = [
-        f"Shuffle test ({section['source']}, {shuffle['versions']} permutations each): SCS prefers the original to "
-        f"{_percent(shuffle['prefers_original'], 1)} of permutations [{_percent(shuffle['low'], 1)}, "
-        f"{_percent(shuffle['high'], 1)}], which {reached} the target of {_percent(SHUFFLE_TARGET)}; the cosine of neighbours to "
-        f"{_percent(shares['adjacent cosine', 'shuffle'], 1)}, perplexity (read on {few['texts']} "
-        f"texts × {few['versions']}) to {_percent(few['prefers_original'], 1)}.",
-        f"SCS prefers the original to every repetition and topic-switch control in at least {_percent(worst)} of texts, which "
-        f"{'reaches' if worst >= CONTROL_TARGET else 'misses'} the target of {_percent(CONTROL_TARGET)}.",
+        f"Shuffle test ({section['source']}, {scs['versions']} permutations each): SCS prefers the "
+        f"original to {shuffled} of permutations [{low}, {high}], which {reached} the target of "
+        f"{_percent(SHUFFLE_TARGET)}; the cosine of neighbours to {neighbours}, perplexity (read "
+        f"on {few['texts']} texts × {few['versions']}) to {surprise}.",
+        "SCS prefers the original to every repetition and topic-switch control in at least "
+        f"{_percent(worst)} of texts, which {sound} the target of {_percent(CONTROL_TARGET)}.",
     ]
     return {
         "source": section["source"],
-        "texts": int(table["texts"].max()),
-        "shuffle": [
-            {
-                key: row[key]
-                for key in ("metric", "prefers_original", "low", "high", "texts", "versions")
-            }
-            for row in shuffles.reset_index().to_dict("records")
-        ],
+        "texts": max(row["texts"] for row in section["table"]),
+        "shuffle": [row for row in section["table"] if row["control"] == "shuffle"],
         "findings": findings,
     }
 
 
 def _quantization(section: dict) -> dict:
-    table = pd.DataFrame(section["table"])
-    rows = table[table["scheme"] != BASELINE.key]
-    least, most = rows.loc[rows["kl_mean"].idxmin()], rows.loc[rows["kl_mean"].idxmax()]
-    findings = [
-        f"For the language model quantization costs between {least['kl_mean']:.2g} nats a token ({least['label']}) and "
-        f"{most['kl_mean']:.2g} ({most['label']}), whose first choice differs at {_percent(1 - most['top1_agreement'])} "
-        "of positions."
-    ]
+    quantized = [row for row in section["table"] if row["scheme"] != BASELINE.key]
+    least, *_, most = sorted(quantized, key=lambda row: row["kl_mean"])
+    finding = (
+        f"For the language model quantization costs between {least['kl_mean']:.2g} nats per token "
+        f"({least['label']}) and {most['kl_mean']:.2g} ({most['label']}), whose first choice "
+        f"differs at {_percent(1 - most['top1_agreement'])} of positions."
+    )
     return {
-        "rows": table.to_dict("records"),
+        "rows": section["table"],
         "missing": section["missing"],
-        "tokens": int(table["tokens"].max()),
-        "findings": findings,
+        "tokens": max(row["tokens"] for row in section["table"]),
+        "findings": [finding],
     }
 
 
-def _number(value) -> float | None:
-    return None if value is None or value != value else float(value)
-
-
-def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f}%"
+def _percent(fraction: float, digits: int = 0) -> str:
+    return f"{100 * fraction:.{digits}f}%"

@@ -1,5 +1,5 @@
-"""Does a coherence metric see what it should? Texts against their own damaged versions, as shares
-that prefer the original.
+"""Does a coherence metric see what it should? Texts against their own damaged versions: the
+fraction of versions that score below the original.
 
 * shuffle: sentences permuted (the shuffle test of Barzilay and Lapata 2008); block shuffle: blocks
   of three kept whole
@@ -11,131 +11,85 @@ every permutation anew, at the cost of a language model's pass, so it gets fewer
 permutations than the metrics that only reorder sentence vectors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from ..coherence import ABLATIONS, adjacent_cosine, all_pairs_cosine, coherence
-from ..perplexity import perplexity
 from ..sentences import split_sentences
 from ..suite import Tools
+from .edits import permutation
+from .human_judgements import People
+from .resampling import draws, interval, preferred
+from .values import coherence_metrics
 
-CONTROLS = (
-    "shuffle",
-    "block shuffle",
-    "intrusion",
-    "topic switch",
-    "one sentence twice",
-    "each sentence twice",
-    "whole text twice",
-)
-RESAMPLES = 2000
-PERPLEXITY_TEXTS, PERPLEXITY_PERMUTATIONS = 30, 1
+PERPLEXITY_TEXTS = 30
 
 
-def damaged_versions(texts: Sequence[str], permutations: int) -> list[dict[str, list[str]]]:
-    """For each text its damaged versions by control; texts of fewer than four sentences are left
-    out, as None would be.
+def choose_texts(people: People | None, news: Sequence[str], n: int) -> tuple[list[str], str]:
+    """(n texts, their source): whole articles, or the longest news items where there are none."""
+    if people:
+        return people[0].sources[:n], "SummEval source articles, whole"
+    texts = sorted(news, key=lambda text: -len(split_sentences(text)))
+    return texts[:n], "the test items with the most sentences"
+
+
+def damaged_versions(texts: Sequence[str], permutations: int) -> pd.DataFrame:
+    """One row per version: text (its number), control, version. Each text of at least four
+    sentences has an "original", `permutations` versions of both shuffles and one of each other
+    control.
     """
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     split = [sentences for sentences in map(split_sentences, texts) if len(sentences) >= 4]
-    result = []
-    for i, sentences in enumerate(split):
-        n, other = len(sentences), split[(i + 1) % len(split)]
-        place = int(draw.integers(n))
-        blocks = [sentences[k : k + 3] for k in range(0, n, 3)]
-        versions = {
-            "original": [sentences],
-            "shuffle": [[sentences[k] for k in _permutation(n, draw)] for _ in range(permutations)],
-            "block shuffle": [
-                [s for k in _permutation(len(blocks), draw) for s in blocks[k]]
-                for _ in range(permutations)
-            ],
-            "intrusion": [
-                [
-                    *sentences[: place + 1],
-                    other[int(draw.integers(len(other)))],
-                    *sentences[place + 1 :],
-                ]
-            ],
-            "topic switch": [sentences[: n // 2] + other[len(other) // 2 :][: n - n // 2]],
-            "one sentence twice": [sentences[: place + 1] + sentences[place:]],
-            "each sentence twice": [
-                [copy for sentence in sentences for copy in (sentence, sentence)]
-            ],
-            "whole text twice": [sentences + sentences],
-        }
-        # A line break always ends a sentence, so every version is read with the sentences that it
-        # was made of.
-        result.append(
-            {name: ["\n".join(version) for version in group] for name, group in versions.items()}
-        )
-    return result
-
-
-def _permutation(n: int, draw: np.random.Generator) -> np.ndarray:
-    """A random order that is not the original one (n of at least 2)."""
-    while True:
-        order = draw.permutation(n)
-        if (order != np.arange(n)).any():
-            return order
-
-
-def coherence_metrics(tools: Tools) -> dict[str, Callable[[list[str]], np.ndarray]]:
-    """Name -> function from texts to values, higher meant to be better."""
-    metrics = {
-        "SCS": lambda texts: coherence(texts, tools.encoder).values,
-        "adjacent cosine": lambda texts: adjacent_cosine(texts, tools.encoder).values,
-        "all-pairs cosine": lambda texts: all_pairs_cosine(texts, tools.encoder).values,
-        "perplexity": lambda texts: (
-            -np.log(perplexity(texts, tools.language_model, tools.cache).values)
-        ),
-    }
-    for name, parts in ABLATIONS.items():
-        metrics[f"SCS {name}"] = lambda texts, parts=parts: (
-            coherence(texts, tools.encoder, parts).values
-        )
-    return metrics
+    rows = []
+    for text, sentences in enumerate(split):
+        n, other = len(sentences), split[(text + 1) % len(split)]
+        position = int(rng.integers(n)) + 1
+        before, after = sentences[:position], sentences[position:]
+        blocks = [sentences[i : i + 3] for i in range(0, n, 3)]
+        versions = [("original", sentences)]
+        for _ in range(permutations):
+            versions += [("shuffle", [sentences[i] for i in permutation(n, rng)])]
+        for _ in range(permutations):
+            order = permutation(len(blocks), rng)
+            versions += [("block shuffle", [s for i in order for s in blocks[i]])]
+        intruder = other[int(rng.integers(len(other)))]
+        versions += [
+            ("intrusion", [*before, intruder, *after]),
+            ("topic switch", sentences[: n // 2] + other[len(other) // 2 :][: n - n // 2]),
+            ("one sentence twice", [*before, before[-1], *after]),
+            ("each sentence twice", [copy for s in sentences for copy in (s, s)]),
+            ("whole text twice", sentences + sentences),
+        ]
+        # A line break always ends a sentence: every version is read as the sentences it is made of.
+        rows += [(text, control, "\n".join(version)) for control, version in versions]
+    return pd.DataFrame(rows, columns=["text", "control", "version"])
 
 
 def control_table(texts: Sequence[str], tools: Tools, permutations: int) -> pd.DataFrame:
-    """One row a metric and control: share of versions that the metric puts below the original,
-    interval, texts, versions a text.
+    """One row per metric and control: the fraction of versions that the metric puts below the
+    original, its interval, the number of texts, of versions per text.
     """
-    all_versions = damaged_versions(texts, permutations)
+    versions = damaged_versions(texts, permutations)
+    few = versions[versions["text"] < PERPLEXITY_TEXTS].groupby(["text", "control"]).head(1)
     rows = []
     for name, metric in coherence_metrics(tools).items():
-        few = name == "perplexity"
-        limit = PERPLEXITY_PERMUTATIONS if few else permutations
-        versions = all_versions[:PERPLEXITY_TEXTS] if few else all_versions
-        drawn = np.random.default_rng(0).integers(len(versions), size=(RESAMPLES, len(versions)))
-        flat = [
-            text
-            for group in versions
-            for control in ("original", *CONTROLS)
-            for text in group[control][:limit]
-        ]
-        values = iter(metric(flat))
-        shares = {control: np.empty(len(versions)) for control in CONTROLS}
-        for i, group in enumerate(versions):
-            original = next(values)
-            for control in CONTROLS:
-                scores = np.array([next(values) for _ in group[control][:limit]])
-                shares[control][i] = (np.sign(np.round(original - scores, 9)) / 2 + 0.5).mean()
-        for control, share in shares.items():
-            low, high = np.quantile(share[drawn].mean(1), (0.025, 0.975))
-            rows.append(
-                (
-                    name,
-                    control,
-                    share.mean(),
-                    low,
-                    high,
-                    len(versions),
-                    min(limit, len(versions[0][control])),
-                )
-            )
-    return pd.DataFrame(
-        rows, columns=["metric", "control", "prefers_original", "low", "high", "texts", "versions"]
-    )
+        scored = few if name == "perplexity" else versions
+        scored = scored.assign(score=metric(list(scored["version"])))
+        is_original = scored["control"] == "original"
+        original = scored[is_original].set_index("text")["score"]
+        damaged = scored[~is_original]
+        won = preferred(damaged["text"].map(original) - damaged["score"])
+        for control, wins in won.groupby(damaged["control"], sort=False):
+            per_text = wins.groupby(damaged["text"]).mean().to_numpy()
+            low, high = interval(per_text[draws(len(per_text))].mean(1))
+            n = len(per_text)
+            rows.append((name, control, per_text.mean(), low, high, n, len(wins) // n))
+    columns = ["metric", "control", "prefers_original", "low", "high", "texts", "versions"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def by_control(table: pd.DataFrame) -> pd.DataFrame:
+    """The fractions alone, a row per metric, a column per control."""
+    fractions = table.pivot(index="metric", columns="control", values="prefers_original")
+    return fractions.reset_index()

@@ -1,12 +1,11 @@
 """What people said: SummEval's ratings of summaries and the STS Benchmark's of sentence pairs, from
 the hub or a folder.
 
-SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, for each 16 systems' summaries, rated 1
-to 5 by experts for coherence, consistency, fluency and relevance (means of three here), and 11
-reference summaries. STS Benchmark test (Cer et al. 2017): 1,379 pairs of sentences, similarity 0 to
-5.
+SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, each with 11 reference summaries and 16
+systems' summaries, rated 1 to 5 (means of three experts). STS Benchmark test (Cer et al. 2017):
+1,379 pairs of sentences, similarity 0 to 5.
 
-A folder holds `summeval.jsonl` (a line a document: id, source, references, systems: {name:
+A folder holds `summeval.jsonl` (per line a document: id, source, references, systems: {name:
 {summary, coherence, …}}) and `stsb_test.csv` (tab-separated, no header: genre, file, year, id,
 score, sentence 1, sentence 2).
 """
@@ -23,6 +22,7 @@ from ...errors import UserError
 
 QUALITIES = ("coherence", "consistency", "fluency", "relevance")
 SUMMEVAL = ("mteb/summeval", "cda12ad7615edc362dbf25a00fdd61d3b1eaf93c")
+READ_BY = {"edits", "humans", "coherence"}  # parts of the study
 STSB = ("sentence-transformers/stsb", "ab7a5ac0e35aa22088bdcf23e7fd99b220e53308")
 
 
@@ -41,16 +41,35 @@ class SummEval:
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """n pairs with the mean human similarity, float64 [n] (the scale, 0 to 5 or 0 to 1, does not
-    matter to a correlation).
-    """
+    """n pairs with the mean human similarity, float64 [n], on a scale of 0 to 5 or 0 to 1."""
 
     first: list[str]
     second: list[str]
     similarity: np.ndarray
 
 
-def load_human_judgements(where: str) -> tuple[SummEval, SentencePairs]:
+People = tuple[SummEval, SentencePairs]
+
+
+def judgements_or_none(flag: str | None, preset: str, parts: set[str]) -> People | None:
+    """What --human-judgements asks for, by default the hub's. None where no part reads them, and
+    with a printed sentence in the demo and where the hub is out of reach.
+    """
+    if not parts & READ_BY:
+        return None
+    if flag:
+        return load_human_judgements(flag)
+    reason = "the demo has no human judgements; --human-judgements hub|FOLDER adds them"
+    if preset != "demo":
+        try:
+            return load_human_judgements("hub")
+        except UserError as fault:
+            reason = str(fault)
+    print(f"Left out: humans ({reason}).")
+    return None
+
+
+def load_human_judgements(where: str) -> People:
     """Both data sets from "hub" or from the folder `where`.
 
     Raises UserError when the hub is out of reach, or when the folder lacks a file or holds
@@ -58,39 +77,32 @@ def load_human_judgements(where: str) -> tuple[SummEval, SentencePairs]:
     """
     if where == "hub":
         return _summeval_from_hub(), _stsb_from_hub()
-    folder = Path(where)
-    for name in ("summeval.jsonl", "stsb_test.csv"):
-        if not (folder / name).is_file():
+    summeval, stsb = Path(where) / "summeval.jsonl", Path(where) / "stsb_test.csv"
+    for file in (summeval, stsb):
+        if not file.is_file():
             raise UserError(
-                f"--human-judgements {where} has no {name}: give the folder that holds it, or hub"
+                f"--human-judgements {where} has no {file.name}: give the folder that holds it, "
+                "or hub"
             )
     try:
-        return _summeval_from_folder(folder / "summeval.jsonl"), _stsb_from_folder(
-            folder / "stsb_test.csv"
-        )
+        return _summeval_from_folder(summeval), _stsb_from_folder(stsb)
     except (ValueError, KeyError, TypeError, IndexError) as fault:
         raise UserError(
-            f"--human-judgements {where} is not in the stated form ({fault!r}): see metrics/studies/human_judgements.py"
+            f"--human-judgements {where} is not in the stated form ({fault!r}): see "
+            "metrics/studies/human_judgements.py"
         ) from fault
 
 
 def _summeval_from_folder(path: Path) -> SummEval:
     documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     systems = sorted(documents[0]["systems"])
+    rated = [[document["systems"][name] for name in systems] for document in documents]
     return SummEval(
         [document["source"] for document in documents],
         [document["references"] for document in documents],
         systems,
-        [[document["systems"][name]["summary"] for name in systems] for document in documents],
-        {
-            q: np.array(
-                [
-                    [float(document["systems"][name][q]) for name in systems]
-                    for document in documents
-                ]
-            )
-            for q in QUALITIES
-        },
+        [[cell["summary"] for cell in row] for row in rated],
+        {q: np.array([[cell[q] for cell in row] for row in rated], float) for q in QUALITIES},
     )
 
 
@@ -98,11 +110,8 @@ def _stsb_from_folder(path: Path) -> SentencePairs:
     with open(path, encoding="utf-8", newline="") as file:
         # Quotes are part of the sentences in this file.
         rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
-    return SentencePairs(
-        [row[5] for row in rows],
-        [row[6] for row in rows],
-        np.array([float(row[4]) for row in rows]),
-    )
+    similarity = np.array([float(row[4]) for row in rows])
+    return SentencePairs([row[5] for row in rows], [row[6] for row in rows], similarity)
 
 
 def _dataset(name: str, revision: str):
@@ -114,18 +123,16 @@ def _dataset(name: str, revision: str):
 
 def _summeval_from_hub() -> SummEval:
     rows = _dataset(*SUMMEVAL)
-    n_systems = len(rows[0]["machine_summaries"])
     return SummEval(
-        [row["text"] for row in rows],
-        [list(row["human_summaries"]) for row in rows],
-        [f"system {i}" for i in range(n_systems)],
-        [list(row["machine_summaries"]) for row in rows],
-        {q: np.array([row[q] for row in rows], dtype=np.float64) for q in QUALITIES},
+        list(rows["text"]),
+        [list(group) for group in rows["human_summaries"]],
+        [f"system {i}" for i in range(len(rows[0]["machine_summaries"]))],
+        [list(group) for group in rows["machine_summaries"]],
+        {q: np.array(rows[q], dtype=np.float64) for q in QUALITIES},
     )
 
 
 def _stsb_from_hub() -> SentencePairs:
     rows = _dataset(*STSB)
-    return SentencePairs(
-        list(rows["sentence1"]), list(rows["sentence2"]), np.array(rows["score"], dtype=np.float64)
-    )
+    similarity = np.array(rows["score"], dtype=np.float64)
+    return SentencePairs(list(rows["sentence1"]), list(rows["sentence2"]), similarity)

@@ -1,112 +1,100 @@
 """How well a metric agrees with people, with the uncertainty of the documents at hand.
 
 *Summary level*: for each document the rank correlation over its systems between metric and rating,
-then the mean over documents; this asks whether the metric can tell good summaries of one text from
-bad ones. *System level*: one correlation over systems of the means over documents. A document on
-which people, or the metric, make no difference has no correlation and is left out.
+then the mean over documents: can the metric tell good summaries of one text from bad ones?
+*System level*: one correlation over systems of the means over documents. A document on which
+people, or the metric, make no difference has no correlation and is left out.
 
-Intervals are percentile bootstrap intervals over documents (2,000 resamples; Efron 1979), since
-documents are what was sampled. Two metrics are compared on the same resamples: the interval of the
-difference, not two intervals side by side, says which is better. For the one sample of STS pairs
-there is Williams' test of two dependent correlations that share a variable (Steiger 1980):
+Intervals are bootstrap intervals over documents, since documents are what was sampled. For the one
+sample of STS pairs there is Williams' test of two dependent correlations that share a variable
+(Steiger 1980):
 
-    t = (r12 - r13) * sqrt( (n-1)(1 + r23) / (2 |R| (n-1)/(n-3) + rm² (1 - r23)³) ),   rm = (r12 + r13) / 2,
-    |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23,   df = n - 3
+    t = (r12 - r13) sqrt( (n-1)(1 + r23) / (2 |R| (n-1)/(n-3) + rm² (1 - r23)³) ),  df = n - 3,
+    rm = (r12 + r13) / 2,  |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23
 
-Holm's correction (`paired.holm`) holds over each family. A third variable z (the number of
-sentences) is taken out of ranks by the partial correlation (r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1
-- r_yz²)).
+A third variable z (the number of sentences) is taken out of ranks by the partial correlation
+(r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²)).
 """
 
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 from scipy.stats import t as student_t
 
-RESAMPLES = 2000
+from .resampling import RESAMPLES, interval
+
+SYSTEM_RESAMPLES = 500
+NAN = float("nan")
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of the pairs where both are defined; NaN when fewer than three,
-    or one side is constant.
+def _defined(*columns: np.ndarray) -> list[np.ndarray]:
+    """The columns with NaN wherever one of them has it, so that all hold the same pairs."""
+    together = np.isfinite(columns).all(0)
+    return [np.where(together, column, np.nan) for column in columns]
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation along the last axis, of the pairs where both are defined: one call for
+    all documents or resamples. NaN when fewer than three, or one side is constant.
     """
-    both = np.isfinite(x) & np.isfinite(y)
-    return _pearson(rankdata(x[both]), rankdata(y[both])) if both.sum() > 2 else float("nan")
+    x, y = _defined(x, y)
+    n = np.isfinite(x).sum(-1)
+    x, y = (v - np.nansum(v, -1, keepdims=True) / np.maximum(n, 1)[..., None] for v in (x, y))
+    scale = np.sqrt(np.nansum(x * x, -1) * np.nansum(y * y, -1))
+    usable = (scale > 1e-12) & (n > 2)
+    return np.where(usable, np.nansum(x * y, -1) / np.where(usable, scale, 1), np.nan)
 
 
-def kendall(x: np.ndarray, y: np.ndarray) -> float:
-    """Kendall's tau-b of the pairs where both are defined; NaN as `spearman`."""
-    both = np.isfinite(x) & np.isfinite(y)
-    # Of the two ways to a p-value, which is not used here, the asymptotic one takes no time.
-    return (
-        float(kendalltau(x[both], y[both], method="asymptotic").statistic)
-        if both.sum() > 2
-        else float("nan")
-    )
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis; pairs and NaN as `pearson`."""
+    return pearson(*(rankdata(v, axis=-1, nan_policy="omit") for v in _defined(x, y)))
 
 
-def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
+def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of each row of [rows, n]; pairs and NaN as `pearson`."""
+
+    def tau(a: np.ndarray, b: np.ndarray) -> float:
+        both = np.isfinite(a) & np.isfinite(b)
+        if both.sum() < 3:
+            return NAN
+        # Of the two ways to a p-value, which is not used here, the asymptotic one takes no time.
+        return kendalltau(a[both], b[both], method="asymptotic").statistic
+
+    return np.array([tau(*pair) for pair in zip(x, y, strict=True)])
+
+
+def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Spearman of x and y with z held constant; where z is constant already, plain Spearman."""
-    both = np.isfinite(x) & np.isfinite(y) & np.isfinite(z)
-    xy, xz, yz = spearman(x[both], y[both]), spearman(x[both], z[both]), spearman(y[both], z[both])
-    if not np.isfinite(xz) or not np.isfinite(yz):
-        return xy
+    x, y, z = _defined(x, y, z)
+    xy, xz, yz = spearman(x, y), spearman(x, z), spearman(y, z)
     spread = (1 - xz**2) * (1 - yz**2)
-    return float((xy - xz * yz) / np.sqrt(spread)) if spread > 1e-12 else float("nan")
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 1e-12 else float("nan")
-
-
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation of the pairs where both are defined."""
-    both = np.isfinite(x) & np.isfinite(y)
-    return _pearson(x[both], y[both]) if both.sum() > 2 else float("nan")
-
-
-def by_document(statistic, *columns: np.ndarray) -> np.ndarray:
-    """`statistic` of each document's row; columns are float64 [documents, systems], the result
-    float64 [documents].
-    """
-    return np.array([statistic(*rows) for rows in zip(*columns, strict=True)])
-
-
-def resampled_documents(n: int, seed: int = 0) -> np.ndarray:
-    """Row numbers int64 [RESAMPLES, n]: the bootstrap's documents, the same for every metric."""
-    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    partial = np.where(spread > 1e-12, (xy - xz * yz) / np.sqrt(np.maximum(spread, 1e-12)), np.nan)
+    return np.where(np.isfinite(xz) & np.isfinite(yz), partial, xy)
 
 
 def interval_of_mean(per_document: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
-    """Mean of the defined documents with its 95% bootstrap interval: {value, low, high, n}."""
-    defined = np.isfinite(per_document)
-    if not defined.any():
-        return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    means = _resampled_means(per_document, drawn)
-    low, high = np.nanquantile(means, (0.025, 0.975))
-    return {
-        "value": float(per_document[defined].mean()),
-        "low": float(low),
-        "high": float(high),
-        "n": int(defined.sum()),
-    }
+    """Mean of the defined documents with its 95% bootstrap interval: {value, low, high, n}; `drawn`
+    as `resampling.draws` gives it.
+    """
+    n = int(np.isfinite(per_document).sum())
+    if not n:
+        return {"value": NAN, "low": NAN, "high": NAN, "n": 0}
+    low, high = interval(_resampled_means(per_document, drawn))
+    return {"value": float(np.nanmean(per_document)), "low": low, "high": high, "n": n}
 
 
 def difference(first: np.ndarray, second: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
     """Mean of first - second over the documents that both define: {value, low, high, n, p}; p is
     two-sided, at least 1/RESAMPLES.
     """
-    gap = first - second
-    result = interval_of_mean(gap, drawn)
-    means = _resampled_means(gap, drawn)
-    tail = min(np.nanmean(means <= 0), np.nanmean(means >= 0))
-    return {**result, "p": float(min(1.0, max(2 * tail, 1 / RESAMPLES)))}
+    means = _resampled_means(first - second, drawn)
+    p = 2 * min((means <= 0).mean(), (means >= 0).mean())
+    p = float(np.clip(p, 1 / RESAMPLES, 1))
+    return {**interval_of_mean(first - second, drawn), "p": p}
 
 
 def _resampled_means(per_document: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    values, defined = np.nan_to_num(per_document), np.isfinite(per_document)
-    return values[drawn].sum(1) / np.maximum(defined[drawn].sum(1), 1)
+    n = np.isfinite(per_document)[drawn].sum(1)
+    return np.nan_to_num(per_document)[drawn].sum(1) / np.maximum(n, 1)
 
 
 def system_level(
@@ -115,19 +103,14 @@ def system_level(
     """Spearman and Kendall over systems of the means over documents, with bootstrap intervals;
     arguments [documents, systems].
     """
-    means = [(np.nanmean(metric, axis=0), rating.mean(axis=0))]
-    for rows in drawn[:500]:
-        means.append((np.nanmean(metric[rows], axis=0), rating[rows].mean(axis=0)))
+    # Row 0 holds every document once, the others one resample each.
+    rows = np.vstack([np.arange(len(metric)), drawn[:SYSTEM_RESAMPLES]])
+    means = np.nanmean(metric[rows], axis=1), rating[rows].mean(axis=1)
     result = {}
     for name, statistic in (("spearman", spearman), ("kendall", kendall)):
-        values = np.array([statistic(*pair) for pair in means])
-        low, high = np.nanquantile(values[1:], (0.025, 0.975))
-        result[name] = {
-            "value": float(values[0]),
-            "low": float(low),
-            "high": float(high),
-            "n": metric.shape[1],
-        }
+        values = statistic(*means)
+        low, high = interval(values[1:])
+        result[name] = {"value": values[0], "low": low, "high": high, "n": metric.shape[1]}
     return result
 
 

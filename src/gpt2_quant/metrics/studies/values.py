@@ -1,0 +1,64 @@
+"""Every metric as plain values per text, with a higher value meant to be better: what the studies
+compare. Perplexity therefore enters as -log.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..bertscore import bertscore, random_pair_baseline
+from ..bleu import bleu, chrf
+from ..coherence import ABLATIONS, PARTS, adjacent_cosine, all_pairs_cosine, coherence
+from ..perplexity import perplexity
+from ..rouge import LABELS, rouge
+from ..suite import Tools, rounded, score_texts, summary
+from .examples import EXAMPLES
+
+Values = dict[str, np.ndarray]
+Metric = Callable[[Sequence[str]], np.ndarray]
+
+
+def overlap_values(
+    texts: Sequence[str],
+    references: Sequence[Sequence[str]],
+    tools: Tools,
+    rouge_variants: Sequence[str] = tuple(LABELS),
+) -> Values:
+    """The metrics that need references: name -> values [n]."""
+    scored = [*rouge(texts, references, tools.cache, rouge_variants).values()]
+    scored += [metric(texts, references, tools.cache) for metric in (bleu, chrf)]
+    scored += [bertscore(texts, references, tools.encoder, cache=tools.cache)]
+    return {metric.name: metric.values for metric in scored}
+
+
+def score_examples(tools: Tools) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The built-in examples: (one row per text with all its values, the summary)."""
+    kinds, candidates, references = zip(*EXAMPLES, strict=True)
+    scored = score_texts(candidates, [[text] for text in references], tools)
+    texts = pd.DataFrame({"kind": kinds, "candidate": candidates, **rounded(scored)})
+    return texts, summary(scored)
+
+
+def unrelated_bertscore(texts: Sequence[str], tools: Tools) -> dict[str, float]:
+    """Precision, recall and F of pairs with nothing in common: the zero of BERTScore."""
+    zero = random_pair_baseline(texts, tools.encoder, tools.cache)
+    return dict(zip(("precision", "recall", "f1"), zero.tolist(), strict=True))
+
+
+def coherence_metrics(tools: Tools) -> dict[str, Metric]:
+    """The metrics that need the text alone: SCS and rivals, then SCS without some of its parts;
+    name -> function from n texts to values [n].
+    """
+    encoder, model, cache = tools.encoder, tools.language_model, tools.cache
+
+    def scs(parts: Sequence[str]) -> Metric:
+        return lambda texts: coherence(texts, encoder, parts).values
+
+    metrics: dict[str, Metric] = {
+        "SCS": scs(PARTS),
+        "adjacent cosine": lambda texts: adjacent_cosine(texts, encoder).values,
+        "all-pairs cosine": lambda texts: all_pairs_cosine(texts, encoder).values,
+        "perplexity": lambda texts: -np.log(perplexity(texts, model, cache).values),
+    }
+    return metrics | {f"SCS {name}": scs(parts) for name, parts in ABLATIONS.items()}
