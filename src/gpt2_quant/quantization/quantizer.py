@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 
 
 def scheme_named(name: str) -> Any:
-    """The `schemes.Scheme` that bears `name` in the registry of variants. Raises UserError for none."""
+    """The `schemes.Scheme` called `name` in the registry. Raises UserError for none."""
     if name not in SCHEMES:
         known = ", ".join(SCHEMES)
         raise UserError(f"unknown quantization scheme {name!r}: the schemes are {known}")
