@@ -19,10 +19,18 @@ from gpt2_quant import records
 from gpt2_quant.data.demo_corpus import generate_corpus
 from gpt2_quant.measure import predictions, scores
 from gpt2_quant.measure.timing import median_interval
-from gpt2_quant.models.loading import VARIANTS
+from gpt2_quant.models.variants import VARIANTS
 
-STEPS = {"baseline": 0.0, "baseline_fp16": 2e-3, "int8_scratch": 0.02, "int8_scratch_w8a8": 0.05, "nf4_scratch": 1.0,
-         "int8_bitsandbytes": 0.1, "nf4_bitsandbytes": 0.5}  # fmt: skip
+# How coarsely each variant's weights are rounded.
+STEPS = {
+    "baseline": 0.0,
+    "baseline_fp16": 2e-3,
+    "int8_scratch": 0.02,
+    "int8_scratch_w8a8": 0.05,
+    "nf4_scratch": 1.0,
+    "int8_bitsandbytes": 0.1,
+    "nf4_bitsandbytes": 0.5,
+}
 DTYPES = {"baseline": np.float32, "baseline_fp16": np.float32, "nf4_scratch": np.int8}
 
 
