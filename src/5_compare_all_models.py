@@ -70,7 +70,9 @@ def main() -> None:
     drawn = figures.draw_all(comparison, results)
     write_csv(results / "changed_texts.csv", changed)
 
-    images = drawn | {name: results / f"{name}.pdf" for name in OTHERS_FIGURES}
+    # Scripts 1 and 2 have drawn these.
+    earlier = ("training_curve", "quantization_error_heatmap")
+    images = drawn | {name: results / f"{name}.pdf" for name in earlier}
     report = results / "report_2.pdf"
     compile_report("report_2.typ", report_data(comparison, changed, results), images, report)
     written += [results / "changed_texts.csv", report]
@@ -88,8 +90,6 @@ def main() -> None:
     names = ", ".join(path.name for path in written)
     print(f"\nwritten to {results}: {names} and the figures (.png, .pdf)")
 
-
-OTHERS_FIGURES = ("training_curve", "quantization_error_heatmap")  # by scripts 1 and 2
 
 if __name__ == "__main__":
     run(main)

@@ -1,15 +1,12 @@
 """All variants side by side: scores, paired tests, sizes and latencies, one row per classifier.
 
-Nothing is run here. Scores and tests come from the predictions, sizes and latencies from the
-records; this file only decides what is compared with what:
+Nothing is run here; this file only decides what is compared with what:
 
   * Every row is tested against one baseline. The McNemar tests of all rows are one family for
     Holm's adjustment, the equivalence tests another.
-  * Size is the bytes of the tensors that a checkpoint stores, scales and zero-points included.
-    Compression is the baseline's size over the row's; a second figure divides the FP16 control's,
-    because half of "4x" is float16.
-  * Latencies compare only when one process timed the rows in turns, which their `session` says. A
-    row from another session keeps its figure and is marked.
+  * Size is the bytes of the tensors that a checkpoint stores. Compression is the baseline's size
+    over the row's; a second figure divides FP16's, because half of "4x" is float16.
+  * Latencies compare only when one process timed the rows in turns, which their `session` says.
 
 MB means 2**20 bytes, as in the published table.
 """
@@ -47,14 +44,14 @@ class Missing:
 class Row(Source):
     """One classifier's results, and what they come to.
 
+    look     colour and marker in figures
     metrics  name -> {value, low, high, n}
     against  paired results against the baseline; {} for the baseline itself
     size     bytes and compression; {} without a record
     latency  times in ms by mode at one shape, and rates; {} where none were measured
     """
 
-    colour: str
-    marker: str
+    look: tuple[str, str]
     metrics: dict
     temperature: float | None
     ece_after_temperature: float | None
@@ -71,7 +68,7 @@ class Row(Source):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The table's entries in order, the baseline among them, and sentences that belong below it."""
+    """The table's entries in order, and sentences that belong below it."""
 
     baseline: Row
     entries: list[Row | Missing]
@@ -106,9 +103,7 @@ class Comparison:
 
     @property
     def record(self) -> dict:
-        """A record that speaks for all of ours: the baseline's where it has one; {} when all are
-        outsiders.
-        """
+        """A record that speaks for all: the baseline's if it has one; {} for outsiders alone."""
         records = (row.record for row in [self.baseline, *self.rows] if row.record)
         return next(records, {})
 
@@ -153,17 +148,10 @@ def compare_results(
     looks = style(sources)
     rows = {}
     for key, source in sources.items():
-        colour, marker = looks[key]
-        temperature, ece = _temperature(source)
         rows[key] = Row(
             **vars(source),
-            colour=colour,
-            marker=marker,
-            # A record's scores are of these very predictions: read_sources has checked that.
-            metrics=source.record.get("metrics")
-            or classification_scores(source.labels, source.logits),
-            temperature=temperature,
-            ece_after_temperature=ece,
+            **_scores(source),
+            look=looks[key],
             against=tests.get(key, {}),
             size=sizes.get(key, {}),
             latency=latencies.get(key, {}),
@@ -185,15 +173,16 @@ def _with_missing(rows: dict[str, Row]) -> list[Row | Missing]:
     return entries + [row for key, row in rows.items() if key not in VARIANTS]
 
 
-def _temperature(source: Source) -> tuple[float | None, float | None]:
-    """Temperature, fitted on validation because nothing is chosen on test, and test's calibration
-    error after it.
-    """
-    if source.validation is None:
-        return None, None
-    temperature = fit_temperature(*source.validation)
-    terms = contributions(source.labels, source.logits / temperature)
-    return temperature, float(scores_from_sums(terms.sums, terms.n_classes)["ece"])
+def _scores(source: Source) -> dict:
+    """Scores, and what a temperature does to calibration on test: it is fitted on validation."""
+    # A record's scores are of these very predictions: read_sources has checked that.
+    metrics = source.record.get("metrics") or classification_scores(source.labels, source.logits)
+    temperature = ece = None
+    if source.validation is not None:
+        temperature = fit_temperature(*source.validation)
+        terms = contributions(source.labels, source.logits / temperature)
+        ece = float(scores_from_sums(terms.sums, terms.n_classes)["ece"])
+    return {"metrics": metrics, "temperature": temperature, "ece_after_temperature": ece}
 
 
 def _tests(sources: dict[str, Source], baseline: str) -> dict[str, dict]:

@@ -27,6 +27,7 @@ SCORES = {
     "recall_macro": "macro recall",
     "f1_macro": "macro F1",
 }
+PARTS = ("value", "low", "high")
 SIDE_BY_SIDE = 0.03  # costs closer than this fraction are drawn side by side
 
 
@@ -48,16 +49,15 @@ def _name_rows(axes: Axes, rows: list[Row]) -> None:
 def _draw_scores(axes: Axes, rows: list[Row], scores: list[dict], scale: float = 1) -> None:
     """One point with its interval for each row; values are multiplied by `scale`."""
     for y, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        value, low, high = (scale * score[part] for part in ("value", "low", "high"))
+        value, low, high = (scale * score[part] for part in PARTS)
         interval = [[max(value - low, 0)], [max(high - value, 0)]]
         axes.errorbar(
-            value, y, xerr=interval, fmt=row.marker, color=row.colour, capsize=2.5, markersize=5.5
+            value, y, xerr=interval, color=row.look[0], fmt=row.look[1], capsize=2.5, markersize=5.5
         )
 
 
 def _row_handle(row: Row, line: str) -> Line2D:
-    """A row's entry in a legend."""
-    return Line2D([], [], color=row.colour, marker=row.marker, linestyle=line, label=row.label)
+    return Line2D([], [], color=row.look[0], marker=row.look[1], linestyle=line, label=row.label)
 
 
 def _legend_below(figure: Figure, handles: list[Line2D], n_columns: int) -> None:
@@ -94,7 +94,7 @@ def efficiency_comparison(comparison: Comparison) -> Figure:
     _draw_sizes(size, rows)
     size.set_title("stored size", loc="left")
     size.set_xlabel("MB (2^20 bytes), and compression")
-    modes = _draw_times(time, rows)
+    modes = _draw_times(time, rows, comparison.timed)
     what = f", {shape[0]} texts x {shape[1]} tokens" if shape else ""
     time.set_title(f"time of a forward{what}", loc="left")
     kinds = "solid: eager, hatched: best mode" if "best" in modes else "eager"
@@ -117,15 +117,15 @@ def _draw_sizes(axes: Axes, rows: list[Row]) -> None:
         [row.key for row in rows],
         [row.size.get("stored_bytes", 0) / MIB for row in rows],
         height=0.62,
-        color=[row.colour for row in rows],
+        color=[row.look[0] for row in rows],
     )
     axes.bar_label(bars, labels, padding=5, fontsize=8)
 
 
-def _draw_times(axes: Axes, rows: list[Row]) -> list[str]:
+def _draw_times(axes: Axes, rows: list[Row], timed: list[Row]) -> list[str]:
     """Bars of the modes that were timed, which are returned; a row timed apart says so."""
     times = pd.DataFrame(
-        {"row": row, "key": row.key, **row.latency[mode]}
+        {"key": row.key, "colour": row.look[0], "apart": row not in timed, **row.latency[mode]}
         for row in rows
         for mode in MODES
         if row.latency.get(mode)
@@ -143,15 +143,14 @@ def _draw_times(axes: Axes, rows: list[Row]) -> list[str]:
     for mode, bars in zip(modes, list(axes.containers), strict=True):
         of_mode = times[times["mode"] == mode].to_dict("records")
         for bar, time in zip(bars, of_mode, strict=True):
-            row, value, high = time["row"], time["median_ms"], time["median_high_ms"]
-            if mode == "eager":
-                bar.set_color(row.colour)
-            else:
-                bar.set(facecolor="none", edgecolor=row.colour, hatch="////")
+            value, high, colour = time["median_ms"], time["median_high_ms"], time["colour"]
+            bar.set(facecolor=colour, edgecolor=colour)
+            if mode == "best":
+                bar.set(facecolor="none", hatch="////")
             y = bar.get_y() + bar.get_height() / 2
             error = [[value - time["median_low_ms"]], [high - value]]
             axes.errorbar(value, y, xerr=error, fmt="none", elinewidth=0.8, ecolor=INK)
-            note = f"  {value:.2f}" + " * other session" * (not row.latency["same_session"])
+            note = f"  {value:.2f}" + " * other session" * time["apart"]
             axes.text(high, y, note, va="center", fontsize=7)
     return modes
 
@@ -180,21 +179,18 @@ def _draw_trade_off(axes: Axes, costs: list[tuple[Row, float]], label: str) -> N
     if not costs:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=FAINT)
         return
-    costs = sorted(costs, key=lambda pair: pair[1])
-    x = 0.0
-    for row, cost in costs:
-        accuracy = row.metrics["accuracy"]
-        value = accuracy["value"]
-        interval = [[value - accuracy["low"]], [accuracy["high"] - value]]
+    points, x = [], 0.0
+    for row, cost in sorted(costs, key=lambda pair: pair[1]):
+        value, low, high = (row.metrics["accuracy"][part] for part in PARTS)
+        points.append((cost, value))
+        interval = [[value - low], [high - value]]
         x = max(cost, x * (1 + SIDE_BY_SIDE))
         axes.errorbar(
-            x, value, yerr=interval, fmt=row.marker, color=row.colour, capsize=2.5,
+            x, value, yerr=interval, color=row.look[0], fmt=row.look[1], capsize=2.5,
             markersize=7, alpha=0.9,
         )  # fmt: skip
-    front = pareto_front([(cost, row.metrics["accuracy"]["value"]) for row, cost in costs])
-    axes.step(
-        *zip(*front, strict=True), where="post", color=FAINT, linewidth=1, linestyle=":", zorder=0
-    )
+    x_front, y_front = zip(*pareto_front(points), strict=True)
+    axes.step(x_front, y_front, ":", where="post", color=FAINT, linewidth=1, zorder=0)
     axes.set_xscale("log")
     _log_ticks(axes.xaxis)
     axes.margins(x=0.12)
@@ -243,10 +239,9 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
         at_length = sweep[sweep["seq_len"] == length].sort_values("batch_size")
         for row, mode in product(rows, MODES):
             curve = at_length[(at_length["key"] == row.key) & (at_length["mode"] == mode)]
-            axes.plot(
-                curve["batch_size"], curve["median_ms"], row.marker + lines[mode],
-                color=row.colour, markersize=4, linewidth=1.1,
-            )  # fmt: skip
+            x, y = curve["batch_size"], curve["median_ms"]
+            colour, marker = row.look
+            axes.plot(x, y, marker + lines[mode], color=colour, markersize=4, linewidth=1.1)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, sizes)

@@ -1,12 +1,9 @@
 """What may stand in one table: read results, refuse what does not belong together.
 
 Two classifiers compare when they answered the same texts, come from the same weights and ran under
-the same preset. The records say so (fingerprints of the test set and of the baseline's weights),
-and predictions are checked text by text. What fails is refused with a sentence, never left out.
-
-Someone else's classifier joins through a folder of files, `name.csv` or `name.parquet`, with `id`,
-`label` and either `logit_0`, `logit_1`, … or one column `logits` of lists. `name.validation.csv`
-(or .parquet) beside it is for its temperature.
+the same preset. Records say so by fingerprints, predictions are checked text by text; what fails is
+refused with a sentence, never left out. Someone else's classifier joins as a file of predictions:
+`name.csv` or `name.parquet`, and `name.validation.csv` (or .parquet) for its temperature.
 """
 
 import json
@@ -33,8 +30,8 @@ SAME = {
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One classifier's results as read: labels int [n] and logits [n, C] of the test texts, the
-    same of validation where they were kept, and its record ({} for an outside classifier).
+    """One classifier's results as read: labels int [n] and logits [n, C] of test, the same of
+    validation where kept, and its record ({} for an outside classifier).
     """
 
     key: str
@@ -119,13 +116,14 @@ def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
             f"--predictions {folder} holds no .csv or .parquet file "
             "with the columns id, label and logits"
         )
-    sources: list[Source] = []
+    sources = []
     for path in tests:
         key = path.stem
-        if key in [*taken, *(source.key for source in sources)]:
+        if key in taken:
             raise UserError(
                 f"{path}: there is a row named {key} already; give the file another name"
             )
+        taken.append(key)
         labels, logits = _arrays(_outside_frame(path), str(path))
         beside = validations.get(f"{key}.validation")
         validation = _arrays(_outside_frame(beside), str(beside)) if beside else None
@@ -157,14 +155,14 @@ def _outside_frame(path: Path) -> pd.DataFrame:
 def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels [n] and logits [n, C], ordered by id, which must be 0 … n-1, each once."""
     frame = frame.sort_values("id", kind="stable")
-    ids = frame["id"]
-    if ids.duplicated().any():
-        doubled = ids[ids.duplicated()].iloc[0]
+    ids = frame["id"].to_numpy()
+    doubled = ids[1:][ids[1:] == ids[:-1]]
+    if len(doubled):
         raise UserError(
-            f"{name}: id {doubled} stands there more than once; give each test row one line"
+            f"{name}: id {doubled[0]} stands there more than once; give each test row one line"
         )
-    absent = np.setdiff1d(np.arange(ids.max() + 1 if len(ids) else 0), ids)
-    if len(absent) or (len(ids) and ids.iloc[0] != 0):
+    absent = np.setdiff1d(np.arange(max(ids.max(initial=-1) + 1, len(ids))), ids)
+    if len(absent):
         raise UserError(
             f"{name}: {len(absent)} test rows are missing, the first has id {absent[0]}; "
             "predict every row"

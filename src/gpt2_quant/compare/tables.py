@@ -16,37 +16,38 @@ from .comparison import MIB, MODES, Comparison, Missing, Row
 
 README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 PUBLISHED = ["Model", "Accuracy", "F1-Score", "Size (MB)", "Inference (ms)", "Compression"]
+DIFFERENCE, EQUIVALENT = "Diff. (points)", "Equivalent"
 SHAPE = "Latency batch x tokens"
+SCORES = "accuracy f1_macro precision_macro recall_macro nll brier ece ece_adaptive"
 TERMINAL_TITLES = {
     "Model": "Model", "Accuracy": "Acc.", "F1-Score": "F1", "Size (MB)": "MB",
     "Compression": "compr.", "Inference (ms)": "ms", "Best (ms)": "best",
-    "Diff. (points)": "diff. [95%] points", "McNemar": "McNemar", "Equivalent": "equiv.",
+    DIFFERENCE: "diff. [95%] points", "McNemar": "McNemar", EQUIVALENT: "equiv.",
 }  # fmt: skip
 
 
 def _csv_columns() -> dict[str, str]:
     """Title of each CSV column behind the published ones -> its path in a row's dicts."""
-
-    def interval(title: str, path: str) -> dict[str, str]:
-        parts = {title: "value", f"{title} low": "low", f"{title} high": "high"}
-        return {name: f"{path}.{part}" for name, part in parts.items()}
-
     columns: dict[str, str] = {}
-    for name in ("accuracy", "f1_macro", "precision_macro", "recall_macro", "nll", "brier", "ece",
-                 "ece_adaptive"):  # fmt: skip
-        columns |= interval(name, f"metrics.{name}")
+
+    def add(path: str, names: str, title: str = "") -> None:
+        columns.update({title + name: f"{path}.{name}" for name in names.split()})
+
+    def add_interval(path: str, title: str) -> None:
+        for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
+            columns[title + suffix] = f"{path}.{part}"
+
+    for name in SCORES.split():
+        add_interval(f"metrics.{name}", name)
     columns |= {"Temperature": "temperature", "ece after temperature": "ece_after_temperature"}
     for name in DIFFERENCES:
-        columns |= interval(f"{name} minus baseline", f"against.difference.{name}")
-    for name in ("only_variant_right", "only_baseline_right", "mcnemar_p", "mcnemar_holm_p",
-                 "tost_p", "tost_holm_p", "agreement", "flips", "kl_mean", "kl_p99", "kl_max"):  # fmt: skip
-        columns[name] = f"against.{name}"
-    for name in ("stored_bytes", "file_bytes", "resident_bytes", "peak_bytes", "compression_fp16"):
-        columns[name] = f"size.{name}"
+        add_interval(f"against.difference.{name}", f"{name} minus baseline")
+    add("against", "only_variant_right only_baseline_right mcnemar_p mcnemar_holm_p tost_p")
+    add("against", "tost_holm_p agreement flips kl_mean kl_p99 kl_max")
+    add("size", "stored_bytes file_bytes resident_bytes peak_bytes compression_fp16")
     columns[SHAPE] = "latency.shape"
     for mode in MODES:
-        for name in ("median_ms", "median_low_ms", "median_high_ms", "p95_ms"):
-            columns[f"{mode} {name}"] = f"latency.{mode}.{name}"
+        add(f"latency.{mode}", "median_ms median_low_ms median_high_ms p95_ms", f"{mode} ")
     columns["Timed with the baseline"] = "latency.same_session"
     for mode in MODES:
         columns[f"{mode} texts/s"] = f"latency.texts_per_s.{mode}"
@@ -56,65 +57,58 @@ def _csv_columns() -> dict[str, str]:
 
 def _csv_frame(comparison: Comparison) -> pd.DataFrame:
     """All columns: the published ones as text, the others as numbers, NaN where there is none."""
-    columns = _csv_columns()
+    columns, entries = _csv_columns(), comparison.entries
     fields = ("metrics", "temperature", "ece_after_temperature", "against", "size", "latency")
-    figures = pd.json_normalize(
-        [{name: getattr(entry, name, None) for name in fields} for entry in comparison.entries]
-    ).reindex(columns=list(columns.values()))
-    figures.columns = list(columns)
+    figures = pd.json_normalize([{f: getattr(entry, f, None) for f in fields} for entry in entries])
+    figures = figures.reindex(columns=list(columns.values())).set_axis(list(columns), axis=1)
     figures[SHAPE] = figures[SHAPE].map("{0[0]} x {0[1]}".format, na_action="ignore")
-    frame = pd.DataFrame([_published_cells(entry) for entry in comparison.entries])
-    frame["Key"] = [entry.key for entry in comparison.entries]
+    frame = printed_table(comparison)[PUBLISHED]
+    frame["Inference (ms)"] = frame["Inference (ms)"].str.rstrip("*")
+    frame["Key"] = [entry.key for entry in entries]
     frame = frame.join(figures)
-    frame["Note"] = [getattr(entry, "sentence", None) for entry in comparison.entries]
+    frame["Note"] = [getattr(entry, "sentence", None) for entry in entries]
     return frame.convert_dtypes()
 
 
-def _published_cells(entry: Row | Missing) -> dict[str, str]:
-    """The six published columns, as text; empty where a figure does not exist."""
-    if isinstance(entry, Missing):
-        return dict.fromkeys(PUBLISHED, "") | {"Model": entry.label}
-    eager, size = entry.latency.get("eager"), entry.size
-    return {
-        "Model": entry.label,
-        "Accuracy": f"{entry.metrics['accuracy']['value']:.4f}",
-        "F1-Score": f"{entry.metrics['f1_macro']['value']:.4f}",
-        "Size (MB)": f"{size['stored_bytes'] / MIB:.2f}" if size else "",
-        "Inference (ms)": f"{eager['median_ms']:.2f}" if eager else "",
-        "Compression": f"{size['compression']:.2f}x" if size.get("compression") else "",
-    }
-
-
 def printed_table(comparison: Comparison) -> pd.DataFrame:
-    """The printed columns as text: the published six, best latency, difference and tests."""
-    return pd.DataFrame([_printed_cells(comparison, entry) for entry in comparison.entries])
+    """The printed columns as text: the published six, best latency, difference and tests; empty
+    where a figure does not exist.
+    """
+    columns = [*PUBLISHED, "Best (ms)", DIFFERENCE, "McNemar", EQUIVALENT]
+    cells = [_cells(entry) for entry in comparison.entries]
+    table = pd.DataFrame(cells, columns=columns, dtype=object).fillna("")
+    table.loc[comparison.entries.index(comparison.baseline), DIFFERENCE] = "baseline"
+    return table
 
 
-def _printed_cells(comparison: Comparison, entry: Row | Missing) -> dict[str, str]:
-    cells = _published_cells(entry) | {"Best (ms)": ""}
-    tests = {"Diff. (points)": "", "McNemar": "", "Equivalent": ""}
+def _cells(entry: Row | Missing) -> dict[str, str]:
+    """The printed cells of an entry, as far as there is something to print."""
+    cells = {"Model": entry.label}
     if isinstance(entry, Missing):
-        return cells | tests
-    if entry.latency and not entry.latency["same_session"]:
-        cells["Inference (ms)"] += "*"
-    if best := entry.latency.get("best"):
-        cells["Best (ms)"] = f"{best['median_ms']:.2f}"
-    if entry is comparison.baseline:
-        return cells | tests | {"Diff. (points)": "baseline"}
-    against = entry.against
-    value, low, high = (
-        f"{100 * against['difference']['accuracy'][part]:+.2f}" for part in ("value", "low", "high")
-    )
-    discordant = f"{against['only_variant_right']}:{against['only_baseline_right']}"
-    return cells | {
-        "Diff. (points)": f"{value} [{low}, {high}]",
-        "McNemar": f"{discordant} p={_p_value(against['mcnemar_holm_p'])}",
-        "Equivalent": "yes" if against["tost_holm_p"] < 0.05 else "not shown",
-    }
-
-
-def _p_value(p: float) -> str:
-    return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+        return cells
+    for title, name in (("Accuracy", "accuracy"), ("F1-Score", "f1_macro")):
+        cells[title] = f"{entry.metrics[name]['value']:.4f}"
+    size, latency, against = entry.size, entry.latency, entry.against
+    if size:
+        cells["Size (MB)"] = f"{size['stored_bytes'] / MIB:.2f}"
+    if size.get("compression"):
+        cells["Compression"] = f"{size['compression']:.2f}x"
+    if latency.get("eager"):
+        mark = "" if latency["same_session"] else "*"
+        cells["Inference (ms)"] = f"{latency['eager']['median_ms']:.2f}{mark}"
+    if latency.get("best"):
+        cells["Best (ms)"] = f"{latency['best']['median_ms']:.2f}"
+    if against:
+        value, low, high = (
+            100 * against["difference"]["accuracy"][part] for part in ("value", "low", "high")
+        )
+        p = against["mcnemar_holm_p"]
+        p_value = "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+        discordant = f"{against['only_variant_right']}:{against['only_baseline_right']}"
+        cells[DIFFERENCE] = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        cells["McNemar"] = f"{discordant} p={p_value}"
+        cells[EQUIVALENT] = "yes" if against["tost_holm_p"] < 0.05 else "not shown"
+    return cells
 
 
 def footnotes(comparison: Comparison) -> list[str]:
@@ -195,10 +189,11 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
     """
     table = printed_table(comparison)[[*TERMINAL_TITLES]]
     table["Model"] = table["Model"].str[:17]
-    table["Equivalent"] = table["Equivalent"].replace("not shown", "no")
+    table[EQUIVALENT] = table[EQUIVALENT].replace("not shown", "no")
     table["Accuracy"] = table["Accuracy"].replace("", "missing")
     for name in ("Inference (ms)", "Best (ms)"):
-        table[name] = table[name].map(_three_digits)
+        # Three digits before the point need none behind it; a mark stays.
+        table[name] = table[name].str.replace(r"^(\d{3,})\.\d+", r"\1", regex=True)
     table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
     for dropped in ([], ["Best (ms)"], ["Best (ms)", "F1-Score"]):
         shown = table.drop(columns=dropped)
@@ -211,12 +206,6 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
     head, *body = shown.agg(" ".join, axis=1).str.rstrip()
     notes = [textwrap.fill(n, width, subsequent_indent="  ") for n in footnotes(comparison)]
     return "\n".join([head, "-" * total, *body, "", *notes])
-
-
-def _three_digits(cell: str) -> str:
-    """A time without its decimals once it has three digits before them; a mark behind it stays."""
-    whole, point, _ = cell.partition(".")
-    return whole + "*" * cell.endswith("*") if point and len(whole) >= 3 else cell
 
 
 FORMATS = {"terminal": terminal, "markdown": markdown, "latex": latex}

@@ -1,9 +1,8 @@
 """Typesetting: a Typst template, the data it shows and the figures it places, compiled to one PDF.
 
-A template is a `.typ` file in this folder. It holds the words and the layout and no number of its
-own: all figures come from `data.json`, which is written beside it from the records. Strings from
-the data are set as text, never evaluated as markup. Only the fonts that Typst carries are used: the
-same data give the same pages on any machine. Inside a template:
+A template, a `.typ` file in this folder, holds the words and the layout and no number of its own:
+all figures come from `data.json`. Strings from the data are set as text, never evaluated as markup.
+Only the fonts that Typst carries are used: the same data give the same pages on any machine.
 
     #import "style.typ": *
     #let data = json("data.json")

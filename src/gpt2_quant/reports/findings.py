@@ -46,8 +46,10 @@ def findings(comparison: Comparison) -> list[str]:
             f"{_names(same)}."
         )
     if worse:
-        points = [100 * row.against["difference"]["accuracy"]["value"] for row in worse]
-        each = [f"{row.label} ({x:+.2f} points)" for row, x in zip(worse, points, strict=True)]
+        each = [
+            f"{row.label} ({100 * row.against['difference']['accuracy']['value']:+.2f} points)"
+            for row in worse
+        ]
         sentences.append(f"Different from it (exact McNemar, Holm): {', '.join(each)}.")
     if undecided:
         sentences.append(

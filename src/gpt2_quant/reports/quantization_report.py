@@ -1,8 +1,7 @@
 """What `report_2.typ` shows: the comparison as plain values, and the sentences that depend on them.
 
 The template holds the words that are true of any run. Whatever depends on this run's numbers is
-decided here and in `findings.py`, from the same rows as the tables, so that no sentence can outlive
-the result it was written about.
+decided here and in `findings.py`, from the rows of the tables.
 """
 
 from dataclasses import asdict
