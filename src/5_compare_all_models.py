@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gpt2_quant.cli import ROOT, parser, settings_from
 from gpt2_quant.errors import run
+from gpt2_quant.models.variants import BASELINE
 
 
 def flags():
@@ -27,14 +28,14 @@ def flags():
     add(
         "--baseline",
         metavar="KEY",
-        default="baseline",
-        help="row to compare with (default: baseline)",
+        default=BASELINE.key,
+        help="row to compare with (default: %(default)s)",
     )
     add(
         "--format",
         choices=("terminal", "markdown", "latex"),
         default="terminal",
-        help="of the printed table (default: terminal)",
+        help="of the printed table (default: %(default)s)",
     )
     add(
         "--predictions",

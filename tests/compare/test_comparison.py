@@ -94,20 +94,9 @@ def test_another_baseline_turns_the_comparison_round(finished, comparison):
     assert values[0] == pytest.approx(-values[1]) and values[0] != 0
 
 
-def lacking_a_row(folder):
-    rewrite(folder, "int8_scratch", lambda frame: frame.drop(index=17))
-
-
-def not_a_number(folder):
-    rewrite(
-        folder,
-        "int8_scratch",
-        lambda frame: frame.assign(logit_2=frame["logit_2"].where(frame["id"] != 5)),
-    )
-
-
-def doubled_row(folder):
-    rewrite(folder, "int8_scratch", lambda frame: frame.assign(id=frame["id"].replace(4, 3)))
+def changed(change):
+    """A fault: `change(frame) -> frame` applied to one variant's predictions."""
+    return lambda folder: rewrite(folder, "int8_scratch", change)
 
 
 def of_other_labels(folder):
@@ -141,9 +130,18 @@ def in_record(key, section, field, value):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (lacking_a_row, "1 test rows are missing, the first has id 17"),
-        (not_a_number, "1 rows have NaN or infinite logits, the first is row 5"),
-        (doubled_row, "id 3 stands there more than once"),
+        (
+            changed(lambda frame: frame.drop(index=17)),
+            "1 test rows are missing, the first has id 17",
+        ),
+        (
+            changed(lambda frame: frame.assign(logit_2=frame["logit_2"].where(frame["id"] != 5))),
+            "1 rows have NaN or infinite logits, the first is row 5",
+        ),
+        (
+            changed(lambda frame: frame.assign(id=frame["id"].replace(4, 3))),
+            "id 3 stands there more than once",
+        ),
         (of_other_labels, "1 rows differ, the first is id 8"),
         (of_another_model, "but its record says"),
         (copied_record, "mine.json is a copy of the record of int8_scratch"),

@@ -173,9 +173,9 @@ def _accuracy_preserved(comparison: Comparison, key: str) -> Claim:
         f"{100 * against['difference']['accuracy']['value']:+.2f} points, 90% interval "
         f"[{low:+.2f}, {high:+.2f}]; {against['flips']:,} of {against['n']:,} answers changed"
     )
-    equivalent, different = against["tost_holm_p"] < 0.05, against["mcnemar_holm_p"] < 0.05
-    claim = claim.judged(measured, equivalent)
-    return claim if equivalent or different else replace(claim, verdict="not decided")
+    claim = claim.judged(measured, row.equivalent)
+    decided = row.equivalent or row.different
+    return claim if decided else replace(claim, verdict="not decided")
 
 
 def _one_test_row(comparison: Comparison) -> Claim:

@@ -27,6 +27,7 @@ from ..models.variants import BASELINE, FP16, VARIANTS, style
 from .result_files import Source, read_sources
 
 MIB = 2**20
+ALPHA = 0.05
 MODES = ("eager", "best")
 HEADLINE_SHAPE = (16, 128)  # batch size, tokens: what the table's latency column shows
 
@@ -58,6 +59,16 @@ class Row(Source):
     against: dict
     size: dict
     latency: dict
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether it is shown to be within the margin of the baseline, after Holm."""
+        return self.against["tost_holm_p"] < ALPHA
+
+    @property
+    def different(self) -> bool:
+        """Whether it is shown to differ from the baseline, after Holm."""
+        return self.against["mcnemar_holm_p"] < ALPHA
 
     @property
     def fastest(self) -> dict:
@@ -113,14 +124,10 @@ class Comparison:
         return next((row.latency["shape"] for row in self.rows if row.latency), None)
 
     def sweep(self) -> pd.DataFrame:
-        """All latency entries of the `timed` rows, each with its row's `key` and `label`."""
+        """All times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
         columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
-        entries = [
-            {**entry, "key": row.key, "label": row.label}
-            for row in self.timed
-            for entry in row.record["latency"]
-        ]
-        return pd.DataFrame(entries, columns=columns)
+        times = [vars(row) | time for row in self.timed for time in row.record["latency"]]
+        return pd.DataFrame(times, columns=columns)
 
 
 def compare_results(

@@ -107,7 +107,7 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
         discordant = f"{against['only_variant_right']}:{against['only_baseline_right']}"
         cells[DIFFERENCE] = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
         cells["McNemar"] = f"{discordant} p={p_value}"
-        cells[EQUIVALENT] = "yes" if against["tost_holm_p"] < 0.05 else "not shown"
+        cells[EQUIVALENT] = "yes" if entry.equivalent else "not shown"
     return cells
 
 
@@ -169,16 +169,13 @@ def markdown(comparison: Comparison) -> str:
 
 def latex(comparison: Comparison) -> str:
     """The printed table for `\\usepackage{booktabs}`, footnotes as comments."""
-    table = printed_table(comparison).replace("", "--")
-    escapes = {sign: f"\\{sign}" for sign in "%_&#$"} | {"<": "$<$", "^": r"\^{}"}
-
-    def line(cells) -> str:
-        return " & ".join(cell.translate(str.maketrans(escapes)) for cell in cells) + r" \\"
-
-    lines = [f"% {note}" for note in footnotes(comparison)]
-    lines += [r"\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}", r"\toprule"]
-    lines += [line(table.columns), r"\midrule", *map(line, table.to_numpy())]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    signs = {sign: f"\\{sign}" for sign in "%_&#$"} | {"<": "$<$", "^": r"\^{}"}
+    escape = str.maketrans(signs)
+    table = printed_table(comparison).replace("", "--").map(lambda cell: cell.translate(escape))
+    table.columns = table.columns.str.translate(escape)
+    columns = "l" + "r" * (len(table.columns) - 1)
+    notes = "".join(f"% {note}\n" for note in footnotes(comparison))
+    return notes + table.to_latex(index=False, escape=False, column_format=columns)
 
 
 def terminal(comparison: Comparison, width: int = 100) -> str:

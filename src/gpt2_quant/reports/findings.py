@@ -38,8 +38,9 @@ def findings(comparison: Comparison) -> list[str]:
         f"{baseline.label} reaches an accuracy of {accuracy['value']:.4f} (95% interval "
         f"{accuracy['low']:.4f} to {accuracy['high']:.4f}, n = {n:,})."
     ]
-    same, worse = [*filter(_equivalent, rows)], [*filter(_different, rows)]
-    undecided = [row for row in rows if not (_equivalent(row) or _different(row))]
+    same = [row for row in rows if row.equivalent]
+    worse = [row for row in rows if row.different]
+    undecided = [row for row in rows if not (row.equivalent or row.different)]
     if same:
         sentences.append(
             "Equivalent to it within ±0.5 points of accuracy (two one-sided tests, Holm): "
@@ -74,14 +75,6 @@ def findings(comparison: Comparison) -> list[str]:
             + (f" and {of_half:.2f} times smaller than float16." if of_half else ".")
         )
     return sentences + _speed_findings(comparison)
-
-
-def _equivalent(row: Row) -> bool:
-    return row.against["tost_holm_p"] < 0.05
-
-
-def _different(row: Row) -> bool:
-    return row.against["mcnemar_holm_p"] < 0.05
 
 
 def _fastest_ms(row: Row) -> float:
@@ -130,10 +123,10 @@ def choices(comparison: Comparison) -> dict:
     differ.
     """
     baseline = comparison.baseline
-    rows = [*filter(_equivalent, comparison.others)]
+    rows = [row for row in comparison.others if row.equivalent]
     among = f"Among {baseline.label} and the rows equivalent to it:"
     if not rows:
-        rows = [row for row in comparison.others if not _different(row)]
+        rows = [row for row in comparison.others if not row.different]
         among = (
             f"No row is shown to be equivalent to {baseline.label}. "
             "Among it and those not shown to differ from it:"
