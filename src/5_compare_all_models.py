@@ -3,11 +3,11 @@
     python src/5_compare_all_models.py                          everything below results/
     python src/5_compare_all_models.py --preset demo            everything below results/demo/
     python src/5_compare_all_models.py --baseline baseline_fp16
-    python src/5_compare_all_models.py --predictions FOLDER     with someone else's classifiers as further rows
-    python src/5_compare_all_models.py --dataset ID|FOLDER      and the ten texts that change most, in the terminal only
-    python src/5_compare_all_models.py --write-readme           and README's table from the same rows
+    python src/5_compare_all_models.py --predictions FOLDER     with someone else's classifiers too
+    python src/5_compare_all_models.py --dataset ID|FOLDER      and the ten texts that change most
+    python src/5_compare_all_models.py --write-readme           and README's table from these rows
 
-FOLDER holds a file a classifier, `name.csv` or `name.parquet`, with the columns id (0, 1, … over
+FOLDER holds a file per classifier, `name.csv` or `name.parquet`, with the columns id (0, 1, … over
 the test rows), label and either logit_0, logit_1, … or one column logits with lists;
 `name.validation.csv` beside it is for its temperature.
 
@@ -19,76 +19,86 @@ from pathlib import Path
 
 from gpt2_quant.cli import ROOT, parser, settings_from
 from gpt2_quant.errors import run
+from gpt2_quant.models.variants import BASELINE
 
 
-def arguments():
-    """The shared flags, and this script's."""
-    flags = parser(__doc__)
-    flags.add_argument(
+def flags():
+    result = parser(__doc__)
+    add = result.add_argument
+    add(
         "--baseline",
         metavar="KEY",
-        default="baseline",
-        help="row to compare with (default: baseline)",
+        default=BASELINE.key,
+        help="row to compare with (default: %(default)s)",
     )
-    flags.add_argument(
+    add(
         "--format",
         choices=("terminal", "markdown", "latex"),
         default="terminal",
-        help="of the printed table (default: terminal)",
+        help="of the printed table (default: %(default)s)",
     )
-    flags.add_argument(
+    add(
         "--predictions",
         type=Path,
         metavar="FOLDER",
         help="outside classifiers' predictions (default: none)",
     )
-    flags.add_argument(
+    add(
         "--write-readme", action="store_true", help="write README.md's results table (default: off)"
     )
-    return flags.parse_args()
+    args = result.parse_args()
+    args.device = "cpu"  # nothing is run here, so no device is looked for
+    return args
 
 
 def main() -> None:
-    """Compare, write, print."""
-    args = arguments()
-    args.device = "cpu"  # nothing is run here, so no device is looked for
+    args = flags()
     settings = settings_from(args)
     results = settings.results_dir
 
-    from gpt2_quant.compare import changed_texts, tables
-    from gpt2_quant.compare import figures as comparison_plots
+    from gpt2_quant.cache import Step
+
+    kept = [*results.glob("records/*.json"), *results.glob("predictions/*.parquet")]
+    kept += args.predictions.glob("*") if args.predictions else []
+    step = Step(results, "5_compare_all_models", vars(args), sorted(kept))
+    # The data set's texts are shown in the terminal and kept nowhere, so they are asked for anew.
+    if not args.dataset and step.complete():
+        return print((results / "comparison_table.md").read_text(encoding="utf-8"))
+
+    from gpt2_quant.compare import changed_texts, figures, tables
     from gpt2_quant.compare.comparison import compare_results
+    from gpt2_quant.records import write_csv
     from gpt2_quant.reports import compile_report
+    from gpt2_quant.reports.metrics_report import write_report
     from gpt2_quant.reports.quantization_report import report_data
 
     comparison = compare_results(results, args.baseline, args.predictions)
+    changed = changed_texts.most_changed(comparison)
     texts = changed_texts.read_test_texts(comparison, args.dataset) if args.dataset else None
     written = tables.write_tables(comparison, results)
-    figures = comparison_plots.draw_all(comparison, results)
-    changed = changed_texts.most_changed(comparison)
-    written += [changed_texts.write(changed, results)]
-    figures |= {
-        name: results / f"{name}.pdf" for name in ("training_curve", "quantization_error_heatmap")
-    }
-    data = report_data(comparison, changed, results)
-    compile_report("report_2.typ", data, figures, results / "report_2.pdf")
-    written += [results / "report_2.pdf"]
+    drawn = figures.draw_all(comparison, results)
+    write_csv(results / "changed_texts.csv", changed)
+
+    # Scripts 1 and 2 have drawn these.
+    earlier = ("training_curve", "quantization_error_heatmap")
+    images = drawn | {name: results / f"{name}.pdf" for name in earlier}
+    report = results / "report_2.pdf"
+    compile_report("report_2.typ", report_data(comparison, changed, results), images, report)
+    written += [results / "changed_texts.csv", report]
     notes = [f"\n{changed_texts.printed(changed, texts)}"] if texts else []
     if (results / "records" / "text_metrics.json").is_file():
-        from gpt2_quant.reports.metrics_report import write_report
-
-        written += [write_report(results)]
+        written.append(write_report(results))
     else:
-        notes += ["report_1.pdf is left out: run python src/4_evaluation_metrics.py first"]
+        notes.append("report_1.pdf is left out: run python src/4_evaluation_metrics.py first")
     if args.write_readme:
         renewed = tables.write_readme(comparison, ROOT / "README.md")
-        notes += [
-            f"README.md: the results table {'is written anew' if renewed else 'was up to date'}"
-        ]
+        state = "is written anew" if renewed else "was up to date"
+        notes.append(f"README.md: the results table {state}")
+
+    step.finish(written)
     print(tables.FORMATS[args.format](comparison), *notes, sep="\n")
-    print(
-        f"\nwritten to {results}: {', '.join(path.name for path in written)} and the figures (.png, .pdf)"
-    )
+    names = ", ".join(path.name for path in written)
+    print(f"\nwritten to {results}: {names} and the figures (.png, .pdf)")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ is what the tests check.
 
 import time
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,18 @@ from gpt2_quant import records
 from gpt2_quant.data.demo_corpus import generate_corpus
 from gpt2_quant.measure import predictions, scores
 from gpt2_quant.measure.timing import median_interval
-from gpt2_quant.models.loading import VARIANTS
+from gpt2_quant.models.variants import VARIANTS
 
-STEPS = {"baseline": 0.0, "baseline_fp16": 2e-3, "int8_scratch": 0.02, "int8_scratch_w8a8": 0.05, "nf4_scratch": 1.0,
-         "int8_bitsandbytes": 0.1, "nf4_bitsandbytes": 0.5}  # fmt: skip
+# How coarsely each variant's weights are rounded.
+STEPS = {
+    "baseline": 0.0,
+    "baseline_fp16": 2e-3,
+    "int8_scratch": 0.02,
+    "int8_scratch_w8a8": 0.05,
+    "nf4_scratch": 1.0,
+    "int8_bitsandbytes": 0.1,
+    "nf4_bitsandbytes": 0.5,
+}
 DTYPES = {"baseline": np.float32, "baseline_fp16": np.float32, "nf4_scratch": np.int8}
 
 
@@ -31,11 +40,8 @@ def classifier() -> dict:
     """Texts, labels and features of test and validation, and the weights [features, 4] of a real
     classifier.
     """
-    titles, descriptions, labels = generate_corpus(2400, seed=11)
-    texts = [
-        f"{title} {description}" for title, description in zip(titles, descriptions, strict=True)
-    ]
-    labels = np.asarray(labels)
+    titles, descriptions, labels = map(np.asarray, generate_corpus(2400, seed=11))
+    texts = [" ".join(words) for words in zip(titles, descriptions, strict=True)]
     vectorizer = TfidfVectorizer(max_features=800)
     features = vectorizer.fit_transform(texts).toarray().astype(np.float32)
     model = LogisticRegression(C=3, max_iter=300).fit(features[1000:2000], labels[1000:2000])
@@ -82,34 +88,49 @@ def record_of(folder: Path, key: str, preset: str) -> dict:
     path = folder / "weights" / f"{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"score.weight": stored}, path)
-    parts = dict.fromkeys(
-        ("linear", "embeddings", "norms_biases", "head", "quantization_state"), 0
-    ) | {"head": stored.nbytes}
+    parts = dict.fromkeys(("linear", "embeddings", "norms_biases", "quantization_state"), 0)
+    parts["head"] = stored.nbytes
     sizes = {"parts": parts, "tensor_bytes": stored.nbytes}
     file_bytes = path.stat().st_size
     variant = VARIANTS[key]
     return {
-        "variant": {"label": variant.label, "folder": variant.folder, "script": variant.script, "dtype": str(stored.dtype)},
+        "variant": {
+            "label": variant.label, "folder": variant.folder, "script": variant.script_path,
+            "dtype": str(stored.dtype),
+        },
         "settings": {
-            "preset": preset, "base_model": "a logistic regression", "base_revision": None, "dataset": "nowhere/at-hand",
-            "dataset_revision": None, "models_dir": "models", "results_dir": str(folder), "device": "cpu", "batch_size": 16,
-            "max_length": 128, "seed": 0, "max_train_samples": None, "max_test_samples": None,
+            "preset": preset, "base_model": "a logistic regression", "base_revision": None,
+            "dataset": "nowhere/at-hand", "dataset_revision": None, "models_dir": "models",
+            "results_dir": str(folder), "device": "cpu", "batch_size": 16, "max_length": 128,
+            "seed": 0, "max_train_samples": None, "max_test_samples": None,
         },
         "checkpoint": {"base_model": "a logistic regression", "baseline_sha256": "5" * 64},
-        "data": {"name": "demo corpus", "revision": None, "split": "test", "n": 1000, "sha256": "7" * 64, "empty_texts": 0},
+        "data": {
+            "name": "demo corpus", "revision": None, "split": "test", "n": 1000,
+            "sha256": "7" * 64, "empty_texts": 0,
+        },
         "metrics": scores.classification_scores(classifier()["labels"], logits(key), resamples=500),
         "size": {
             **sizes, "resident_bytes": stored.nbytes, "file_bytes": file_bytes,
             "stored": {**sizes, "header_bytes": file_bytes - stored.nbytes},
         },
-        "memory": {"resident_bytes": stored.nbytes, "peak_bytes": 2 * stored.nbytes, "batch_size": 16, "seq_len": 128},
-        "latency": [timed(key, batch, length, mode) for batch in (1, 16) for length in (32, 128) for mode in ("eager", "best")],
-        "throughput": {"eager": {"texts_per_s": 1000.0, "tokens_per_s": 52000.0, "n": 1000, "batch_size": 64, "session": "one"}},
+        "memory": {
+            "resident_bytes": stored.nbytes, "peak_bytes": 2 * stored.nbytes, "batch_size": 16,
+            "seq_len": 128,
+        },
+        "latency": [timed(key, *case) for case in product((1, 16), (32, 128), ("eager", "best"))],
+        "throughput": {
+            "eager": {
+                "texts_per_s": 1000.0, "tokens_per_s": 52000.0, "n": 1000, "batch_size": 64,
+                "session": "one",
+            },
+        },
         "notes": ["energy: not measured"],
         "provenance": {
-            "git_commit": "0" * 40, "git_dirty": False, "source_sha256": "1" * 64, "time_utc": "2026-11-23T22:00:00+00:00",
-            "command": variant.script, "seed": 0, "python": "3.11", "packages": {"numpy": np.__version__},
-            "device": "a processor", "driver": None,
+            "git_commit": "0" * 40, "git_dirty": False, "source_sha256": "1" * 64,
+            "time_utc": "2026-11-23T22:00:00+00:00", "command": variant.script_path, "seed": 0,
+            "python": "3.11", "packages": {"numpy": np.__version__}, "device": "a processor",
+            "driver": None,
         },
     }  # fmt: skip
 
@@ -123,9 +144,9 @@ def timed(key: str, batch: int, length: int, mode: str) -> dict:
         values.append(1000 * (time.perf_counter() - start))
     median, low, high = median_interval(values)
     return {
-        "batch_size": batch, "seq_len": length, "dtype": "float32", "mode": mode, "warmup": 1, "n": 8, "median_ms": median,
-        "median_low_ms": low, "median_high_ms": high, "p95_ms": float(np.percentile(values, 95)), "values_ms": values,
-        "session": "one",
+        "batch_size": batch, "seq_len": length, "dtype": "float32", "mode": mode, "warmup": 1,
+        "n": 8, "median_ms": median, "median_low_ms": low, "median_high_ms": high,
+        "p95_ms": float(np.percentile(values, 95)), "values_ms": values, "session": "one",
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from gpt2_quant.compare import claims, tables
 from gpt2_quant.compare.changed_texts import most_changed, printed, read_test_texts
 from gpt2_quant.compare.comparison import MIB, compare_results
 from gpt2_quant.data.datasets import load_splits
+from gpt2_quant.data.labels import LABELS
 from gpt2_quant.errors import UserError
 from gpt2_quant.measure import paired
 
@@ -43,19 +44,17 @@ def rewrite(folder, key, change):
 
 def test_rows_hold_what_the_predictions_say(comparison):
     labels = classifier()["labels"]
-    assert [row.key for row in comparison.rows] == list(STEPS)
+    assert [row.key for row in comparison.entries] == list(STEPS)
     row = comparison.row("nf4_scratch")
     direct = paired.compare(labels, logits("baseline"), logits("nf4_scratch"))
     assert {name: row.against[name] for name in direct} == direct
     assert (
         row.metrics["accuracy"]["value"] == (logits("nf4_scratch").argmax(axis=1) == labels).mean()
     )
-    family = [other.against["mcnemar_p"] for other in comparison.rows if other.against]
-    assert len(family) == 6
-    assert [
-        other.against["mcnemar_holm_p"] for other in comparison.rows if other.against
-    ] == pytest.approx(paired.holm(family))
-    assert comparison.row("baseline").against is None
+    family = [other.against["mcnemar_p"] for other in comparison.others]
+    adjusted = [other.against["mcnemar_holm_p"] for other in comparison.others]
+    assert len(family) == 6 and adjusted == pytest.approx(paired.holm(family))
+    assert comparison.baseline is comparison.row("baseline") and not comparison.baseline.against
 
 
 def test_sizes_are_the_files(comparison, finished):
@@ -76,32 +75,28 @@ def test_permuted_rows_are_put_in_order(results, comparison):
 
 def test_a_missing_variant_is_a_row_that_names_its_script(results):
     (results / "records" / "nf4_bitsandbytes.json").unlink()
-    row = compare_results(results).rows[-1]
-    assert row.missing == "NF4 BitsAndBytes is missing: run python src/3_bitsandbytes_quant.py"
-    assert compare_results(results).row("nf4_bitsandbytes") is None
+    comparison = compare_results(results)
+    (gap,) = comparison.missing
+    assert gap is comparison.entries[-1] and comparison.row(gap.key) is None
+    assert gap.sentence == "NF4 BitsAndBytes is missing: run python src/3_bitsandbytes_quant.py"
 
 
-def test_another_baseline(results):
-    comparison = compare_results(results, "baseline_fp16")
-    assert comparison.row("baseline_fp16").against is None
-    assert comparison.row("baseline").against["only_variant_right"] >= 0
-    assert comparison.row("baseline_fp16").size["compression"] == 1
+def test_another_baseline_turns_the_comparison_round(finished, comparison):
+    turned = compare_results(finished, "nf4_scratch")
+    assert turned.baseline.key == "nf4_scratch" and not turned.baseline.against
+    assert turned.baseline.size["compression"] == 1
+    ours, theirs = comparison.row("nf4_scratch").against, turned.row("baseline").against
+    won, lost = ours["only_variant_right"], ours["only_baseline_right"]
+    assert won != lost
+    assert (theirs["only_variant_right"], theirs["only_baseline_right"]) == (lost, won)
+    assert theirs["mcnemar_p"] == ours["mcnemar_p"]
+    values = [pair["difference"]["accuracy"]["value"] for pair in (ours, theirs)]
+    assert values[0] == pytest.approx(-values[1]) and values[0] != 0
 
 
-def lacking_a_row(folder):
-    rewrite(folder, "int8_scratch", lambda frame: frame.drop(index=17))
-
-
-def not_a_number(folder):
-    rewrite(
-        folder,
-        "int8_scratch",
-        lambda frame: frame.assign(logit_2=frame["logit_2"].where(frame["id"] != 5)),
-    )
-
-
-def doubled_row(folder):
-    rewrite(folder, "int8_scratch", lambda frame: frame.assign(id=frame["id"].replace(4, 3)))
+def changed(change):
+    """A fault: `change(frame) -> frame` applied to one variant's predictions."""
+    return lambda folder: rewrite(folder, "int8_scratch", change)
 
 
 def of_other_labels(folder):
@@ -135,9 +130,18 @@ def in_record(key, section, field, value):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (lacking_a_row, "1 test rows are missing, the first has id 17"),
-        (not_a_number, "1 rows have NaN or infinite logits, the first is row 5"),
-        (doubled_row, "id 3 stands there more than once"),
+        (
+            changed(lambda frame: frame.drop(index=17)),
+            "1 test rows are missing, the first has id 17",
+        ),
+        (
+            changed(lambda frame: frame.assign(logit_2=frame["logit_2"].where(frame["id"] != 5))),
+            "1 rows have NaN or infinite logits, the first is row 5",
+        ),
+        (
+            changed(lambda frame: frame.assign(id=frame["id"].replace(4, 3))),
+            "id 3 stands there more than once",
+        ),
         (of_other_labels, "1 rows differ, the first is id 8"),
         (of_another_model, "but its record says"),
         (copied_record, "mine.json is a copy of the record of int8_scratch"),
@@ -187,6 +191,10 @@ def test_identical_logits_are_pointed_out(results):
     )
 
 
+def verdicts(comparison):
+    return {claim.claim: claim.verdict for claim in claims.published_claims(comparison)}
+
+
 def test_another_session_is_marked(results):
     def retime(record):
         for entry in record["latency"]:
@@ -197,11 +205,9 @@ def test_another_session_is_marked(results):
     assert comparison.notes[0].startswith(
         "NF4 BitsAndBytes: latency marked * was timed in another process"
     )
-    assert tables.printed_cells(comparison.row("nf4_bitsandbytes"), "baseline")[
-        "Inference (ms)"
-    ].endswith("*")
-    verdicts = {claim["claim"]: claim["verdict"] for claim in claims.published_claims(comparison)}
-    assert verdicts["NF4 is 40% faster than FP32"] == "not measured"
+    printed = tables.printed_table(comparison).set_index("Model")["Inference (ms)"]
+    assert printed.str.endswith("*").sum() == 1 and printed["NF4 BitsAndBytes"].endswith("*")
+    assert verdicts(comparison)["NF4 is 40% faster than FP32"] == "not measured"
 
 
 def outside_files(folder, key="theirs"):
@@ -250,6 +256,7 @@ def test_outside_classifiers_alone(tmp_path):
         ("a.csv", "id,label,logit_0,logit_1\n0,0,1,x\n", "cannot be read as predictions"),
         ("a.csv", 'id,label,logits\n0,0,"[1, 2]"\n1,0,"[1]"\n', "cannot be read as predictions"),
         ("a.csv", "", "cannot be read as predictions"),
+        ("a.csv", "id,label,logit_0,logit_1\n-1,0,1,2\n0,0,1,2\n", "1 test rows are missing"),
         ("a.parquet", "no parquet", "cannot be read as predictions"),
         ("a.csv", "id,label,logit_0,logit_1\n0,0,1,2\n", "a has 1 test rows and baseline has 1000"),
         ("a.txt", "", "holds no .csv or .parquet file"),
@@ -316,8 +323,9 @@ def test_readme_table_is_written_between_its_marks_and_only_once(comparison, tmp
     )
     assert not tables.write_readme(comparison, readme)
     readme.write_text("no marks")
-    with pytest.raises(UserError, match="lacks the lines"):
+    with pytest.raises(UserError, match=f"lacks the lines {begin} and {end}"):
         tables.write_readme(comparison, readme)
+    assert readme.read_text() == "no marks"
 
 
 def test_claims_are_judged_by_what_was_measured(results):
@@ -332,12 +340,6 @@ def test_claims_are_judged_by_what_was_measured(results):
 
         change_record(results, key, change)
 
-    def verdicts():
-        return {
-            claim["claim"]: claim["verdict"]
-            for claim in claims.published_claims(compare_results(results))
-        }
-
     published = {
         "baseline": 94.13,
         "baseline_fp16": 50,
@@ -346,24 +348,28 @@ def test_claims_are_judged_by_what_was_measured(results):
     }
     for key, milliseconds in published.items():
         times(key, milliseconds)
-    found = verdicts()
+    found = verdicts(compare_results(results))
     assert found["NF4 is 40% faster than FP32"] == "supported"
     assert found["… and that is due to quantization"] == "not supported"
     assert found["LLM.int8() is slower than FP32"] == "supported"
     times("nf4_bitsandbytes", 90)
     times("int8_bitsandbytes", 90)
-    found = verdicts()
+    found = verdicts(compare_results(results))
     assert found["NF4 is 40% faster than FP32"] == "not supported"
     assert found["LLM.int8() is slower than FP32"] == "not supported"
     (results / "records/nf4_bitsandbytes.json").unlink()
-    assert verdicts()["NF4 is 40% faster than FP32"] == "not measured"
+    assert verdicts(compare_results(results))["NF4 is 40% faster than FP32"] == "not measured"
 
 
 def test_most_changed_texts_are_those_of_largest_divergence(comparison):
     rows = most_changed(comparison, 10)
-    kl = np.stack([paired.divergence(logits("baseline"), logits(key)) for key in list(STEPS)[1:]])
-    assert [row["kl"] for row in rows] == pytest.approx(np.sort(kl.max(axis=0))[::-1][:10])
-    assert rows[0]["id"] == kl.max(axis=0).argmax()
+    baseline = logits("baseline")
+    kl = np.stack([paired.divergence(baseline, logits(key)) for key in list(STEPS)[1:]])
+    assert list(rows["kl"]) == pytest.approx(np.sort(kl.max(axis=0))[::-1][:10])
+    first = rows.iloc[0]
+    assert first["id"] == kl.max(axis=0).argmax()
+    assert first["by"] == comparison.others[kl[:, first["id"]].argmax()].label
+    assert first["before"] == LABELS[baseline[first["id"]].argmax()]
 
 
 def test_texts_are_shown_only_when_their_fingerprint_is_the_records(results, ag_news_dir):
@@ -383,4 +389,4 @@ def test_texts_are_shown_only_when_their_fingerprint_is_the_records(results, ag_
     rows = most_changed(comparison)
     shown = printed(rows, texts)
     assert max(map(len, shown.splitlines())) <= 100
-    assert all(" ".join(texts[row["id"]].split()) in " ".join(shown.split()) for row in rows)
+    assert all(" ".join(texts[i].split()) in " ".join(shown.split()) for i in rows["id"])

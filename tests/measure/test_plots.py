@@ -104,7 +104,7 @@ def test_nothing_overlaps(results, drawn, tmp_path, count):
     )
     more = outsiders(tmp_path / "outside", count - 7) if count > 7 else None
     comparison = compare_results(folder, predictions=more)
-    assert len(comparison.present) == count
+    assert len(comparison.rows) == count
     comparison_plots.draw_all(comparison, tmp_path / "figures")
     assert len(drawn) == 6 + count
     for figure in drawn:
@@ -122,14 +122,14 @@ def test_training_curve_has_nothing_on_top_of_anything(drawn, tmp_path):
     assert [overlaps(figure) + outside(figure) for figure in drawn] == [[]]
 
 
-def test_bars_begin_at_zero_and_truncated_axes_say_so(results, drawn, tmp_path):
+def test_bars_begin_at_zero_and_truncated_axes_say_so(results):
     comparison = compare_results(results)
-    comparison_plots.efficiency_comparison(comparison, tmp_path / "a.png")
-    assert [axes.get_xlim()[0] for axes in drawn[0].axes] == [0, 0]
-    comparison_plots.performance_comparison(comparison, tmp_path / "a.png")
-    assert drawn[1].axes[0].get_xlim()[0] > 0
-    assert "truncated" in drawn[1].get_supxlabel()
-    assert not drawn[1].axes[0].patches
+    bars = comparison_plots.efficiency_comparison(comparison)
+    assert [axes.get_xlim()[0] for axes in bars.axes] == [0, 0]
+    points = comparison_plots.performance_comparison(comparison)
+    assert points.axes[0].get_xlim()[0] > 0
+    assert "truncated" in points.get_supxlabel()
+    assert not points.axes[0].patches
 
 
 def test_confusion_matrix_shows_the_counts(drawn, tmp_path):

@@ -1,8 +1,8 @@
-"""The test texts whose answer quantization changes most: numbers say how often, these show on what.
+"""The test texts whose answer quantization changes most: scores say how often, these show on what.
 
-A row's change is the largest KL(baseline || variant) over all variants (`paired.divergence`), in
-nats. Results are for publishing and the texts are the data set's owner's: files and report name
-rows, and only the terminal shows texts, when `--dataset` says where they are.
+A text's change is the largest KL(baseline || variant) over all variants (`paired.divergence`), in
+nats. The texts are the data set's owner's: files and report name test rows by id, and only the
+terminal shows texts, when `--dataset` says where they are.
 """
 
 import textwrap
@@ -17,47 +17,38 @@ from ..data.datasets import load_splits
 from ..data.labels import LABELS
 from ..errors import UserError
 from ..measure import paired
-from ..records import write_csv
 from .comparison import Comparison
 
 
-def most_changed(comparison: Comparison, count: int = 10) -> list[dict]:
-    """The `count` rows of largest change, each {id, label, by, kl, before, before_p, after,
-    after_p}.
+def most_changed(comparison: Comparison, count: int = 10) -> pd.DataFrame:
+    """The `count` test rows of largest change: id, label, by, kl, before, before_p, after, after_p.
 
     `by` is the variant that changes the row most; before and after are the class and its
-    probability, baseline's and that variant's. Ties go to the lower id.
+    probability, the baseline's and that variant's. Ties go to the lower id.
     """
-    others = [row for row in comparison.present if row.against]
-    if not others:
-        return []
-    baseline = comparison.row(comparison.baseline).source.logits
-    names = (
-        LABELS if baseline.shape[1] == len(LABELS) else [str(i) for i in range(baseline.shape[1])]
+    if not comparison.others:
+        return pd.DataFrame()
+    baseline = comparison.baseline.logits
+    logits = np.stack([row.logits for row in comparison.others])  # [variants, n, C]
+    kl = np.stack([paired.divergence(baseline, variant) for variant in logits])
+    ids = np.argsort(-kl.max(axis=0), kind="stable")[:count]
+    by = kl[:, ids].argmax(axis=0)
+    n_classes = baseline.shape[1]
+    names = np.array(LABELS if n_classes == len(LABELS) else [*map(str, range(n_classes))])
+    before = softmax(baseline[ids].astype(np.float64), axis=1)
+    after = softmax(logits[by, ids].astype(np.float64), axis=1)
+    return pd.DataFrame(
+        {
+            "id": ids,
+            "label": names[comparison.labels[ids]],
+            "by": [comparison.others[i].label for i in by],
+            "kl": kl[by, ids],
+            "before": names[before.argmax(axis=1)],
+            "before_p": before.max(axis=1),
+            "after": names[after.argmax(axis=1)],
+            "after_p": after.max(axis=1),
+        }
     )
-    changes = np.stack(
-        [paired.divergence(baseline, row.source.logits) for row in others]
-    )  # [variants, n]
-    rows = np.argsort(-changes.max(axis=0), kind="stable")[:count]
-    result = []
-    for row in rows:
-        variant = others[int(changes[:, row].argmax())]
-        before, after = (
-            softmax(logits[row].astype(np.float64)) for logits in (baseline, variant.source.logits)
-        )
-        result.append(
-            {
-                "id": int(row),
-                "label": names[comparison.labels[row]],
-                "by": variant.label,
-                "kl": float(changes[:, row].max()),
-                "before": names[before.argmax()],
-                "before_p": float(before.max()),
-                "after": names[after.argmax()],
-                "after_p": float(after.max()),
-            }
-        )
-    return result
 
 
 def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
@@ -67,24 +58,19 @@ def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
     about, and where it is another.
     """
     record = comparison.record
-    if record is None:
+    if not record:
         raise UserError(
-            "--dataset shows nothing here: none of the rows has a record of its test set; leave it out"
+            "--dataset shows nothing here: none of the rows has a record of its test set; "
+            "leave it out"
         )
     said = record["settings"]
-    folders = {name: Path(said[name]) for name in ("models_dir", "results_dir")}
-    source = {
-        "dataset": dataset,
-        "dataset_revision": said["dataset_revision"] if dataset == said["dataset"] else None,
-    }
-    # Not under the demo's own preset: that would make its corpus and model anew where they are
-    # gone.
     settings = Settings(
-        **{
-            **said,
-            **folders,
-            **source,
-            "preset": "paper",
+        **said
+        | {name: Path(said[name]) for name in ("models_dir", "results_dir")}
+        | {
+            "dataset": dataset,
+            "dataset_revision": said["dataset_revision"] if dataset == said["dataset"] else None,
+            "preset": "paper",  # the demo's would make its corpus anew where it is gone
             "max_train_samples": None,
             "overwrite": False,
         }
@@ -92,30 +78,21 @@ def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
     split = load_splits(settings)["test"]
     if split.sha256 != record["data"]["sha256"]:
         raise UserError(
-            f"--dataset {dataset} is not the records' test set (its sha256 differs): name theirs, {said['dataset']}"
+            f"--dataset {dataset} is not the records' test set (its sha256 differs): "
+            f"name theirs, {said['dataset']}"
         )
     return split.texts
 
 
-def printed(rows: list[dict], texts: list[str], width: int = 100) -> str:
+def printed(changed: pd.DataFrame, texts: list[str], width: int = 100) -> str:
     """The rows of `most_changed` with their texts, for the terminal."""
     lines = ["The texts whose answer changes most:"]
-    for row in rows:
+    for row in changed.to_dict("records"):
         still = "still " * (row["after"] == row["before"])
-        answers = f"{row['before']} {row['before_p']:.2f}; {row['by']} {still}{row['after']} {row['after_p']:.2f}"
-        lines.append(f"row {row['id']}, {row['label']}: {answers}, KL {row['kl']:.3f}")
-        lines += textwrap.wrap(
-            texts[row["id"]],
-            width,
-            initial_indent="  ",
-            subsequent_indent="  ",
-            break_on_hyphens=False,
+        lines.append(
+            f"row {row['id']}, {row['label']}: {row['before']} {row['before_p']:.2f}; "
+            f"{row['by']} {still}{row['after']} {row['after_p']:.2f}, KL {row['kl']:.3f}"
         )
+        text = textwrap.fill(texts[row["id"]], width - 2, break_on_hyphens=False)
+        lines.append(textwrap.indent(text, "  "))
     return "\n".join(lines)
-
-
-def write(rows: list[dict], results_dir: Path) -> Path:
-    """Write the rows of `most_changed` as changed_texts.csv; returns its path."""
-    path = results_dir / "changed_texts.csv"
-    write_csv(path, pd.DataFrame(rows))
-    return path

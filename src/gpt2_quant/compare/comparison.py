@@ -1,81 +1,133 @@
-"""All variants side by side: scores, paired tests, sizes, latencies, one row a classifier.
+"""All variants side by side: scores, paired tests, sizes and latencies, one row per classifier.
 
-Nothing is run here. Scores and tests come from the predictions, sizes and latencies from the
-records, and each is computed in one place (`scores.py`, `paired.py`); this file only decides what
-is compared with what:
+Nothing is run here; this file only decides what is compared with what:
 
   * Every row is tested against one baseline. The McNemar tests of all rows are one family for
     Holm's adjustment, the equivalence tests another.
-  * Size is the bytes of the tensors that a checkpoint stores, scales and zero-points included;
-    resident bytes stand beside it. Compression is the baseline's over the row's; a second figure
-    divides the FP16 control's, because half of "4x" is float16.
-  * Latencies compare only when one process timed the rows in turns, which their `session` says. A
-    row from another session keeps its figure and is marked.
+  * Size is the bytes of the tensors that a checkpoint stores. Compression is the baseline's size
+    over the row's; a second figure divides FP16's, because half of "4x" is float16.
+  * Latencies compare only when one process timed the rows in turns, which their `session` says.
 
 MB means 2**20 bytes, as in the published table.
 """
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..errors import UserError
 from ..measure import paired
 from ..measure.scores import calibration_error, classification_scores, fit_temperature
-from ..models.variants import BASELINE, FP16, VARIANTS
+from ..models.variants import BASELINE, FP16, VARIANTS, style
 from .result_files import Source, read_sources
 
 MIB = 2**20
-HEADLINE_SHAPE = (16, 128)  # batch, tokens: what the table's latency column shows
+ALPHA = 0.05
+MODES = ("eager", "best")
+HEADLINE_SHAPE = (16, 128)  # batch size, tokens: what the table's latency column shows
 
 
-@dataclass
-class Row:
-    """One classifier. `missing` is the sentence that stands for results not made yet; then all else
-    is empty.
-    """
+@dataclass(frozen=True)
+class Missing:
+    """A variant without results; `sentence` stands in its place."""
 
     key: str
     label: str
-    missing: str | None = None
-    source: Source | None = None
-    metrics: dict = field(default_factory=dict)
-    temperature: float | None = None
-    ece_after_temperature: float | None = None
-    against: dict | None = None  # paired results; None for the baseline itself
-    size: dict = field(default_factory=dict)
-    latency: dict = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    sentence: str
 
 
-@dataclass
-class Comparison:
-    """Rows in table order, the labels [n] that all share, and sentences that belong under the
-    table.
+@dataclass(frozen=True, eq=False)
+class Row(Source):
+    """One classifier's results, and what they come to.
+
+    look     colour and marker in figures
+    metrics  name -> {value, low, high, n}
+    against  paired results against the baseline; {} for the baseline itself
+    size     bytes and compression; {} without a record
+    latency  times in ms by mode at one shape, and rates; {} where none were measured
     """
 
-    baseline: str
-    labels: np.ndarray
-    rows: list[Row]
+    look: tuple[str, str]
+    metrics: dict
+    temperature: float | None
+    ece_after_temperature: float | None
+    against: dict
+    size: dict
+    latency: dict
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether it is shown to be within the margin of the baseline, after Holm."""
+        return self.against["tost_holm_p"] < ALPHA
+
+    @property
+    def different(self) -> bool:
+        """Whether it is shown to differ from the baseline, after Holm."""
+        return self.against["mcnemar_holm_p"] < ALPHA
+
+    @property
+    def fastest(self) -> dict:
+        """The latency entry of the faster mode, of a row that was timed."""
+        entries = [self.latency[mode] for mode in MODES if self.latency[mode]]
+        return min(entries, key=lambda entry: entry["median_ms"])
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The table's entries in order, and sentences that belong below it."""
+
+    baseline: Row
+    entries: list[Row | Missing]
     notes: list[str]
 
     @property
-    def present(self) -> list[Row]:
-        """The rows that have results."""
-        return [row for row in self.rows if row.missing is None]
+    def labels(self) -> np.ndarray:
+        """The test labels [n] that all rows share."""
+        return self.baseline.labels
+
+    @property
+    def rows(self) -> list[Row]:
+        return [entry for entry in self.entries if isinstance(entry, Row)]
+
+    @property
+    def missing(self) -> list[Missing]:
+        return [entry for entry in self.entries if isinstance(entry, Missing)]
+
+    @property
+    def others(self) -> list[Row]:
+        """The rows that were tested against the baseline."""
+        return [row for row in self.rows if row is not self.baseline]
+
+    @property
+    def timed(self) -> list[Row]:
+        """The rows whose latencies compare: those of the baseline's session."""
+        return [row for row in self.rows if row.latency and row.latency["same_session"]]
 
     def row(self, key: str) -> Row | None:
         """The row of `key`, if it has results."""
-        return next((row for row in self.present if row.key == key), None)
+        return next((row for row in self.rows if row.key == key), None)
 
     @property
-    def record(self) -> dict | None:
-        """A record that speaks for all of ours (the baseline's where it has one); None when all are
-        outsiders.
-        """
-        ours = [row for row in self.present if row.source.record]
-        return min(ours, key=lambda row: row.key != self.baseline).source.record if ours else None
+    def record(self) -> dict:
+        """A record that speaks for all: the baseline's if it has one; {} for outsiders alone."""
+        records = (row.record for row in [self.baseline, *self.rows] if row.record)
+        return next(records, {})
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(batch size, tokens) of the table's latencies."""
+        return next((row.latency["shape"] for row in self.rows if row.latency), None)
+
+    def sweep(self) -> pd.DataFrame:
+        """All times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
+        columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
+        times = [vars(row) | time for row in self.timed for time in row.record["latency"]]
+        return pd.DataFrame(times, columns=columns)
 
 
 def compare_results(
@@ -86,197 +138,172 @@ def compare_results(
     Raises UserError for results that must not share a table (`result_files.py`), none at all, or no
     baseline.
     """
-    sources = read_sources(results_dir, predictions)
+    sources = {source.key: source for source in read_sources(results_dir, predictions)}
     if not sources:
         raise UserError(
-            f"{results_dir} holds no results to compare: run python src/1_baseline_finetuning.py first"
+            f"{results_dir} holds no results to compare: run python {BASELINE.script_path} first"
         )
-    if baseline not in {source.key for source in sources}:
+    if baseline not in sources:
         script = VARIANTS.get(baseline, BASELINE).script_path
-        known = ", ".join(source.key for source in sources)
         raise UserError(
-            f"the baseline {baseline} has no results: run python {script}, or give --baseline one of {known}"
+            f"the baseline {baseline} has no results: run python {script}, "
+            f"or give --baseline one of {', '.join(sources)}"
         )
-    labels = sources[0].labels
-    present = {source.key: _scored(source) for source in sources}
-    _test(present, baseline, labels)
-    _weigh(present, baseline)
-    notes = _time(present, baseline) + _twins(present)
-    rows = list(present.values())
-    if any(source.record for source in sources):
-        preset = next(source.record for source in sources if source.record)["settings"]["preset"]
-        rows = _with_missing(present, preset)
-    return Comparison(baseline, labels, rows, notes)
+    tests = _tests(sources, baseline)
+    sizes = _sizes(sources, baseline)
+    latencies = _latencies(sources, baseline)
+    looks = style(sources)
+    rows = {}
+    for key, source in sources.items():
+        rows[key] = Row(
+            **vars(source),
+            **_scores(source),
+            look=looks[key],
+            against=tests.get(key, {}),
+            size=sizes.get(key, {}),
+            latency=latencies.get(key, {}),
+        )
+    notes = _other_sessions(rows.values()) + _twins(rows.values())
+    return Comparison(rows[baseline], _with_missing(rows), notes)
 
 
-def _with_missing(present: dict[str, Row], preset: str) -> list[Row]:
-    """All variants in the order of VARIANTS, those without results as a sentence; then the other
-    rows.
-    """
-    flag = "" if preset == "paper" else f" --preset {preset}"
-    rows = []
+def _with_missing(rows: dict[str, Row]) -> list[Row | Missing]:
+    """All variants in the registry's order, then the other rows; outsiders stand alone."""
+    presets = [row.record["settings"]["preset"] for row in rows.values() if row.record]
+    if not presets:
+        return list(rows.values())
+    flag = "" if presets[0] == "paper" else f" --preset {presets[0]}"
+    entries: list[Row | Missing] = []
     for key, variant in VARIANTS.items():
         sentence = f"{variant.label} is missing: run python {variant.script_path}{flag}"
-        rows.append(present.get(key) or Row(key, variant.label, missing=sentence))
-    return rows + [row for key, row in present.items() if key not in VARIANTS]
+        entries.append(rows.get(key) or Missing(key, variant.label, sentence))
+    return entries + [row for key, row in rows.items() if key not in VARIANTS]
 
 
-def _scored(source: Source) -> Row:
-    """Scores with intervals. Temperature is fitted on validation; its effect is shown on test,
-    where nothing is chosen.
-    """
-    row = Row(source.key, source.label, source=source)
-    # A record already holds them, computed from these very predictions (read_sources has checked
-    # that).
-    row.metrics = (
-        source.record["metrics"]
-        if source.record
-        else classification_scores(source.labels, source.logits)
-    )
+def _scores(source: Source) -> dict:
+    """Scores, and what a temperature does to calibration on test: it is fitted on validation."""
+    # A record's scores are of these very predictions: read_sources has checked that.
+    metrics = source.record.get("metrics") or classification_scores(source.labels, source.logits)
+    temperature = ece = None
     if source.validation is not None:
-        row.temperature = fit_temperature(*source.validation)
-        cooled = source.logits / row.temperature
-        row.ece_after_temperature = calibration_error(source.labels, cooled)
-    return row
+        temperature = fit_temperature(*source.validation)
+        ece = calibration_error(source.labels, source.logits / temperature)
+    return {"metrics": metrics, "temperature": temperature, "ece_after_temperature": ece}
 
 
-def _test(present: dict[str, Row], baseline: str, labels: np.ndarray) -> None:
-    """Paired results of every row against the baseline, with Holm's adjustment over the rows."""
-    logits = {key: row.source.logits for key, row in present.items()}
-    differences = paired.bootstrap_differences(labels, logits, baseline)
-    others = [key for key in present if key != baseline]
-    for key in others:
-        result = paired.compare(labels, logits[baseline], logits[key])
-        present[key].against = {**result, "difference": differences[key]}
+def _tests(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
+    """Paired results of every other row against the baseline, Holm-adjusted over these rows."""
+    labels = sources[baseline].labels
+    logits = {key: source.logits for key, source in sources.items()}
+    tests = {}
+    for key, difference in paired.bootstrap_differences(labels, logits, baseline).items():
+        pair = paired.compare(labels, logits[baseline], logits[key])
+        tests[key] = {**pair, "difference": difference}
     for name in ("mcnemar", "tost"):
-        adjusted = paired.holm([present[key].against[f"{name}_p"] for key in others])
-        for key, p_value in zip(others, adjusted, strict=True):
-            present[key].against[f"{name}_holm_p"] = p_value
+        adjusted = paired.holm([test[f"{name}_p"] for test in tests.values()])
+        for test, p_value in zip(tests.values(), adjusted, strict=True):
+            test[f"{name}_holm_p"] = p_value
+    return tests
 
 
-def _weigh(present: dict[str, Row], baseline: str) -> None:
-    """Stored and resident sizes of the rows that have a record, checked against the file, and
-    compression both ways.
-    """
-    for key, row in present.items():
-        if row.source.record:
-            row.size = _size(key, row.source.record["size"])
-            row.size["peak_bytes"] = (row.source.record.get("memory") or {}).get("peak_bytes")
-    for row in present.values():
-        for name, other in (("compression", baseline), ("compression_fp16", FP16.key)):
-            reference = present[other].size.get("stored_bytes") if other in present else None
-            if row.size:
-                row.size[name] = reference / row.size["stored_bytes"] if reference else None
+def _sizes(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
+    """Sizes in bytes of the rows that have a record, and compression against baseline and FP16."""
+    sizes = {key: _size(key, source.record) for key, source in sources.items() if source.record}
+    for name, other in (("compression", baseline), ("compression_fp16", FP16.key)):
+        reference = sizes[other]["stored_bytes"] if other in sizes else None
+        for size in sizes.values():
+            size[name] = reference / size["stored_bytes"] if reference else None
+    return sizes
 
 
-def _size(key: str, size: dict) -> dict:
-    """Sizes of one record in bytes. Raises UserError where a sum over parts or the file's length
-    does not come out.
-
-    FP16 has no file of its own: it is made from the FP32 file at load, and would store what it
-    keeps resident.
-    """
-    stored = (
-        {"parts": size["parts"], "tensor_bytes": size["tensor_bytes"]}
-        if key == FP16.key
-        else size["stored"]
-    )
-    whole_file = (
-        key == FP16.key or stored["header_bytes"] + stored["tensor_bytes"] == size["file_bytes"]
-    )
+def _size(key: str, record: dict) -> dict:
+    """Sizes of one record in bytes. Raises UserError where parts or file do not add up."""
+    size = record["size"]
+    # FP16 is made from the FP32 file at load: it would store what it keeps resident.
+    own_file = key != FP16.key
+    stored = size["stored"] if own_file else size
     sums = all(sum(kind["parts"].values()) == kind["tensor_bytes"] for kind in (size, stored))
-    if not (whole_file and sums):
+    if own_file:
+        sums &= stored["header_bytes"] + stored["tensor_bytes"] == size["file_bytes"]
+    if not sums:
         raise UserError(
-            f"records/{key}.json: its sizes do not add up to the file's bytes; run the script that makes {key} with --overwrite"
+            f"records/{key}.json: its sizes do not add up to the file's bytes; "
+            f"run the script that makes {key} with --overwrite"
         )
     return {
         "stored_bytes": stored["tensor_bytes"],
         "stored_parts": stored["parts"],
         "header_bytes": stored.get("header_bytes"),
-        "file_bytes": None if key == FP16.key else size["file_bytes"],
+        "file_bytes": size["file_bytes"] if own_file else None,
         "resident_bytes": size["resident_bytes"],
         "resident_parts": size["parts"],
+        "peak_bytes": (record.get("memory") or {}).get("peak_bytes"),
     }
 
 
-def _time(present: dict[str, Row], baseline: str) -> list[str]:
-    """Latency at one shape for every row, marked where it was timed in another session than the
-    baseline's.
-    """
-    notes = []
-    reference = present[baseline].source.record or {}
-    session = next((entry["session"] for entry in reference.get("latency", [])), None)
-    shape = _common_shape(present)
-    for row in present.values():
-        record = row.source.record or {}
-        entries = [
-            entry
-            for entry in record.get("latency", [])
-            if (entry["batch_size"], entry["seq_len"]) == shape
-        ]
-        if not entries:
+def _latencies(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
+    """Times and rates of the rows that were timed at the shape that most rows share."""
+    entries = {key: source.record.get("latency", []) for key, source in sources.items()}
+    session = next((entry["session"] for entry in entries[baseline]), None)
+    shape = _common_shape(entries.values())
+    latencies = {}
+    for key, source in sources.items():
+        at_shape = {entry["mode"]: entry for entry in entries[key] if _shape(entry) == shape}
+        if not at_shape:
             continue
-        by_mode = {entry["mode"]: _with_interval(entry) for entry in entries}
-        row.latency = {
+        sessions = {entry["session"] for entry in at_shape.values()}
+        latencies[key] = {
             "shape": shape,
-            "eager": by_mode.get("eager"),
-            "best": by_mode.get("best"),
-            "same_session": session is not None
-            and all(entry["session"] == session for entry in entries),
-            "texts_per_s": _by_mode(record.get("throughput"), "texts_per_s"),
-            "joules_per_1000_texts": _by_mode(record.get("energy"), "joules_per_1000_texts"),
+            **{mode: _with_interval(at_shape.get(mode)) for mode in MODES},
+            "same_session": sessions == {session},
+            "texts_per_s": _by_mode(source.record, "throughput", "texts_per_s"),
+            "joules_per_1000_texts": _by_mode(source.record, "energy", "joules_per_1000_texts"),
         }
-    apart = [
-        row.label for row in present.values() if row.latency and not row.latency["same_session"]
-    ]
-    if apart:
-        notes.append(
-            f"{', '.join(apart)}: latency marked * was timed in another process than the baseline's and does not compare; "
-            "run python src/3_bitsandbytes_quant.py --overwrite to time all in turns"
-        )
-    return notes
+    return latencies
 
 
-def _with_interval(entry: dict) -> dict:
-    """The entry with an interval in any case: below six values there is none of the median at 95%,
-    so their range stands.
+def _shape(entry: dict) -> tuple[int, int]:
+    return entry["batch_size"], entry["seq_len"]
+
+
+def _common_shape(entries: Iterable[list[dict]]) -> tuple[int, int] | None:
+    """The shape that most rows were timed at; the headline shape wins a tie, then the largest."""
+    counts = Counter(shape for row in entries for shape in {_shape(entry) for entry in row})
+    return max(counts, key=lambda it: (counts[it], it == HEADLINE_SHAPE, it), default=None)
+
+
+def _with_interval(entry: dict | None) -> dict | None:
+    """The entry with an interval in any case: below six values no two of them enclose the median
+    with 95%, so their range stands.
     """
-    if entry["median_low_ms"] is not None:
+    if not entry or entry["median_low_ms"] is not None:
         return entry
-    return {
-        **entry,
-        "median_low_ms": min(entry["values_ms"]),
-        "median_high_ms": max(entry["values_ms"]),
-    }
+    values = entry["values_ms"]
+    return {**entry, "median_low_ms": min(values), "median_high_ms": max(values)}
 
 
-def _by_mode(section: dict | None, name: str) -> dict[str, float]:
-    """One figure of a record's section for each mode, `eager` and `best`, that was measured."""
-    return {mode: section[mode][name] for mode in ("eager", "best") if mode in (section or {})}
+def _by_mode(record: dict, section: str, name: str) -> dict[str, float]:
+    """One figure of a record's section for each mode that was measured."""
+    measured = record.get(section) or {}
+    return {mode: measured[mode][name] for mode in MODES if mode in measured}
 
 
-def _common_shape(present: dict[str, Row]) -> tuple[int, int] | None:
-    """The (batch, tokens) that most rows were timed at; the headline shape wins a tie, then the
-    largest.
-    """
-    counts: dict[tuple[int, int], int] = {}
-    for row in present.values():
-        latency = (row.source.record or {}).get("latency", [])
-        for shape in {(entry["batch_size"], entry["seq_len"]) for entry in latency}:
-            counts[shape] = counts.get(shape, 0) + 1
-    return max(
-        counts, key=lambda shape: (counts[shape], shape == HEADLINE_SHAPE, shape), default=None
-    )
-
-
-def _twins(present: dict[str, Row]) -> list[str]:
-    """A sentence for every two rows with bit-identical logits: most likely one classifier, counted
-    twice.
-    """
-    rows = list(present.values())
+def _other_sessions(rows: Iterable[Row]) -> list[str]:
+    """A sentence on the rows that were timed in another session than the baseline's."""
+    apart = [row.label for row in rows if row.latency and not row.latency["same_session"]]
+    if not apart:
+        return []
     return [
-        f"{one.label} and {other.label} answer with identical logits on every row: one classifier under two names?"
-        for i, one in enumerate(rows)
-        for other in rows[i + 1 :]
-        if np.array_equal(one.source.logits, other.source.logits)
+        f"{', '.join(apart)}: latency marked * was timed in another process than the baseline's "
+        f"and does not compare; run python {FP16.script_path} --overwrite to time all in turns"
+    ]
+
+
+def _twins(rows: Iterable[Row]) -> list[str]:
+    """A sentence for every two rows with bit-identical logits: most likely one classifier twice."""
+    return [
+        f"{one.label} and {other.label} answer with identical logits on every row: "
+        "one classifier under two names?"
+        for one, other in combinations(rows, 2)
+        if np.array_equal(one.logits, other.logits)
     ]

@@ -1,18 +1,12 @@
-"""What may stand in one table: read records and predictions, and refuse what does not belong
-together.
+"""What may stand in one table: read results, refuse what does not belong together.
 
-Two rows compare when they answered the same texts, come from the same weights and ran under the
-same preset. The records say so (fingerprints of the test set and of the baseline's weights), and
-predictions are checked row by row: the same ids, the same labels, finite logits. Rows in another
-order are put in order by id. What fails is refused with a sentence, never left out in silence.
-
-Someone else's classifier joins through a folder of prediction files: `name.csv` or `name.parquet`
-with `id`, `label` and either `logit_0`, `logit_1`, … or one column `logits` that holds a list.
-`name.validation.csv` (or .parquet) beside it gives the classifier a temperature.
+Two classifiers compare when they answered the same texts, come from the same weights and ran under
+the same preset. Records say so by fingerprints, predictions are checked text by text; what fails is
+refused with a sentence, never left out. Someone else's classifier joins as a file of predictions:
+`name.csv` or `name.parquet`, and `name.validation.csv` (or .parquet) for its temperature.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +19,19 @@ from ..measure.scores import check_predictions
 from ..models.variants import VARIANTS
 from ..records import load_records
 
+# What records in one table must agree in, and where a record says it.
+SAME = {
+    "presets": ("settings", "preset"),
+    "baseline checkpoints": ("checkpoint", "baseline_sha256"),
+    "test sets": ("data", "sha256"),
+    "text lengths (--max-length)": ("settings", "max_length"),
+}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Source:
-    """One classifier's results as read: labels [n], logits [n, C], the same of validation if kept,
-    and its record.
+    """One classifier's results as read: labels int [n] and logits [n, C] of test, the same of
+    validation where kept, and its record ({} for an outside classifier).
     """
 
     key: str
@@ -37,132 +39,116 @@ class Source:
     labels: np.ndarray
     logits: np.ndarray
     validation: tuple[np.ndarray, np.ndarray] | None
-    record: dict | None
+    record: dict
 
 
 def read_sources(results_dir: Path, predictions: Path | None = None) -> list[Source]:
-    """Every classifier with results, in table order: ours as VARIANTS lists them, other records,
-    outsiders by name.
+    """Every classifier with results: variants in the registry's order, other records, outsiders.
 
     Raises UserError when two of them may not stand in one table, or one cannot be scored.
     """
     records = load_records(results_dir)
-    check_same_experiment(records)
+    _check_same_experiment(records)
     order = [key for key in VARIANTS if key in records] + sorted(set(records) - set(VARIANTS))
     sources = [_own(results_dir, key, records[key]) for key in order]
     if predictions is not None:
-        sources += _outsiders(predictions, taken={source.key for source in sources})
+        sources += _outsiders(predictions, taken=order)
     for source in sources[1:]:
-        _check_same_rows(sources[0], source)
+        _check_same_texts(sources[0], source)
     return sources
 
 
-def check_same_experiment(records: dict[str, dict]) -> None:
-    """Refuse records of two presets, two baseline checkpoints, two test sets or two text lengths."""
-    facts: list[tuple[str, Callable[[dict], object]]] = [
-        ("presets", lambda record: record["settings"]["preset"]),
-        ("baseline checkpoints", lambda record: record["checkpoint"]["baseline_sha256"]),
-        ("test sets", lambda record: record["data"]["sha256"]),
-        ("text lengths (--max-length)", lambda record: record["settings"]["max_length"]),
-    ]
-    for name, read in facts:
-        holders: dict[object, str] = {}
+def _check_same_experiment(records: dict[str, dict]) -> None:
+    """Refuse copied records, and records that differ in one of SAME."""
+    for key, record in records.items():
+        if record.get("key") != key:
+            said = record.get("key")
+            raise UserError(f"records/{key}.json is a copy of the record of {said}: delete it")
+    for what, (section, field) in SAME.items():
+        holders: dict[object, str] = {}  # value -> the first key that has it
         for key, record in records.items():
-            if record.get("key") != key:
-                raise UserError(
-                    f"records/{key}.json is a copy of the record of {record.get('key')}: delete it"
-                )
             try:
-                holders.setdefault(read(record), key)
+                holders.setdefault(record[section][field], key)
             except (KeyError, TypeError):
                 raise UserError(
-                    f"records/{key}.json lacks what a variant's record holds: run its script with --overwrite"
+                    f"records/{key}.json lacks what a variant's record holds: "
+                    "run its script with --overwrite"
                 ) from None
         if len(holders) > 1:
-            said = " and ".join(
-                f"{key} has {str(value)[:12]}" for value, key in list(holders.items())[:2]
-            )
+            said = " and ".join(f"{key} has {str(v)[:12]}" for v, key in [*holders.items()][:2])
             raise UserError(
-                f"these results come from two {name} ({said}): keep each in a --results-dir of its own, "
-                "or run the scripts again with --overwrite"
+                f"these results come from two {what} ({said}): keep each in a --results-dir of "
+                "its own, or run the scripts again with --overwrite"
             )
 
 
 def _own(results_dir: Path, key: str, record: dict) -> Source:
     """One of our variants: its record and the predictions that the record was made from."""
     labels, logits = _arrays(load_predictions(results_dir, key), key)
+    n, accuracy = record["data"]["n"], record["metrics"]["accuracy"]["value"]
     path = predictions_path(results_dir, key)
-    if len(labels) != record["data"]["n"]:
+    mend = f"run the script that makes {key} with --overwrite"
+    if len(labels) != n:
+        raise UserError(f"{path} has {len(labels)} rows, but its record was made from {n}: {mend}")
+    found = (logits.argmax(axis=1) == labels).mean()
+    if abs(found - accuracy) > 1e-9:
         raise UserError(
-            f"{path} has {len(labels)} rows, but its record was made from {record['data']['n']}: "
-            f"run the script that makes {key} with --overwrite"
+            f"{path} gives accuracy {found:.6f}, but its record says {accuracy:.6f}: {mend}"
         )
-    accuracy = (logits.argmax(axis=1) == labels).mean()
-    if abs(accuracy - record["metrics"]["accuracy"]["value"]) > 1e-9:
-        raise UserError(
-            f"{path} gives accuracy {accuracy:.6f}, but its record says {record['metrics']['accuracy']['value']:.6f}: "
-            f"run the script that makes {key} with --overwrite"
-        )
-    validation = None
-    if predictions_path(results_dir, f"{key}.validation").is_file():
-        validation = _arrays(
-            load_predictions(results_dir, f"{key}.validation"), f"{key}.validation"
-        )
+    validation, name = None, f"{key}.validation"
+    if predictions_path(results_dir, name).is_file():
+        validation = _arrays(load_predictions(results_dir, name), name)
     return Source(key, record["variant"]["label"], labels, logits, validation, record)
 
 
-def _outsiders(folder: Path, taken: set[str]) -> list[Source]:
+def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
     """Every prediction file in `folder` as a classifier named by its file."""
     if not folder.is_dir():
         raise UserError(
-            f"--predictions {folder}: there is no such folder; give one that holds .csv or .parquet files"
+            f"--predictions {folder}: there is no such folder; "
+            "give one that holds .csv or .parquet files"
         )
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".parquet"))
-    tests = [path for path in files if not path.stem.endswith(".validation")]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".csv", ".parquet")]
+    validations = {path.stem: path for path in files if path.stem.endswith(".validation")}
+    tests = [path for path in files if path.stem not in validations]
     if not tests:
         raise UserError(
-            f"--predictions {folder} holds no .csv or .parquet file with the columns id, label and logits"
+            f"--predictions {folder} holds no .csv or .parquet file "
+            "with the columns id, label and logits"
         )
     sources = []
     for path in tests:
-        if path.stem in taken:
+        key = path.stem
+        if key in taken:
             raise UserError(
-                f"{path}: there is a row named {path.stem} already; give the file another name"
+                f"{path}: there is a row named {key} already; give the file another name"
             )
-        taken.add(path.stem)
+        taken.append(key)
         labels, logits = _arrays(_outside_frame(path), str(path))
-        beside = next((file for file in files if file.stem == f"{path.stem}.validation"), None)
+        beside = validations.get(f"{key}.validation")
         validation = _arrays(_outside_frame(beside), str(beside)) if beside else None
-        sources.append(
-            Source(path.stem, path.stem.replace("_", " "), labels, logits, validation, None)
-        )
+        sources.append(Source(key, key.replace("_", " "), labels, logits, validation, {}))
     return sources
 
 
 def _outside_frame(path: Path) -> pd.DataFrame:
-    """Columns id, label, logit_0 … of an outside file; a single column `logits` (lists, or their
-    JSON) is spread out.
-    """
+    """Columns id, label, logit_0 … of an outside file; a single column `logits` is spread out."""
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
         if "logits" in frame:
-            lists = [
-                json.loads(cell) if isinstance(cell, str) else cell for cell in frame["logits"]
-            ]
-            logits = np.asarray(lists, dtype=np.float64)
-            spread = pd.DataFrame(
-                {f"logit_{i}": logits[:, i] for i in range(logits.shape[1])}, index=frame.index
-            )
-            frame = frame[["id", "label"]].join(spread)
-        names = [
-            f"logit_{i}" for i in range(sum(name.startswith("logit_") for name in frame.columns))
-        ]
-        frame = frame[["id", "label", *names]].astype({"id": np.int64, "label": np.int64})
-        return frame.astype(dict.fromkeys(names, np.float64))
+            # Parquet holds lists, CSV their JSON.
+            lists = [json.loads(x) if isinstance(x, str) else x for x in frame["logits"]]
+            logits = pd.DataFrame(np.asarray(lists, dtype=float), index=frame.index)
+            frame = frame[["id", "label"]].join(logits.add_prefix("logit_"))
+        n_logits = frame.columns.str.startswith("logit_").sum()
+        dtypes: dict[str, type] = {"id": np.int64, "label": np.int64}
+        dtypes |= {f"logit_{i}": np.float64 for i in range(n_logits)}
+        return frame[[*dtypes]].astype(dtypes)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as fault:
         raise UserError(
-            f"{path} cannot be read as predictions ({str(fault).splitlines()[0][:80]}): it needs the whole-number columns "
-            "id and label, and logit_0, logit_1, … or one column logits with lists of one length"
+            f"{path} cannot be read as predictions ({str(fault).splitlines()[0][:80]}): it needs "
+            "the whole-number columns id and label, and logit_0, logit_1, … "
+            "or one column logits with lists of one length"
         ) from fault
 
 
@@ -175,31 +161,31 @@ def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f"{name}: id {doubled[0]} stands there more than once; give each test row one line"
         )
-    absent = np.setdiff1d(np.arange(ids.max(initial=-1) + 1), ids)
-    if len(absent) or (len(ids) and ids[0] != 0):
+    absent = np.setdiff1d(np.arange(max(ids.max(initial=-1) + 1, len(ids))), ids)
+    if len(absent):
         raise UserError(
-            f"{name}: {len(absent)} test rows are missing, the first has id {absent[0]}; predict every row"
+            f"{name}: {len(absent)} test rows are missing, the first has id {absent[0]}; "
+            "predict every row"
         )
     labels, logits = frame["label"].to_numpy(), frame.drop(columns=["id", "label"]).to_numpy()
     check_predictions(labels, logits, name)
     return labels, logits
 
 
-def _check_same_rows(first: Source, other: Source) -> None:
+def _check_same_texts(first: Source, other: Source) -> None:
     """Refuse two classifiers that did not answer the same test set."""
-    if len(first.labels) != len(other.labels):
+    (n, classes), (other_n, other_classes) = first.logits.shape, other.logits.shape
+    if n != other_n:
         raise UserError(
-            f"{other.key} has {len(other.labels)} test rows and {first.key} has {len(first.labels)}: "
+            f"{other.key} has {other_n} test rows and {first.key} has {n}: "
             "only predictions for the same test set compare"
         )
-    if first.logits.shape[1] != other.logits.shape[1]:
-        raise UserError(
-            f"{other.key} has {other.logits.shape[1]} classes and {first.key} has {first.logits.shape[1]}"
-        )
+    if classes != other_classes:
+        raise UserError(f"{other.key} has {other_classes} classes and {first.key} has {classes}")
     different = np.flatnonzero(first.labels != other.labels)
     if len(different):
-        row = different[0]
+        i = different[0]
         raise UserError(
-            f"{other.key} was tested on other labels than {first.key}: {len(different)} rows differ, the first is id {row} "
-            f"({other.labels[row]} and {first.labels[row]})"
+            f"{other.key} was tested on other labels than {first.key}: {len(different)} rows "
+            f"differ, the first is id {i} ({other.labels[i]} and {first.labels[i]})"
         )

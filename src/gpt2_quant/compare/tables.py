@@ -1,10 +1,7 @@
-"""The comparison as tables: CSV for programs, Markdown and LaTeX for papers, plain text for the
-terminal.
+"""The comparison as tables: CSV for programs, Markdown and LaTeX for papers, text for the terminal.
 
-All four come from one list of cells, so they cannot disagree. The CSV begins with the published
-columns in their order and spelling (`Model,Accuracy,F1-Score,Size (MB),Inference
-(ms),Compression`); everything else follows. The printed tables show fewer columns: what fits a
-page.
+The CSV begins with the published columns in their order and spelling; every other figure follows
+in full precision. The printed tables have the columns that fit a page.
 """
 
 import textwrap
@@ -14,194 +11,170 @@ import pandas as pd
 
 from ..errors import UserError
 from ..records import write_csv, write_text
-from .comparison import MIB, Comparison, Row
+from .comparison import MIB, MODES, Comparison, Missing, Row
 
-PUBLISHED = ["Model", "Accuracy", "F1-Score", "Size (MB)", "Inference (ms)", "Compression"]
 README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
+PUBLISHED = ["Model", "Accuracy", "F1-Score", "Size (MB)", "Inference (ms)", "Compression"]
+DIFFERENCE, EQUIVALENT = "Diff. (points)", "Equivalent"
+SHAPE = "Latency batch x tokens"
+SCORES = "accuracy f1_macro precision_macro recall_macro nll brier ece ece_adaptive"
+TERMINAL_TITLES = {
+    "Model": "Model", "Accuracy": "Acc.", "F1-Score": "F1", "Size (MB)": "MB",
+    "Compression": "compr.", "Inference (ms)": "ms", "Best (ms)": "best",
+    DIFFERENCE: "diff. [95%] points", "McNemar": "McNemar", EQUIVALENT: "equiv.",
+}  # fmt: skip
 
 
-def _fixed(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _csv_columns() -> dict[str, str]:
+    """Title of each CSV column behind the published ones -> its path in a row's dicts."""
+    columns: dict[str, str] = {}
 
+    def add(path: str, names: str, title: str = "") -> None:
+        columns.update({title + name: f"{path}.{name}" for name in names.split()})
 
-def _megabytes(value: float | None) -> str:
-    return "" if value is None else f"{value / MIB:.2f}"
+    def add_interval(path: str, title: str) -> None:
+        for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
+            columns[title + suffix] = f"{path}.{part}"
 
-
-def _p(value: float) -> str:
-    return "<.001" if value < 0.001 else f"{value:.3f}".lstrip("0") if value < 1 else "1"
-
-
-def published_cells(row: Row) -> dict[str, str]:
-    """The six published columns of one row, as text; empty where a figure does not exist."""
-    eager = row.latency.get("eager")
-    ratio = row.size.get("compression")
-    return {
-        "Model": row.label,
-        "Accuracy": _fixed(row.metrics["accuracy"]["value"], 4) if row.metrics else "",
-        "F1-Score": _fixed(row.metrics["f1_macro"]["value"], 4) if row.metrics else "",
-        "Size (MB)": _megabytes(row.size.get("stored_bytes")),
-        "Inference (ms)": _fixed(eager["median_ms"], 2) if eager else "",
-        "Compression": f"{ratio:.2f}x" if ratio else "",
-    }
-
-
-def all_cells(row: Row) -> dict[str, str | float | None]:
-    """Every column of the CSV for one row: the published ones as text, the others as numbers in
-    full precision.
-    """
-    cells: dict[str, str | float | None] = {**published_cells(row), "Key": row.key}
-    for name in (
-        "accuracy",
-        "f1_macro",
-        "precision_macro",
-        "recall_macro",
-        "nll",
-        "brier",
-        "ece",
-        "ece_adaptive",
-    ):
-        score = row.metrics.get(name, {})
-        cells |= {
-            name: score.get("value"),
-            f"{name} low": score.get("low"),
-            f"{name} high": score.get("high"),
-        }
-    cells |= {"Temperature": row.temperature, "ece after temperature": row.ece_after_temperature}
-    against = row.against or {}
-    difference = against.get("difference", {})
+    for name in SCORES.split():
+        add_interval(f"metrics.{name}", name)
+    columns |= {"Temperature": "temperature", "ece after temperature": "ece_after_temperature"}
     for name in ("accuracy", "f1_macro", "nll", "brier"):
-        for part, title in (("value", ""), ("low", " low"), ("high", " high")):
-            cells[f"{name} minus baseline{title}"] = difference.get(name, {}).get(part)
-    for name in (
-        "only_variant_right", "only_baseline_right", "mcnemar_p", "mcnemar_holm_p", "tost_p", "tost_holm_p", "agreement",
-        "flips", "kl_mean", "kl_p99", "kl_max",
-    ):  # fmt: skip
-        cells[name] = against.get(name)
-    for name in ("stored_bytes", "file_bytes", "resident_bytes", "peak_bytes", "compression_fp16"):
-        cells[name] = row.size.get(name)
-    latency = row.latency
-    cells["Latency batch x tokens"] = "{} x {}".format(*latency["shape"]) if latency else None
-    for mode in ("eager", "best"):
-        entry = latency.get(mode) or {}
-        for name in ("median_ms", "median_low_ms", "median_high_ms", "p95_ms"):
-            cells[f"{mode} {name}"] = entry.get(name)
-    cells["Timed with the baseline"] = latency.get("same_session")
-    for mode in ("eager", "best"):
-        cells[f"{mode} texts/s"] = latency.get("texts_per_s", {}).get(mode)
-        cells[f"{mode} J per 1000 texts"] = latency.get("joules_per_1000_texts", {}).get(mode)
-    cells["Note"] = row.missing or "; ".join(row.notes) or None
+        add_interval(f"against.difference.{name}", f"{name} minus baseline")
+    add("against", "only_variant_right only_baseline_right mcnemar_p mcnemar_holm_p tost_p")
+    add("against", "tost_holm_p agreement flips kl_mean kl_p99 kl_max")
+    add("size", "stored_bytes file_bytes resident_bytes peak_bytes compression_fp16")
+    columns[SHAPE] = "latency.shape"
+    for mode in MODES:
+        add(f"latency.{mode}", "median_ms median_low_ms median_high_ms p95_ms", f"{mode} ")
+    columns["Timed with the baseline"] = "latency.same_session"
+    for mode in MODES:
+        columns[f"{mode} texts/s"] = f"latency.texts_per_s.{mode}"
+        columns[f"{mode} J per 1000 texts"] = f"latency.joules_per_1000_texts.{mode}"
+    return columns
+
+
+def _csv_frame(comparison: Comparison) -> pd.DataFrame:
+    """All columns: the published ones as text, the others as numbers, NaN where there is none."""
+    columns, entries = _csv_columns(), comparison.entries
+    fields = ("metrics", "temperature", "ece_after_temperature", "against", "size", "latency")
+    figures = pd.json_normalize([{f: getattr(entry, f, None) for f in fields} for entry in entries])
+    figures = figures.reindex(columns=list(columns.values())).set_axis(list(columns), axis=1)
+    figures[SHAPE] = figures[SHAPE].map("{0[0]} x {0[1]}".format, na_action="ignore")
+    frame = printed_table(comparison)[PUBLISHED]
+    frame["Inference (ms)"] = frame["Inference (ms)"].str.rstrip("*")
+    frame["Key"] = [entry.key for entry in entries]
+    frame = frame.join(figures)
+    frame["Note"] = [getattr(entry, "sentence", None) for entry in entries]
+    return frame.convert_dtypes()
+
+
+def printed_table(comparison: Comparison) -> pd.DataFrame:
+    """The printed columns as text: the published six, best latency, difference and tests; empty
+    where a figure does not exist.
+    """
+    columns = [*PUBLISHED, "Best (ms)", DIFFERENCE, "McNemar", EQUIVALENT]
+    cells = [_cells(entry) for entry in comparison.entries]
+    table = pd.DataFrame(cells, columns=columns, dtype=object).fillna("")
+    table.loc[comparison.entries.index(comparison.baseline), DIFFERENCE] = "baseline"
+    return table
+
+
+def _cells(entry: Row | Missing) -> dict[str, str]:
+    """The printed cells of an entry, as far as there is something to print."""
+    cells = {"Model": entry.label}
+    if isinstance(entry, Missing):
+        return cells
+    for title, name in (("Accuracy", "accuracy"), ("F1-Score", "f1_macro")):
+        cells[title] = f"{entry.metrics[name]['value']:.4f}"
+    size, latency, against = entry.size, entry.latency, entry.against
+    if size:
+        cells["Size (MB)"] = f"{size['stored_bytes'] / MIB:.2f}"
+    if size.get("compression"):
+        cells["Compression"] = f"{size['compression']:.2f}x"
+    if latency.get("eager"):
+        mark = "" if latency["same_session"] else "*"
+        cells["Inference (ms)"] = f"{latency['eager']['median_ms']:.2f}{mark}"
+    if latency.get("best"):
+        cells["Best (ms)"] = f"{latency['best']['median_ms']:.2f}"
+    if against:
+        value, low, high = (
+            100 * against["difference"]["accuracy"][part] for part in ("value", "low", "high")
+        )
+        p = against["mcnemar_holm_p"]
+        p_value = "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+        discordant = f"{against['only_variant_right']}:{against['only_baseline_right']}"
+        cells[DIFFERENCE] = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        cells["McNemar"] = f"{discordant} p={p_value}"
+        cells[EQUIVALENT] = "yes" if entry.equivalent else "not shown"
     return cells
 
 
-def printed_cells(row: Row, baseline: str) -> dict[str, str]:
-    """The columns of the printed tables: the published six, the difference with its interval,
-    tests, best latency.
-    """
-    cells = published_cells(row)
-    latency = row.latency
-    if latency and not latency["same_session"]:
-        cells["Inference (ms)"] += "*"
-    cells["Best (ms)"] = _fixed(latency["best"]["median_ms"], 2) if latency.get("best") else ""
-    if row.missing or row.against is None:
-        reference = "baseline" if row.key == baseline and not row.missing else ""
-        return cells | {"Diff. (points)": reference, "McNemar": "", "Equivalent": ""}
-    difference = row.against["difference"]["accuracy"]
-    value, low, high = (100 * difference[part] for part in ("value", "low", "high"))
-    won, lost = row.against["only_variant_right"], row.against["only_baseline_right"]
-    return cells | {
-        "Diff. (points)": f"{value:+.2f} [{low:+.2f}, {high:+.2f}]",
-        "McNemar": f"{won}:{lost} p={_p(row.against['mcnemar_holm_p'])}",
-        "Equivalent": "yes" if row.against["tost_holm_p"] < 0.05 else "not shown",
-    }
-
-
 def footnotes(comparison: Comparison) -> list[str]:
-    """What a reader of the printed table must know, then what is missing or marked."""
-    record = comparison.record
-    n = len(comparison.labels)
+    """What a reader of the printed table must know, then what is marked or missing."""
+    record, accuracy = comparison.record, comparison.baseline.metrics["accuracy"]
+    half_width = 50 * (accuracy["high"] - accuracy["low"])
     lines = [
-        f"Test rows: {n:,}. Accuracy is known to about ±{_half_width(comparison):.2f} points (95%); rows are compared "
-        "pairwise, not by their intervals.",
-        f"Diff.: accuracy minus {comparison.row(comparison.baseline).label}'s, with its paired-bootstrap 95% interval. "
-        "McNemar: rows only this model gets right : rows only the baseline gets right, exact p after Holm. "
-        "Equivalent: two one-sided tests within ±0.5 points reject at 5% after Holm.",
+        f"Test rows: {len(comparison.labels):,}. Accuracy is known to about ±{half_width:.2f} "
+        "points (95%); rows are compared pairwise, not by their intervals.",
+        f"Diff.: accuracy minus {comparison.baseline.label}'s, with its paired-bootstrap 95% "
+        "interval. McNemar: rows only this model gets right : rows only the baseline gets right, "
+        "exact p after Holm. Equivalent: two one-sided tests within ±0.5 points reject at 5% "
+        "after Holm.",
     ]
-    shape = next((row.latency["shape"] for row in comparison.present if row.latency), None)
     if record:
         lines.append(
-            "Size (MB): bytes of all stored tensors, scales included, over 2^20. Compression: the baseline's size over it."
+            "Size (MB): bytes of all stored tensors, scales included, over 2^20. "
+            "Compression: the baseline's size over it."
         )
-    if shape:
+    if comparison.shape:
+        texts, tokens = comparison.shape
         device = record["provenance"].get("device", "an unnamed device")
         lines.append(
-            f"Inference: median of one eager forward, {shape[0]} texts x {shape[1]} tokens, {device}; "
+            f"Inference: median of one eager forward, {texts} texts x {tokens} tokens, {device}; "
             "Best: compiled and captured where the layers allow it, else eager once more."
         )
-    return lines + comparison.notes + [row.missing + "." for row in comparison.rows if row.missing]
+    return lines + comparison.notes + [f"{gap.sentence}." for gap in comparison.missing]
 
 
-def origins(comparison: Comparison) -> list[str]:
-    """Checkpoint, test set, device and commands behind the rows, from the records; empty when no
-    row has one.
-    """
+def _origins(comparison: Comparison) -> list[str]:
+    """Checkpoint, test set, device and commands behind the rows; empty without a record."""
     record = comparison.record
-    if record is None:
+    if not record:
         return []
-    data, checkpoint, made = record["data"], record["checkpoint"], record["provenance"]
+    data, checkpoint = record["data"], record["checkpoint"]
     commands: dict[str, list[str]] = {}
-    for row in comparison.present:
-        if row.source.record:
-            commands.setdefault(row.source.record["provenance"]["command"], []).append(row.label)
+    for row in comparison.rows:
+        if row.record:
+            commands.setdefault(row.record["provenance"]["command"], []).append(row.label)
+    made = [f"`python {command}` ({', '.join(labels)})" for command, labels in commands.items()]
+    made.append("this table: `python src/5_compare_all_models.py --write-readme`.")
     return [
-        f"Checkpoint: fine-tuned from `{checkpoint['base_model']}` (weights sha256 `{checkpoint['baseline_sha256'][:16]}`); "
-        f"test set: `{data['name']}`, {data['n']:,} rows (sha256 `{data['sha256'][:16]}`); made on {made.get('device')}.",
-        "Commands: "
-        + "; ".join(
-            f"`python {command}` ({', '.join(labels)})" for command, labels in commands.items()
-        )
-        + "; this table: `python src/5_compare_all_models.py --write-readme`.",
+        f"Checkpoint: fine-tuned from `{checkpoint['base_model']}` (weights sha256 "
+        f"`{checkpoint['baseline_sha256'][:16]}`); test set: `{data['name']}`, {data['n']:,} rows "
+        f"(sha256 `{data['sha256'][:16]}`); made on {record['provenance'].get('device')}.",
+        f"Commands: {'; '.join(made)}",
     ]
-
-
-def _half_width(comparison: Comparison) -> float:
-    """Half the width of the baseline's 95% interval of accuracy, in points."""
-    accuracy = comparison.row(comparison.baseline).metrics["accuracy"]
-    return 50 * (accuracy["high"] - accuracy["low"])
 
 
 def markdown(comparison: Comparison) -> str:
     """The printed table as a GitHub table with its footnotes and what made each row."""
-    rows = [printed_cells(row, comparison.baseline) for row in comparison.rows]
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
-    lines += [
-        "| " + " | ".join((row[name] or "–").replace("|", "\\|") for name in names) + " |"
-        for row in rows
-    ]
-    return (
-        "\n".join(lines)
-        + "\n\n"
-        + "\n".join(f"- {note}" for note in footnotes(comparison) + origins(comparison))
-        + "\n"
-    )
+    table = printed_table(comparison).replace("", "–").replace(r"\|", r"\\|", regex=True)
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    lines = [f"| {' | '.join(cells)} |" for cells in [table.columns, rule, *table.to_numpy()]]
+    notes = [f"- {note}" for note in footnotes(comparison) + _origins(comparison)]
+    return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
     """The printed table for `\\usepackage{booktabs}`, footnotes as comments."""
-    rows = [printed_cells(row, comparison.baseline) for row in comparison.rows]
-    names = list(rows[0])
-    escapes = str.maketrans(
-        {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "<": r"$<$", "^": r"\^{}", "$": r"\$"}
-    )
-    lines = [f"% {note}" for note in footnotes(comparison)]
-    lines += [r"\begin{tabular}{l" + "r" * (len(names) - 1) + "}", r"\toprule"]
-    lines += [" & ".join(name.translate(escapes) for name in names) + r" \\", r"\midrule"]
-    lines += [
-        " & ".join((row[name] or "--").translate(escapes) for name in names) + r" \\"
-        for row in rows
-    ]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    signs = {sign: f"\\{sign}" for sign in "%_&#$"} | {"<": "$<$", "^": r"\^{}"}
+    escape = str.maketrans(signs)
+    table = printed_table(comparison).replace("", "--").map(lambda cell: cell.translate(escape))
+    table.columns = table.columns.str.translate(escape)
+    columns = "l" + "r" * (len(table.columns) - 1)
+    notes = "".join(f"% {note}\n" for note in footnotes(comparison))
+    return notes + table.to_latex(index=False, escape=False, column_format=columns)
 
 
 def terminal(comparison: Comparison, width: int = 100) -> str:
@@ -210,47 +183,25 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
     Names are cut at 17 letters and times to three digits; where that is still too wide, `best` and
     then `F1` are left out (the files have them).
     """
-    titles = {
-        "Model": "Model", "Accuracy": "Acc.", "F1-Score": "F1", "Size (MB)": "MB", "Compression": "compr.",
-        "Inference (ms)": "ms", "Best (ms)": "best", "Diff. (points)": "diff. [95%] points", "McNemar": "McNemar",
-        "Equivalent": "equiv.",
-    }  # fmt: skip
-    table = [titles]
-    for row in comparison.rows:
-        cells = printed_cells(row, comparison.baseline)
-        cells["Model"] = cells["Model"][:17]
-        cells["Equivalent"] = cells["Equivalent"].replace("not shown", "no")
-        cells["Accuracy"] = "missing" if row.missing else cells["Accuracy"]
-        for name in ("Inference (ms)", "Best (ms)"):
-            cells[name] = _three_digits(cells[name])
-        table.append(cells)
-    names = list(titles)
-    for dropped in (None, "Best (ms)", "F1-Score"):
-        names = [name for name in names if name != dropped]
-        widths = [max(len(cells[name]) for cells in table) for name in names]
-        if sum(widths) + len(widths) - 1 <= width:
+    table = printed_table(comparison)[[*TERMINAL_TITLES]]
+    table["Model"] = table["Model"].str[:17]
+    table[EQUIVALENT] = table[EQUIVALENT].replace("not shown", "no")
+    table["Accuracy"] = table["Accuracy"].replace("", "missing")
+    for name in ("Inference (ms)", "Best (ms)"):
+        # Three digits before the point need none behind it; a mark stays.
+        table[name] = table[name].str.replace(r"^(\d{3,})\.\d+", r"\1", regex=True)
+    table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
+    for dropped in ([], ["Best (ms)"], ["Best (ms)", "F1-Score"]):
+        shown = table.drop(columns=dropped)
+        widths = shown.apply(lambda column: column.str.len().max())
+        total = widths.sum() + len(widths) - 1
+        if total <= width:
             break
-    lines = []
-    for cells in table:
-        numbers = [
-            cells[name].rjust(wide) for name, wide in zip(names[1:], widths[1:], strict=True)
-        ]
-        lines.append(" ".join([cells["Model"].ljust(widths[0]), *numbers]).rstrip())
-    lines.insert(1, "-" * (sum(widths) + len(widths) - 1))
-    notes = [
-        line
-        for note in footnotes(comparison)
-        for line in textwrap.wrap(note, width, subsequent_indent="  ")
-    ]
-    return "\n".join([*lines, "", *notes])
-
-
-def _three_digits(cell: str) -> str:
-    """A number with two decimals, written shorter once it has three digits before them; a mark
-    behind it stays.
-    """
-    whole, point, _ = cell.partition(".")
-    return whole + "*" * cell.endswith("*") if point and len(whole) >= 3 else cell
+    for name, wide in widths.items():
+        shown[name] = shown[name].str.pad(wide, side="right" if name == "Model" else "left")
+    head, *body = shown.agg(" ".join, axis=1).str.rstrip()
+    notes = [textwrap.fill(n, width, subsequent_indent="  ") for n in footnotes(comparison)]
+    return "\n".join([head, "-" * total, *body, "", *notes])
 
 
 FORMATS = {"terminal": terminal, "markdown": markdown, "latex": latex}
@@ -258,11 +209,11 @@ FORMATS = {"terminal": terminal, "markdown": markdown, "latex": latex}
 
 def write_tables(comparison: Comparison, results_dir: Path) -> list[Path]:
     """Write comparison_table.csv, .md and .tex into `results_dir`; returns their paths."""
-    paths = [results_dir / f"comparison_table.{suffix}" for suffix in ("csv", "md", "tex")]
-    write_csv(paths[0], pd.DataFrame([all_cells(row) for row in comparison.rows]).convert_dtypes())
-    write_text(paths[1], markdown(comparison))
-    write_text(paths[2], latex(comparison))
-    return paths
+    csv, md, tex = (results_dir / f"comparison_table.{kind}" for kind in ("csv", "md", "tex"))
+    write_csv(csv, _csv_frame(comparison))
+    write_text(md, markdown(comparison))
+    write_text(tex, latex(comparison))
+    return [csv, md, tex]
 
 
 def write_readme(comparison: Comparison, readme: Path) -> bool:
@@ -274,9 +225,10 @@ def write_readme(comparison: Comparison, readme: Path) -> bool:
     begin, end = (text.find(mark) for mark in README_MARKS)
     if begin < 0 or end < begin:
         raise UserError(
-            f"{readme} lacks the lines {README_MARKS[0]} and {README_MARKS[1]}: put them where the table belongs"
+            f"{readme} lacks the lines {' and '.join(README_MARKS)}: "
+            "put them where the table belongs"
         )
-    new = f"{text[: begin + len(README_MARKS[0])]}\n{markdown(comparison)}{text[end:]}"
+    new = f"{text[:begin]}{README_MARKS[0]}\n{markdown(comparison)}{text[end:]}"
     if new != text:
         write_text(readme, new)
     return new != text

@@ -1,12 +1,8 @@
 """Typesetting: a Typst template, the data it shows and the figures it places, compiled to one PDF.
 
-A template is a `.typ` file in this folder. It holds the words and the layout and no number of its
-own: all figures come from `data.json`, which is written beside it from the records, so that a
-report can be rebuilt from the results folder and checked against it. Strings from the data are set
-as text, never evaluated as markup. Only the fonts that Typst carries are used (Libertinus Serif,
-New Computer Modern Math, DejaVu Sans Mono): the same data give the same pages on any machine.
-
-Inside a template:
+A template, a `.typ` file in this folder, holds the words and the layout and no number of its own:
+all figures come from `data.json`. Strings from the data are set as text, never evaluated as markup.
+Only the fonts that Typst carries are used: the same data give the same pages on any machine.
 
     #import "style.typ": *
     #let data = json("data.json")
@@ -21,17 +17,13 @@ from pathlib import Path
 from ..errors import UserError
 from ..records import atomic_path, write_json
 
-_TEMPLATES = Path(__file__).parent
-
 
 def compile_report(template_name: str, data: dict, images: dict[str, Path], output: Path) -> None:
     """Compile `reports/<template_name>` (e.g. "report_2.typ") to the PDF file `output`, atomically.
 
     `data` is any value that JSON holds (NaN becomes null); `images` maps a name to a PNG, SVG or
-    PDF file. The template finds the data in `data.json` and the images' paths in `data.images`; an
-    image whose file does not exist is left out, so a template asks `if "name" in data.images`.
-    Raises UserError when the `typst` package is missing. A template that does not compile is a
-    fault of ours: typst.TypstError passes through.
+    PDF file, whose path the template finds in `data.images`; an image whose file does not exist is
+    left out. Raises UserError when the `typst` package is missing.
     """
     try:
         import typst
@@ -41,15 +33,16 @@ def compile_report(template_name: str, data: dict, images: dict[str, Path], outp
         ) from None
     with tempfile.TemporaryDirectory(prefix="report_") as folder:
         build = Path(folder)
-        for template in _TEMPLATES.glob("*.typ"):
+        for template in Path(__file__).parent.glob("*.typ"):
             shutil.copy(template, build)
-        placed = {}
+        placed: dict[str, str] = {}
         for name, path in images.items():
-            if Path(path).is_file():
-                placed[name] = f"image_{len(placed)}{Path(path).suffix}"
+            if path.is_file():
+                placed[name] = f"image_{len(placed)}{path.suffix}"
                 shutil.copy(path, build / placed[name])
         write_json(build / "data.json", {**data, "images": placed})
         with atomic_path(output) as temporary:
+            # A template that does not compile is a fault of ours: typst.TypstError passes through.
             typst.compile(
                 str(build / template_name),
                 output=str(temporary),

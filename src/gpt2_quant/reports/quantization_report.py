@@ -1,141 +1,110 @@
 """What `report_2.typ` shows: the comparison as plain values, and the sentences that depend on them.
 
 The template holds the words that are true of any run. Whatever depends on this run's numbers is
-decided here and in `findings.py`, from the same rows as the tables, so that no sentence can outlive
-the result it was written about.
+decided here and in `findings.py`, from the rows of the tables.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from ..compare.claims import claims_scope, published_claims
 from ..compare.comparison import Comparison, Row
-from ..compare.tables import footnotes, printed_cells
+from ..compare.tables import footnotes, printed_table
 from ..data.labels import LABELS
 from ..models.variants import BASELINE
 from .findings import choices, findings
 
+ERROR_TABLES = (
+    "quantization_error", "activation_outliers", "quantization_effect", "quantization_choices"
+)  # fmt: skip
 
-def report_data(comparison: Comparison, changed: list[dict], results_dir: Path) -> dict:
+
+def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path) -> dict:
     """All values of the report as JSON-able data.
 
-    `changed` are rows of `changed_texts.most_changed`; the error analysis is read from the tables
-    that script 2 left in `results_dir`.
+    `changed` is of `changed_texts.most_changed`; the error analysis is read from the tables that
+    script 2 left in `results_dir`.
     """
-    rows = comparison.present
-    printed = [printed_cells(row, comparison.baseline) for row in comparison.rows]
-    missing = [f"{row.missing}." for row in comparison.rows if row.missing]
+    rows, printed = comparison.rows, printed_table(comparison)
+    missing = [f"{gap.sentence}." for gap in comparison.missing]
+    claims = published_claims(comparison) if comparison.row(BASELINE.key) else []
     return {
-        "baseline": comparison.row(comparison.baseline).label,
+        "baseline": comparison.baseline.label,
         "n": len(comparison.labels),
-        "outside": [row.label for row in rows if not row.source.record],
-        "classes": list(LABELS) if rows[0].source.logits.shape[1] == len(LABELS) else [],
+        "outside": [row.label for row in rows if not row.record],
+        "classes": LABELS if comparison.baseline.logits.shape[1] == len(LABELS) else [],
         "facts": _facts(comparison),
-        "experiment": _experiment(comparison),
-        "table": {"head": list(printed[0]), "rows": [list(cells.values()) for cells in printed]},
+        "experiment": _experiment(comparison.record) if comparison.record else None,
+        "table": {"head": list(printed), "rows": printed.values.tolist()},
         "notes": [note for note in footnotes(comparison) if note not in missing],
         "missing": missing,
         "findings": findings(comparison),
         "scores": [{"label": row.label, **row.metrics} for row in rows],
-        "paired": [{"label": row.label, **row.against} for row in rows if row.against],
-        "calibration": [
-            {
-                "label": row.label,
-                "temperature": row.temperature,
-                "ece_after": row.ece_after_temperature,
-                **row.metrics,
-            }
-            for row in rows
-        ],
+        "paired": [{"label": row.label, **row.against} for row in comparison.others],
+        "calibration": [_calibration(row) for row in rows],
         "sizes": [{"label": row.label, **row.size} for row in rows if row.size],
-        "latency": [_latency(row) for row in rows if row.latency],
-        "sweep": _sweep(comparison),
+        "latency": [{"label": row.label, **row.latency} for row in rows if row.latency],
+        "sweep": _sweep(comparison.sweep()),
         "errors": _errors(results_dir),
-        "claims": published_claims(comparison) if comparison.row(BASELINE.key) else [],
+        "claims": [asdict(claim) for claim in claims],
         "claims_scope": claims_scope(comparison),
         "choices": choices(comparison),
-        "changed": changed,
-        "provenance": [_provenance(row) for row in rows if row.source.record],
+        "changed": changed.to_dict("records"),
+        "provenance": [_provenance(row) for row in rows if row.record],
     }
 
 
-def _facts(comparison: Comparison) -> list[list[str]]:
+def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     """The box under the title."""
-    record = comparison.record
-    facts = [
-        [
-            "Rows compared",
-            f"{len(comparison.present)}, on the same {len(comparison.labels):,} test texts",
-        ]
-    ]
-    if record:
-        data, made = record["data"], record["provenance"]
-        revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
-        weights = record["checkpoint"]["baseline_sha256"][:16]
-        facts += [
-            ["Test set", f"{data['name']}{revision}, sha256 {data['sha256'][:16]}"],
-            ["Checkpoint", f"from {record['checkpoint']['base_model']}, weights sha256 {weights}"],
-            ["Device", str(made.get("device"))],
-            ["Preset", record["settings"]["preset"]],
-        ]
-    return facts
-
-
-def _experiment(comparison: Comparison) -> dict | None:
-    """What the records say of data, settings and training; None when no row has a record."""
-    record = comparison.record
+    n_rows, n, record = len(comparison.rows), len(comparison.labels), comparison.record
+    facts = [("Rows compared", f"{n_rows}, on the same {n:,} test texts")]
     if not record:
-        return None
+        return facts
+    data, checkpoint = record["data"], record["checkpoint"]
+    revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
+    weights = checkpoint["baseline_sha256"][:16]
+    return facts + [
+        ("Test set", f"{data['name']}{revision}, sha256 {data['sha256'][:16]}"),
+        ("Checkpoint", f"from {checkpoint['base_model']}, weights sha256 {weights}"),
+        ("Device", str(record["provenance"].get("device"))),
+        ("Preset", record["settings"]["preset"]),
+    ]
+
+
+def _experiment(record: dict) -> dict:
+    """What a record says of data, settings and training."""
     made = record["provenance"]
+    packages = {name: v for name, v in (made.get("packages") or {}).items() if v}
+    machine = {name: made.get(name) for name in ("device", "driver", "cuda", "python")}
     return {
         "settings": record["settings"],
         "data": record["data"],
         "splits": record.get("splits", {}),
         "training": record.get("training"),
-        "environment": {
-            "device": made.get("device"),
-            "driver": made.get("driver"),
-            "cuda": made.get("cuda"),
-            "python": made.get("python"),
-            "packages": {
-                name: version for name, version in (made.get("packages") or {}).items() if version
-            },
-        },
+        "environment": machine | {"packages": packages},
     }
 
 
-def _latency(row: Row) -> dict:
-    return {"label": row.label, **row.latency}
+def _calibration(row: Row) -> dict:
+    after = {"temperature": row.temperature, "ece_after": row.ece_after_temperature}
+    return {"label": row.label, **after, **row.metrics}
 
 
-def _sweep(comparison: Comparison) -> dict | None:
-    """Median ms of every row at every shape, eager and best: {shapes, rows: [{label, mode,
-    values}]}.
-    """
-    rows = [row for row in comparison.present if row.latency and row.latency["same_session"]]
-    shapes = sorted(
-        {(e["seq_len"], e["batch_size"]) for row in rows for e in row.source.record["latency"]}
-    )
-    if len(shapes) < 2:
+def _sweep(entries: pd.DataFrame) -> dict | None:
+    """Median ms by row and mode at every shape: {shapes, rows: [{label, mode, values}]}."""
+    table = entries.pivot_table(
+        index=["label", "key", "mode"], columns=["seq_len", "batch_size"], values="median_ms",
+        aggfunc="last", sort=False,
+    ).sort_index(axis=1)  # fmt: skip
+    if table.shape[1] < 2:
         return None
-    lines = []
-    for row in rows:
-        for mode in ("eager", "best"):
-            found = {
-                (e["seq_len"], e["batch_size"]): e["median_ms"]
-                for e in row.source.record["latency"]
-                if e["mode"] == mode
-            }
-            if found:
-                lines.append(
-                    {
-                        "label": row.label,
-                        "mode": mode,
-                        "values": [found.get(shape) for shape in shapes],
-                    }
-                )
-    return {"shapes": [list(shape) for shape in shapes], "rows": lines}
+    rows = [
+        {"label": label, "mode": mode, "values": list(values)}
+        for (label, _, mode), values in zip(table.index, table.to_numpy(), strict=True)
+    ]
+    return {"shapes": list(table.columns), "rows": rows}
 
 
 def _errors(results_dir: Path) -> dict | None:
@@ -144,38 +113,25 @@ def _errors(results_dir: Path) -> dict | None:
     weights: mean SQNR over layers, scheme by matrix; outliers: the five worst activation channels;
     effects: KL by scheme and part; choices: as the file has them.
     """
-    names = (
-        "quantization_error",
-        "activation_outliers",
-        "quantization_effect",
-        "quantization_choices",
-    )
-    paths = [results_dir / f"{name}.csv" for name in names]
+    paths = [results_dir / f"{name}.csv" for name in ERROR_TABLES]
     if not all(path.is_file() for path in paths):
         return None
-    weights, outliers, effects, refinements = (pd.read_csv(path) for path in paths)
+    weights, outliers, effects, refinements = map(pd.read_csv, paths)
     sqnr = weights.pivot_table(index="scheme", columns="matrix", values="sqnr_db", sort=False)
-    bits = weights.groupby("scheme")["bits_per_weight"].mean()
+    matrices = list(sqnr)
+    sqnr.insert(0, "bits", weights.groupby("scheme")["bits_per_weight"].mean())
     kl = effects.pivot_table(index="part", columns="scheme", values="kl_nats", sort=False)
     worst = outliers.nlargest(5, "outlier_ratio")
-    spread = weights.drop_duplicates(["layer", "matrix"]).nlargest(1, "absmax_over_sigma").iloc[0]
-    layer = "" if pd.isna(spread["layer"]) else f" of layer {int(spread['layer'])}"
+    spread = weights.nlargest(1, "absmax_over_sigma").iloc[0]
+    layer = "" if pd.isna(spread["layer"]) else f" of layer {spread['layer']:.0f}"
     return {
-        "weights": {
-            "matrices": list(sqnr.columns),
-            "rows": [
-                [scheme, bits[scheme], *values]
-                for scheme, values in zip(sqnr.index, sqnr.to_numpy(), strict=True)
-            ],
-        },
-        "spread": f"{spread['matrix']}{layer}: its largest weight is {spread['absmax_over_sigma']:.0f} standard deviations out",
-        "outliers": [
-            [int(row["layer"]), row["matrix"], int(row["top_channel"]), row["outlier_ratio"]]
-            for _, row in worst.iterrows()
-        ],
+        "weights": {"matrices": matrices, "rows": sqnr.reset_index().values.tolist()},
+        "spread": f"{spread['matrix']}{layer}: its largest weight is "
+        f"{spread['absmax_over_sigma']:.0f} standard deviations out",
+        "outliers": worst[["layer", "matrix", "top_channel", "outlier_ratio"]].values.tolist(),
         "effects": {
-            "schemes": list(kl.columns),
-            "rows": [[part, *values] for part, values in zip(kl.index, kl.to_numpy(), strict=True)],
+            "schemes": list(kl),
+            "rows": kl.reset_index().values.tolist(),
             "n": int(effects["n"].iloc[0]),
         },
         "choices": refinements.to_dict("records"),
@@ -183,18 +139,15 @@ def _errors(results_dir: Path) -> dict | None:
 
 
 def _provenance(row: Row) -> dict:
-    made = row.source.record["provenance"]
+    made = row.record["provenance"]
+    commit = made.get("git_commit")
+    changed = " (changed)" if made.get("git_dirty") else ""
     return {
         "label": row.label,
         "key": row.key,
-        "commit": made["git_commit"][:12] + (" (changed)" if made.get("git_dirty") else "")
-        if made.get("git_commit")
-        else None,
+        "commit": commit[:12] + changed if commit else None,
         "source": (made.get("source_sha256") or "")[:12],
         "time": made.get("time_utc"),
-        "command": made.get("command"),
-        "seed": made.get("seed"),
-        "device": made.get("device"),
-        "packages": made.get("packages"),
-        "notes": row.source.record.get("notes") or [],
+        **{name: made.get(name) for name in ("command", "seed", "device", "packages")},
+        "notes": row.record.get("notes") or [],
     }
