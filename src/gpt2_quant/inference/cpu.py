@@ -1,12 +1,9 @@
 """The W8A8 classifier on a CPU: whole blocks under torch.compile, the products by `torch._int_mm`.
 
 AVX512-VNNI makes the products four times as fast as FP32's. What would eat that up is everything
-between them: norm, quantization, scales, bias, GELU and residual, each a pass over memory when run
-one by one. Under torch.compile they become one loop before and one loop after each product.
-
-One block is compiled, not the model: all blocks run the same code on different tensors, batch and
-length stay symbolic, and compiling takes seconds instead of a minute. The last block is computed
-for the pooled tokens alone, as in `fused.py`.
+between them, a pass over memory each; torch.compile makes of it one loop before and one after each
+product. One block is compiled, not the model, in seconds instead of a minute: all blocks run the
+same code on different tensors. The last one is computed for the pooled tokens alone.
 """
 
 import torch
@@ -22,8 +19,9 @@ Numbers = tuple[int, float, float]  # heads, scale of the scores, epsilon of the
 
 def _product(x: Tensor, block: Tensors, layer: str, channels: slice = slice(None)) -> Tensor:
     """These output channels of a layer on float rows `[m, in]`, quantized on the fly."""
-    weight = block[f"{layer}.weight"][channels]
-    weight_scale, bias = block[f"{layer}.weight_scale"][channels], block[f"{layer}.bias"][channels]
+    weight, weight_scale, bias = (
+        block[f"{layer}.{name}"][channels] for name in ("weight", "weight_scale", "bias")
+    )
     codes, scale = affine.quantize_rows(x)
     return torch._int_mm(codes, weight.t()).float() * scale * weight_scale + bias
 
@@ -66,9 +64,7 @@ def _whole_block(x: Tensor, visible: Tensor | None, block: Tensors, numbers: Num
 def _pooled_block(
     x: Tensor, positions: Tensor, visible: Tensor, block: Tensors, numbers: Numbers
 ) -> Tensor:
-    """A block for one token of each text: x `[B, L, width]`, positions `[B]`, visible bool `[B, 1,
-    1, L]` -> `[B, width]`.
-    """
+    """A block for one token of each text, at positions `[B]`; visible is bool `[B, 1, 1, L]`."""
     (heads, scale, epsilon), (texts, _, width) = numbers, x.shape
     rows = _norm(x.flatten(0, 1), block, "ln_1", epsilon)
     both = _product(rows, block, "attn.c_attn", slice(width, None))
@@ -87,26 +83,24 @@ class CompiledClassifier:
     def __init__(self, model):
         self.model = model
         self.blocks = [block.state_dict() for block in model.transformer.h]
-        epsilon = model.config.layer_norm_epsilon
-        self.numbers = [
-            (model.config.n_head, score_scale(model, block.attn), epsilon)
-            for block in model.transformer.h
-        ]
+        heads, epsilon = model.config.n_head, model.config.layer_norm_epsilon
+        scales = [score_scale(model, block.attn) for block in model.transformer.h]
+        self.numbers = [(heads, scale, epsilon) for scale in scales]
         self.whole_block = torch.compile(_whole_block, dynamic=True)
         self.pooled_block = torch.compile(_pooled_block, dynamic=True)
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         model, transformer = self.model, self.model.transformer
-        places = torch.arange(ids.shape[1])
-        x = transformer.wte(ids) + transformer.wpe(places)
+        keys = torch.arange(ids.shape[1])
+        x = transformer.wte(ids) + transformer.wpe(keys)
         positions = pooled_positions(ids, model.config.pad_token_id)
-        visible, seen = None, (places <= positions[:, None])[:, None, None, :]
+        visible, seen = None, (keys <= positions[:, None])[:, None, None, :]
         if mask is not None:
             real = (mask != 0)[:, None, None, :]
             seen = seen & real
             if not is_right_padded(mask):
-                visible = (places <= places[:, None]) & real
+                visible = (keys <= keys[:, None]) & real
         for block, numbers in zip(self.blocks[:-1], self.numbers, strict=False):
             x = self.whole_block(x, visible, block, numbers)
         x = self.pooled_block(x, positions, seen, self.blocks[-1], self.numbers[-1])

@@ -7,12 +7,9 @@ NF4 by hand                 the same chain, weights unpacked          torch.comp
 FP32, FP16, INT8 by hand    the same chain on float weights           torch.compile
 bitsandbytes                as it is: LLM.int8() asks the host in every layer, which no graph allows
 
-FP16 in this chain is as fast as torch.compile in CUDA graphs (`benchmarks/bench_quantization.py`
-times both), so the 16-bit rows are not handicapped.
-
 Logits are the model's own within rounding. Any batch and length is served; the first call of a
 shape compiles or captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++
-compiler) the model runs as it is, with the same results, and one warning says so.
+compiler) the model runs as it is, and one warning says so.
 """
 
 import shutil
@@ -50,10 +47,8 @@ def best_mode(model, device: str | torch.device) -> Run:
         from .fused import FusedClassifier
         from .graphs import GraphedClassifier
 
-        config = model.config
-        return GraphedClassifier(
-            FusedClassifier(model), config.pad_token_id, config.n_positions, device
-        )
+        pad, longest = model.config.pad_token_id, model.config.n_positions
+        return GraphedClassifier(FusedClassifier(model), pad, longest, device)
     if device.type == "cpu" and can_fuse(model) and is_w8a8(model):
         from .cpu import CompiledClassifier
 

@@ -2,12 +2,10 @@
 
 GPT-2 launches a hundred kernels that take a few microseconds each, so a short pass waits for the
 host. A CUDA graph records them once and replays them with one call, but only for the very shapes
-and addresses recorded. So inputs are copied into buffers of the next larger *bucket*: batches are
-powers of two, lengths multiples of 16 up to 128 and powers of two above. Padding is on the right,
-where causal attention never looks, and rows added are thrown away.
-
-A bucket is captured when first needed. All captures share one memory pool, as only one runs at any
-time: together they need the activations of the largest.
+and addresses recorded. So inputs are copied into buffers of the next larger *bucket*, captured when
+first needed: batches are powers of two, lengths multiples of 16 up to 128 and powers of two above.
+Padding is on the right, where causal attention never looks. All captures share one memory pool: as
+only one runs at a time, together they need the activations of the largest.
 """
 
 from collections.abc import Callable
@@ -53,9 +51,7 @@ class GraphedClassifier:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits float32 `[B, classes]` for int64 ids `[B, L]` and a mask of the same shape, on any
-        device.
-        """
+        """Logits for int64 ids `[B, L]` and a mask of the same shape, on any device."""
         if len(ids) > LARGEST_BATCH:
             parts = ids.split(LARGEST_BATCH)
             masks = [None] * len(parts) if mask is None else mask.split(LARGEST_BATCH)

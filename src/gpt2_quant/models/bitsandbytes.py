@@ -1,24 +1,15 @@
-"""bitsandbytes' two schemes on GPT-2: LLM.int8() and NF4, as published, and what they need checked.
+"""bitsandbytes' two schemes on GPT-2, as published, and what they need checked.
 
-*LLM.int8()* (Dettmers et al., 2022, arXiv 2208.07339): weights are int8 with one scale per output
-channel, absmax / 127. Activations are quantized per token on the fly, but for the input features in
-which any token reaches 6.0: those columns are multiplied in half precision with the dequantized
-weights (section 3.2), because one such outlier would stretch the scale of its whole row. Finding
-them needs an answer from the device in the middle of every layer, so the forward pass cannot be
-captured in a CUDA graph, and it is slower than float16 at this model's size.
+*LLM.int8()* (arXiv 2208.07339): int8 weights with one scale per output channel, activations int8
+per token, but for the input features in which any token reaches 6.0: those columns are multiplied
+in half precision, as one such outlier would stretch the scale of its whole row. Finding them needs
+the host in every layer, so no CUDA graph can hold the forward pass.
 
-*NF4* (Dettmers et al., 2023, arXiv 2305.14314): blocks of 64 weights share an absmax, each weight
-is one of 16 levels placed at the quantiles of a normal distribution (section 3), and double
-quantization stores the block maxima in 8 bits, with one float32 a 256 of them: 4 + 8/64 + 32/(64 *
-256) = 4.127 bits a weight instead of 4.5. Arithmetic is float16.
+*NF4* (arXiv 2305.14314): see `quantization/nf4.py`; the arithmetic is float16.
 
-Both replace the linear layers inside the blocks, four a block, and leave embeddings, norms and the
-`score` head alone. GPT-2's layers are `Conv1D` with weights [in, out]; transformers transposes them
-to [out, in] on the way.
-
-Files hold what is not quantized in float16, whatever the device: 156.4 and 115.9 MiB for the 124M
-model. On the CPU it is widened to float32 on loading, where float16 arithmetic may be 60 times as
-slow (`loading.float_dtype`).
+Both replace the four linear layers of each block and leave embeddings, norms and head alone.
+transformers transposes GPT-2's `Conv1D` weights [in, out] on the way. What is not quantized is
+float16 in the file, whatever the device, and widened on loading where float16 is slow.
 """
 
 import copy
@@ -30,9 +21,7 @@ from typing import Any
 from ..errors import UserError
 
 LAYERS_PER_BLOCK = 4  # attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
-OUTLIER_THRESHOLD = (
-    6.0  # magnitude from which an input feature stays in half precision; the paper's
-)
+OUTLIER_THRESHOLD = 6.0  # the paper's
 
 
 def require() -> None:
@@ -44,20 +33,16 @@ def require() -> None:
             __import__(package)
         except ImportError as fault:
             raise UserError(
-                f"{package} cannot be imported ({fault}), which only script 3 needs: run "
-                "pip install -r requirements.txt"
+                f"{package} cannot be imported ({fault}): run pip install -r requirements.txt"
             ) from fault
 
 
 def converted_layers(model) -> dict:
-    """Name -> module of every bitsandbytes layer (Linear8bitLt or Linear4bit) in `model`."""
+    """Name -> module of every bitsandbytes layer in `model`."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (Linear4bit, Linear8bitLt))
-    }
+    kinds = Linear4bit, Linear8bitLt
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 @dataclass(frozen=True)
@@ -69,40 +54,32 @@ class BitsAndBytes:
     stored: str  # dtype of the codes in torch
     options: dict
 
-    def config(self, skip: str):
-        """The BitsAndBytesConfig that leaves the head, module `skip`, alone."""
-        from transformers import BitsAndBytesConfig
-
-        # `skip` is left out only by transformers' default, which naming any module replaces.
-        return BitsAndBytesConfig(**self.options, llm_int8_skip_modules=[skip])
-
     def quantize(self, key: str, model, folder: Path, dtype) -> Any:
         """The FP32 checkpoint in `folder`, from which `model` was loaded, quantized while it loads
-        again, the rest in `dtype`.
+        again. Save it before its first forward, which on some CPUs repacks the NF4 codes.
 
-        Save it before its first forward: on some CPUs that repacks the NF4 codes, and the way back
-        is not exact. Raises UserError where bitsandbytes is missing or the checkpoint is quantized.
+        Raises UserError where bitsandbytes is missing or the checkpoint is quantized.
         """
         require()
+        from transformers import BitsAndBytesConfig
+
         if getattr(model.config, "quantization_config", None):
-            raise UserError(
-                f"{folder} is quantized already: give the FP32 checkpoint that it was made from"
-            )
+            raise UserError(f"{folder} is quantized already: give the FP32 one it was made from")
+        # Named, because naming any module replaces transformers' default, which is the head.
+        config = BitsAndBytesConfig(**self.options, llm_int8_skip_modules=[_head_name(model)])
         quantized = type(model).from_pretrained(
             folder,
             config=copy.deepcopy(model.config),
             dtype=dtype,
-            quantization_config=self.config(_head_name(type(model))),
+            quantization_config=config,
             device_map={"": str(model.device)},  # else transformers takes the GPU if there is one
         )
         self.facts(quantized)
         return quantized.eval()
 
     def facts(self, model) -> dict:
-        """What a record keeps, after a check that exactly the 4 matrices of each block were taken.
-
-        Raises RuntimeError otherwise, since a library that converts other layers than it says would
-        make every figure of the row wrong.
+        """What a record keeps. Raises RuntimeError unless exactly the 4 matrices of each block were
+        converted: other layers would make every figure of the row wrong.
         """
         import torch
         from bitsandbytes import nn
@@ -110,29 +87,22 @@ class BitsAndBytes:
         layers = converted_layers(model)
         expected = LAYERS_PER_BLOCK * model.config.n_layer
         kind, stored = getattr(nn, self.layer), getattr(torch, self.stored)
-        strangers = [
-            name
-            for name, layer in layers.items()
-            if type(layer) is not kind or layer.weight.dtype != stored
-        ]
-        if len(layers) != expected or strangers:
+        as_meant = [type(x) is kind and x.weight.dtype == stored for x in layers.values()]
+        if len(layers) != expected or not all(as_meant):
             raise RuntimeError(
                 f"{self.name}: {len(layers)} of {expected} linear layers are converted, "
-                f"{strangers[:3]} to another type"
+                f"{as_meant.count(False)} to another type"
             )
-        name = _head_name(type(model))
-        head = getattr(model, name)
-        if type(head) is not torch.nn.Linear or not head.weight.is_floating_point():
-            raise RuntimeError(f"{self.name}: the head was quantized ({type(head).__name__})")
-        facts = {"method": self.name, "layers_converted": len(layers), "skipped": [name]}
+        head = _head_name(model)
+        if type(getattr(model, head)) is not torch.nn.Linear:
+            raise RuntimeError(f"{self.name}: the head was quantized")
+        facts = {"method": self.name, "layers_converted": len(layers), "skipped": [head]}
         if "llm_int8_threshold" in self.options:
             return facts | {"outlier_threshold": OUTLIER_THRESHOLD}
         layer = next(iter(layers.values()))
         state = layer.weight.quant_state
         if state.quant_type != "nf4" or not state.nested:
-            raise RuntimeError(
-                f"{self.name}: the layers hold {state.quant_type} (nested: {state.nested})"
-            )
+            raise RuntimeError(f"{self.name}: not {state.quant_type}, nested: {state.nested}")
         return facts | {
             "block_size": state.blocksize,
             "double_quantization": state.nested,
@@ -140,8 +110,8 @@ class BitsAndBytes:
         }
 
 
-def _head_name(architecture: type) -> str:
-    return "lm_head" if "LMHead" in architecture.__name__ else "score"
+def _head_name(model) -> str:
+    return "lm_head" if hasattr(model, "lm_head") else "score"
 
 
 LLM_INT8 = BitsAndBytes(

@@ -1,8 +1,7 @@
 """Loading a checkpoint, and checking what transformers passes over.
 
-Every checkpoint is a transformers folder. Loading states the dtype (transformers would keep the
-file's own), and refuses a head that is not in the file and would be random, weights that are NaN,
-and the wrong number of classes.
+Loading states the dtype (transformers would keep the file's own), and refuses a head that is not in
+the file and would be random, weights that are NaN, and the wrong number of classes.
 """
 
 import json
@@ -25,18 +24,16 @@ def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
         return check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
     folder = models_dir / BASELINE.folder
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} is not there yet: run python {SCRIPTS[1]} with the same flags first, or "
-            "give --checkpoint"
-        )
+        missing = f"{folder} is not there yet: run python {SCRIPTS[1]} with the same flags first"
+        raise UserError(f"{missing}, or give --checkpoint")
     return check_checkpoint(folder)
 
 
 def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
-    """Return `folder` after a look at config and weight file's header, without torch.
+    """`folder`, after a look at its config and its weight file's header, without torch.
 
-    Raises UserError for a folder that is empty or damaged, another architecture, or (but for
-    `new_head`) other than four labels.
+    Raises UserError for an empty or damaged folder, another architecture, or (but for `new_head`)
+    other than four labels.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -67,10 +64,8 @@ def weights_file(folder: Path) -> Path:
     """The single safetensors file of a checkpoint. Raises UserError where it is missing."""
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
-        raise UserError(
-            f"{folder} has no model.safetensors: make it again, or save it with save_pretrained "
-            "(not sharded)"
-        )
+        how = "make it again, or save it with save_pretrained (not sharded)"
+        raise UserError(f"{folder} has no model.safetensors: {how}")
     return path
 
 
@@ -85,10 +80,9 @@ def quiet_loading() -> None:
 def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool = False):
     """A GPT-2 sequence classifier in `dtype` (float32 when None), in eval mode, on `device`.
 
-    Quantized folders (this project's schemes and bitsandbytes') load as what they are.
-    `new_head=True` starts a fresh 4-class head on a language model, for fine-tuning. Raises
-    UserError for a folder that is missing, empty or truncated, another architecture, other than
-    four labels, a missing head, and weights that are NaN or infinite.
+    Quantized folders load as what they are. `new_head=True` starts a fresh 4-class head on a
+    language model, for fine-tuning. Raises UserError as `check_checkpoint` does, and for a missing
+    head, and weights that are NaN or infinite.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -108,9 +102,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     if config.pad_token_id is None:
         config.pad_token_id = config.eos_token_id
     quantization = getattr(config, "quantization_config", None)
-    from_library = (
-        isinstance(quantization, dict) and quantization.get("quant_method") == "bitsandbytes"
-    )
+    from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
     if from_library:
         from . import bitsandbytes
 

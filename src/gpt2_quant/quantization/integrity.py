@@ -1,8 +1,8 @@
 """Is a quantized folder what its config.json says it is?
 
 A flipped code is a plausible code: nothing downstream would notice it. So quantizing stores a
-sha256 over all codes and scales, by name, and loading compares. Float parts (biases, LayerNorm,
-head) are left out: they may be saved again in another dtype, codes and scales never change.
+sha256 over codes and scales, and loading compares. Float parts are left out: they may be saved
+again in another dtype.
 """
 
 import hashlib
@@ -52,10 +52,7 @@ def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> N
             found_as, needed = (f"{x.dtype} {list(x.shape)}" for x in (tensor, expected))
             raise UserError(f"{name} is {found_as} where {needed} is needed: {REMAKE}")
     if sha256 is not None and checksum(found) != sha256:
-        raise UserError(
-            "the codes or scales in the folder are not those that were quantized (sha256 differs): "
-            f"{REMAKE}"
-        )
+        raise UserError(f"codes or scales are not those quantized (sha256 differs): {REMAKE}")
 
 
 def _is_quantized(name: str, tensor: Tensor) -> bool:

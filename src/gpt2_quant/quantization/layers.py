@@ -1,19 +1,17 @@
 """Layers that keep their weights as integers and compute from them.
 
-W8A8. The weight is int8 `[out, in]` with one scale per output channel; each token's activations get
-a scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o, i] * r[o], so that
+W8A8. The weight b is int8 `[out, in]` with a scale r per output channel; activations a get a scale s
+per token on the fly, so that
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-where the sum is exact: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both scales stand
-outside it, which is why these two granularities and no others cost nothing (LLM.int8(), arXiv
-2208.07339, section 3.1). On CUDA it runs in `kernels/`, on the CPU in `torch._int_mm` (VNNI).
+where the sum is exact: 127 * 127 * 3072 fits int32 43 times over. Both scales stand outside it,
+which is why these two granularities and no others cost nothing (LLM.int8(), arXiv 2208.07339,
+section 3.1). On CUDA it runs in `kernels/`, on the CPU in `torch._int_mm` (VNNI).
 
-NF4. 4.127 bits per weight, multiplied as floats: on CUDA each tile is read back inside the kernel,
-elsewhere one layer at a time, so no float copy of the model ever exists.
-
-Embeddings read back only the rows that are looked up. A tied language-model head multiplies by the
-very same codes: a row of the table is an output channel of the head.
+NF4. 4.127 bits per weight, read back one layer at a time and multiplied as floats, so no float copy
+of the model ever exists. Embeddings read back only the rows that are looked up. A tied head
+multiplies by the very same codes: a row of the table is an output channel of the head.
 """
 
 import warnings
@@ -32,24 +30,31 @@ HEAD_TILE_ROWS = 4096
 
 
 class QuantizedLayer(nn.Module):
-    """A frozen matrix of codes. Scales stay float32 whatever `.to(dtype)` asks for; the output has
-    the `compute_dtype`.
-    """
+    """A frozen matrix of codes. Scales stay float32 whatever `.to(dtype)` asks for."""
 
     SCALES: tuple[str, ...] = ()
     # What a kind of codes provides:
     _allocate: Callable  # (device) makes the buffers
     _fill: Callable  # (weight float `[rows, columns]`, name) quantizes into them
-    _read_rows: Callable  # (ids int64 `[...]`) -> those rows `[..., columns]`, in the compute dtype
+    _read_rows: Callable  # (ids int64 `[...]`) -> `[..., columns]`, in the compute dtype
     _multiply: Callable  # (x `[..., columns]`, bias or None) -> x W^T + bias `[..., rows]`
 
-    def __init__(self, rows: int, columns: int, dtype: torch.dtype, device=None):
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, device=None, bias=False):
         super().__init__()
         self.rows, self.columns, self.compute_dtype = rows, columns, dtype
         self._allocate(device)
+        empty = torch.empty(rows, dtype=dtype, device=device)
+        self.bias = nn.Parameter(empty, requires_grad=False) if bias else None
+
+    @torch.no_grad()
+    def quantize_(self, weight: Tensor, name: str, bias: Tensor | None = None) -> Self:
+        """Fill from a float weight. Raises UserError, with `name`, for NaN or infinity."""
+        self._fill(weight, name)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+        return self
 
     def _apply(self, fn, recurse=True):
-        """Move to a device or dtype as any module does, but leave the scales' precision alone."""
         scales = {name: getattr(self, name) for name in self.SCALES}
         super()._apply(fn, recurse)
         for name, scale in scales.items():
@@ -66,34 +71,13 @@ class QuantizedLayer(nn.Module):
 class Linear(QuantizedLayer):
     """`y = x @ W.T + bias`, W `[out, in]`, bias in the compute dtype or None."""
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device=None
-    ):
-        super().__init__(out_features, in_features, dtype, device)
-        empty = torch.empty(out_features, dtype=dtype, device=device)
-        self.bias = nn.Parameter(empty, requires_grad=False) if bias else None
-
-    @torch.no_grad()
-    def quantize_(self, weight: Tensor, bias: Tensor | None, name: str) -> Self:
-        """Fill from a float weight. Raises UserError, with `name`, for NaN or infinity."""
-        self._fill(weight, name)
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
-        return self
-
     def forward(self, x: Tensor) -> Tensor:
         """x `[..., in]` -> `[..., out]` in the dtype of x."""
         return self._multiply(x, self.bias)
 
 
 class Embedding(QuantizedLayer):
-    """A lookup table `[n, d]` that reads back the rows that are looked up."""
-
-    @torch.no_grad()
-    def quantize_(self, weight: Tensor, name: str) -> Self:
-        """Fill from a float table. Raises UserError, with `name`, for NaN or infinity."""
-        self._fill(weight, name)
-        return self
+    """A lookup table `[n, d]`."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (int64, any shape) -> `[..., d]` in the compute dtype."""
@@ -158,11 +142,16 @@ class NF4Weight(QuantizedLayer):
         for field in ("scale_codes", "scale_absmax", "scale_offset"):
             getattr(self, field).copy_(getattr(quantized, field))
 
-    def dequantize(self) -> Tensor:
-        """The whole matrix as floats, `[rows, columns]` in the compute dtype."""
-        scales = self.scale_codes, self.scale_absmax, self.scale_offset
-        stored = nf4.NF4(self.weight, *scales, torch.Size((self.rows, self.columns)))
-        return stored.dequantize(self.compute_dtype)
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The whole matrix as floats, `[rows, columns]`."""
+        kernels = kernels_for(self.weight.device)
+        if kernels is not None:
+            return kernels.nf4_dequantize(self, dtype)
+        shape = torch.Size((self.rows, self.columns))
+        return nf4.NF4(self.weight, *self._scales(), shape).dequantize(dtype)
+
+    def _scales(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.scale_codes, self.scale_absmax, self.scale_offset
 
     def _read_rows(self, ids: Tensor) -> Tensor:
         kernels = kernels_for(ids.device)
@@ -171,16 +160,11 @@ class NF4Weight(QuantizedLayer):
         packed = self.weight.view(self.rows, self.columns // 2)[ids]
         values = nf4.byte_table(ids.device)[packed.int()].flatten(-2)
         element = ids.unsqueeze(-1) * self.columns + torch.arange(self.columns, device=ids.device)
-        scales = nf4.read_scales(
-            self.scale_codes, self.scale_absmax, self.scale_offset, element // nf4.BLOCK
-        )
+        scales = nf4.read_scales(*self._scales(), element // nf4.BLOCK)
         return (values * scales).to(self.compute_dtype)
 
     def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        kernels = kernels_for(x.device)
-        if kernels is not None:
-            return kernels.nf4_linear(x, self, bias)
-        return nn.functional.linear(x, self.dequantize().to(x.dtype), bias)
+        return nn.functional.linear(x, self.dequantize(x.dtype), bias)
 
 
 class Int8Linear(Linear, Int8Weight):
@@ -199,14 +183,16 @@ class NF4Embedding(Embedding, NF4Weight):
     """A table in NF4."""
 
     def head(self, x: Tensor) -> Tensor:
-        """As `Embedding.head`, read back tile by tile: the table is a quarter of the model."""
+        # Read back tile by tile: the table is a quarter of the model.
         tiles = torch.arange(self.rows, device=x.device).split(HEAD_TILE_ROWS)
         products = [nn.functional.linear(x, self(rows).to(x.dtype)) for rows in tiles]
         return torch.cat(products, dim=-1)
 
 
 class TiedHead(nn.Module):
-    """A language-model head that multiplies by the token embedding's own codes."""
+    """A language-model head that multiplies by the token embedding's own codes: hidden states
+    `[..., d]` -> logits `[..., n]`.
+    """
 
     def __init__(self, embedding: Embedding):
         super().__init__()
@@ -214,7 +200,6 @@ class TiedHead(nn.Module):
         self._embedding = (embedding,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Hidden states `[..., d]` -> logits `[..., n]`."""
         return self._embedding[0].head(x)
 
 
@@ -230,10 +215,8 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def kernels_for(device: torch.device):
-    """The Triton kernels where `device` is a GPU that can run them, else None: torch then computes
-    the same integers.
-
-    Warns without Triton and on GPUs before Ampere. Raises UserError for GPUs before Turing (7.5).
+    """The Triton kernels where `device` is a GPU that can run them, else None (torch then computes
+    the same integers), with a warning on a GPU. Raises UserError for GPUs before Turing (7.5).
     """
     return _kernels_on(device) if device.type == "cuda" else None
 
@@ -243,8 +226,8 @@ def _kernels_on(device: torch.device):
     capability = torch.cuda.get_device_capability(device)
     if capability < (7, 5):
         raise UserError(
-            "this GPU (compute capability {}.{}) has no int8 matrix product, which needs 7.5 or "
-            "newer: use --device cpu".format(*capability)
+            "this GPU has compute capability {}.{}, and int8 matrix products need 7.5 or newer: "
+            "use --device cpu".format(*capability)
         )
     if missing := missing_for_kernels(device):
         slower = "quantized layers run through torch, with the same results but slower"

@@ -2,23 +2,17 @@
 2305.14314, section 3).
 
 Levels are quantiles of N(0, 1) at evenly spaced probabilities, so that codes are used equally
-often, divided by the largest: they span [-1, 1]. For an exact 0 the two sides are built apart: 8
-levels above zero, 7 below. 64 neighbours in memory order, a *block*, share a scale, their absmax:
-an outlier spoils 63 others, not the whole tensor.
-
-Double quantization. One float32 scale per block would cost 0.5 bit per weight. So the scales lose
-their mean, 256 neighbours share one float32 absmax, and each becomes one byte, an index into the
-8-bit *dynamic* map (Dettmers, arXiv 1511.04561: a sign, an exponent in unary, the rest a linear
-fraction). That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits per weight.
-
-Layout, codes and values are those of bitsandbytes for equal scales. `fit="mse"` adds two
-refinements, both free at run time: a block's scale is the one of least squared error (clipping its
-largest weight a little serves the other 63), and codes are chosen against the scale *as stored*.
+often. 64 neighbours in memory order, a *block*, share a scale, their absmax: an outlier spoils 63
+others, not the whole tensor. A float32 scale per block would cost 0.5 bit per weight, so scales are
+quantized too: less their mean, 256 share one float32 absmax, and each is one byte, an index into
+the 8-bit *dynamic* map (arXiv 1511.04561). That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits per
+weight. Layout, codes and values are those of bitsandbytes for equal scales. `fit="mse"` adds what
+is free at run time: a block's scale is the one of least squared error (clipping its largest weight
+a little serves the other 63), and codes are chosen against the scale *as stored*.
 """
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +28,7 @@ OUTERMOST = (1 - 1 / 32 + 1 - 1 / 30) / 2
 ALTERNATIONS = 4
 
 
-@dataclass(frozen=True)
-class NF4:
+class NF4(NamedTuple):
     """A tensor in NF4.
 
     packed        uint8 `[ceil(n / 2)]`: two codes per byte over the flattened tensor
@@ -58,12 +51,13 @@ class NF4:
     @property
     def n_bytes(self) -> int:
         """Bytes of codes and scales."""
-        return self.packed.numel() + self.scale_codes.numel() + 4 * self.scale_absmax.numel() + 4
+        return sum(x.nbytes for x in self if isinstance(x, Tensor))
 
 
 @cache
 def levels(device: torch.device | str = "cpu") -> Tensor:
     """The 16 levels, float32, ascending, from -1 to 1 with an exact 0 at index 7."""
+    # For an exact 0 the two sides are built apart: 8 levels above zero, 7 below.
     above = torch.special.ndtri(torch.linspace(OUTERMOST, 0.5, 9, dtype=torch.float64)[:-1])
     below = -torch.special.ndtri(torch.linspace(OUTERMOST, 0.5, 8, dtype=torch.float64)[:-1])
     values = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
@@ -157,7 +151,7 @@ def _in_rows(x: Tensor, width: int) -> Tensor:
 
 def _nearest(rows: Tensor, scales: Tensor, table: Tensor) -> Tensor:
     """For each `row / its scale` the index (uint8) of the nearest entry of an ascending table."""
-    safe = torch.where(scales == 0, torch.ones_like(scales), scales)
+    safe = torch.where(scales == 0, 1.0, scales)
     midpoints = (table[1:] + table[:-1]) / 2
     return torch.bucketize(rows / safe.unsqueeze(-1), midpoints, out_int32=True).to(torch.uint8)
 

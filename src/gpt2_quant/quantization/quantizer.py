@@ -7,9 +7,8 @@ After `import gpt2_quant.quantization.quantizer`,
 returns a running quantized model, and an unquantized GPT-2 is quantized while it loads with
 `quantization_config=ScratchConfig(<name of a scheme>)`. It works for any GPT-2 head.
 
-`config.json` keeps the scheme, the version of this layout and a sha256 over all codes and scales.
 transformers loads tensors of the wrong shape into quantized models without a word, so shapes,
-dtypes and checksum are checked here.
+dtypes and a sha256 over codes and scales, kept in `config.json`, are checked here.
 """
 
 import warnings
@@ -40,9 +39,7 @@ def scheme_named(name: str) -> Any:
 
 @register_quantization_config(METHOD)
 class ScratchConfig(QuantizationConfigMixin):
-    """What `config.json` says about a folder: scheme, layout version, sha256 over codes and scales
-    (None: not yet).
-    """
+    """What `config.json` says about a folder; `sha256` over codes and scales, None: not yet."""
 
     def __init__(
         self, scheme: str, format_version: int = FORMAT_VERSION, sha256: str | None = None, **_
@@ -65,9 +62,8 @@ class ScratchQuantizer(HfQuantizer):
         self.scheme = scheme_named(config.scheme)
         if config.format_version != FORMAT_VERSION:
             raise UserError(
-                f"the folder was quantized in layout version {config.format_version}, this code "
-                f"reads version {FORMAT_VERSION}: quantize again with python "
-                "src/2_quantization_scratch.py --overwrite"
+                f"the folder has layout version {config.format_version}, this code reads "
+                f"{FORMAT_VERSION}: run python src/2_quantization_scratch.py --overwrite"
             )
 
     def _process_model_before_weight_loading(
@@ -86,9 +82,8 @@ class ScratchQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model):
         """The tensors to save."""
-        return scheme_named(self.quantization_config.scheme).state(
-            model, self.quantization_config.sha256
-        ), {}
+        config = self.quantization_config
+        return scheme_named(config.scheme).state(model, config.sha256), {}
 
     def is_serializable(self):
         return True
@@ -103,7 +98,7 @@ class ScratchQuantizer(HfQuantizer):
 
 
 def is_gpt2(model: Any) -> bool:
-    """Whether `model` is one of transformers' GPT-2 classes, with whatever head."""
+    """Whether `model` is a GPT-2 of transformers, with whatever head."""
     return isinstance(model, GPT2PreTrainedModel)
 
 
@@ -130,11 +125,8 @@ def quantize_model(model: Any, name: str) -> Any:
 
 
 def warn_if_slow(model: PreTrainedModel) -> None:
-    """Say once that a CPU lacks the int8 dot product: the same integers, slower."""
+    """Say once that a CPU lacks the int8 dot product."""
     integers = any(isinstance(module, Int8Linear) for module in model.modules())
     if integers and model.device.type == "cpu" and not torch.cpu._is_vnni_supported():
-        warnings.warn(
-            "this CPU has no int8 dot product (AVX512-VNNI): int8 layers give the same results, "
-            "but slower than FP32",
-            stacklevel=2,
-        )
+        slower = "int8 layers give the same results, but slower than FP32"
+        warnings.warn(f"this CPU has no int8 dot product (AVX512-VNNI): {slower}", stacklevel=2)
