@@ -261,18 +261,6 @@ def test_nf4_dequantize_equals_the_arithmetic(shape):
     )
 
 
-def test_int8_linear_on_floats_equals_codes_times_codes():
-    x, weight, weight_scale, bias = (
-        normal(2, 5, 100),
-        codes(24, 100),
-        normal(24, seed=1).abs(),
-        normal(24, seed=2),
-    )
-    rows, scale = (part.to(DEVICE) for part in affine.quantize_rows(x.view(10, 100).cpu()))
-    expected = kernels.int8_gemm(rows, scale, weight, weight_scale, bias, dtype=torch.float32)
-    assert torch.equal(kernels.int8_linear(x, weight, weight_scale, bias), expected.view(2, 5, 24))
-
-
 @pytest.mark.parametrize("rows, columns", [(20, 96), (7, 64), (5, 34)])
 def test_nf4_embedding(rows, columns):
     table = (

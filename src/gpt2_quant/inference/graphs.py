@@ -37,10 +37,7 @@ class _Capture(NamedTuple):
 
 class GraphedClassifier:
     """Wraps `forward(input_ids, attention_mask | None) -> logits [B, classes]`, which must not need
-    the host.
-
-    pad_token_id  what fills the buckets
-    longest       the model's number of positions
+    the host. `longest` is the model's number of positions.
     """
 
     def __init__(self, forward: Callable, pad_token_id: int, longest: int, device: torch.device):
@@ -64,13 +61,12 @@ class GraphedClassifier:
         if key not in self.captures:
             self.captures[key] = self._capture(*key)
         capture = self.captures[key]
-        if shape != (texts, length):
-            capture.ids.fill_(self.pad_token_id)
-        capture.ids[:texts, :length].copy_(ids)
-        if mask is not None and capture.mask is not None:
-            if shape != (texts, length):
-                capture.mask.zero_()
-            capture.mask[:texts, :length].copy_(mask)
+        inputs = (capture.ids, ids, self.pad_token_id), (capture.mask, mask, 0)
+        for buffer, given, filler in inputs:
+            if buffer is not None and given is not None:
+                if shape != (texts, length):
+                    buffer.fill_(filler)
+                buffer[:texts, :length].copy_(given)
         capture.graph.replay()
         return capture.logits[:texts].clone()
 

@@ -8,6 +8,15 @@ from ..records import atomic_path, write_text
 from .variants import SCRIPTS, Variant
 
 
+def _front_matter(tag: str) -> str:
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+language: en
+tags: [gpt2, ag-news{tag}]
+"""
+
+
 def model_card(record: dict) -> str:
     """The card of script 1's model, from its record: what it is, trained on what, how good."""
     training, metrics, made = record["training"], record["metrics"], record["provenance"]
@@ -15,12 +24,7 @@ def model_card(record: dict) -> str:
     accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
     # A folder's name means nothing on the hub.
     base_tag = "" if looks_like_path(base) else f"base_model: {base}\n"
-    return f"""---
-library_name: transformers
-pipeline_tag: text-classification
-language: en
-tags: [gpt2, ag-news]
-{base_tag}---
+    return f"""{_front_matter("")}{base_tag}---
 
 # GPT-2 fine-tuned on AG News
 
@@ -63,12 +67,8 @@ def write_card(folder: Path, record: dict) -> Path:
 def variant_card(variant: Variant, source: str) -> str:
     """The card of a quantized folder: what it was made from, by which script, and how it loads."""
     register = "import gpt2_quant.quantization.quantizer  # registers it with transformers\n"
-    return f"""---
-library_name: transformers
-pipeline_tag: text-classification
-language: en
-tags: [gpt2, ag-news, {"gpt2_quant" if variant.by_hand else "bitsandbytes"}]
----
+    tag = ", gpt2_quant" if variant.by_hand else ", bitsandbytes"
+    return f"""{_front_matter(tag)}---
 
 # GPT-2 on AG News, {variant.label}
 
@@ -80,8 +80,7 @@ Quantized from `{source}` by `{variant.script_path}`. {variant.description}
 model = AutoModelForSequenceClassification.from_pretrained("{variant.folder}")
 ```
 
-Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json` of the run that
-made it.
+Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json`.
 """
 
 

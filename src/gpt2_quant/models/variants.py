@@ -31,8 +31,8 @@ class Method(Protocol):
     """How a variant comes from the FP32 checkpoint."""
 
     def quantize(self, key: str, model, folder: Path, dtype) -> Any:
-        """A quantized copy of the FP32 `model` from `folder`, for variant `key`: float parts in
-        `dtype`, in eval mode, on the same device, ready to save.
+        """A copy of the FP32 `model` from `folder` as variant `key`, float parts in `dtype`, in
+        eval mode, on the same device, ready to save.
         """
 
     def facts(self, model) -> dict:
@@ -41,26 +41,19 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the comparison.
-
-    script             number of the script that makes it
-    method             "module:object" of a `Method`; "" where weights are only cast to `floats`
-    floats             dtype of what is not quantized; fast: float16 on CUDA, else float32
-    description        one sentence, for its model card
-    computes_on_codes  the forward pass reads the codes; False: it runs on floats made from them
-    no_best_mode       why nothing faster than eager exists; "" where `inference.engine` has a way
-    """
+    """One row of the comparison."""
 
     key: str
     label: str
-    script: int
+    script: int  # number of the script that makes it
     colour: str
     marker: str
-    description: str
-    method: str = ""
+    description: str  # a sentence for its model card
+    method: str = ""  # "module:object" of a `Method`; "": weights are only cast to `floats`
+    # dtype of what is not quantized; fast: float16 on CUDA, else float32
     floats: Literal["float32", "float16", "fast"] = "fast"
-    computes_on_codes: bool = False
-    no_best_mode: str = ""
+    computes_on_codes: bool = False  # the forward pass does, not on floats made from them
+    no_best_mode: str = ""  # why nothing faster than eager exists
     published: Published | None = None
     own_folder: str | None = None
 

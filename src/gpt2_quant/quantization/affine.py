@@ -40,7 +40,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
-    """Codes (int8) of `x` under a given scale (float32) and zero-point, both broadcast against `x`.
+    """Codes (int8) of `x` under a scale (float32) and zero-point that broadcast against it.
 
     Bit for bit what `torch.quantize_per_tensor` and `torch.quantize_per_channel` do: both multiply
     by the reciprocal, but the former adds the zero-point in the same step (a fused multiply-add).
@@ -59,9 +59,8 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Te
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric codes of each row (a token's activations) with a scale of its own.
-
-    x: `[rows, n]`, any float dtype. Returns codes int8 `[rows, n]` and scale float32 `[rows, 1]`.
+    """Symmetric codes of each row (a token's activations): float `[rows, n]` -> codes int8
+    `[rows, n]` and scale float32 `[rows, 1]`.
     """
     x = x.float()
     scale = (x.abs().amax(dim=-1, keepdim=True) / SYMMETRIC_MAX).clamp_min(SMALLEST_SCALE)
@@ -95,10 +94,7 @@ def quantize_tensor(
 def require_finite(x: Tensor, name: str) -> None:
     """Raise UserError with `name` where x holds NaN or infinity: no scale represents those."""
     if not bool(torch.isfinite(x).all()):
-        raise UserError(
-            f"{name} holds NaN or infinity and cannot be quantized: "
-            "train or download the checkpoint again"
-        )
+        raise UserError(f"{name} holds NaN or infinity: train or download the checkpoint again")
 
 
 def cover(low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,8 @@
-"""Weight schemes side by side: quantize a matrix, read it back, and let the float model compute
-with what came out.
+"""Weight schemes side by side: quantize a matrix, read it back, and let the float model compute.
 
 Such *fake* quantization changes no speed and no size; it isolates what rounding the weights does.
-Two refinements live here alone, as no scheme stores them. A scale per *group* of neighbours along
-the input axis lowers the error and costs bytes. A *clipped* range saturates a few outliers and
-serves the rest with finer steps.
+Two refinements live here alone, as no scheme stores them: a scale per *group* of neighbours along
+the input axis, and a *clipped* range, which saturates outliers and gives the rest finer steps.
 """
 
 from collections.abc import Callable
@@ -23,13 +21,11 @@ SHRINKAGES = torch.linspace(1.0, 0.2, 33).tolist()
 
 
 class ReadBack(NamedTuple):
-    """A matrix after quantization; bits count scales and zero-points, saturated_share those codes
-    that are at an end of their range.
-    """
+    """A matrix after quantization."""
 
     values: Tensor
-    bits_per_weight: float
-    saturated_share: float
+    bits_per_weight: float  # scales and zero-points included
+    saturated_share: float  # of the codes: those at an end of their range
 
 
 def _integer(weight: Tensor, name: str, symmetric=True, per="channel", group_size=0) -> ReadBack:
@@ -37,10 +33,8 @@ def _integer(weight: Tensor, name: str, symmetric=True, per="channel", group_siz
     if group_size:  # a group is a channel of its own; the last one of a row may be shorter
         slices = pad(weight, (0, -weight.shape[1] % group_size)).reshape(-1, group_size)
     quantized = affine.quantize_tensor(slices, per=per, name=name, symmetric=symmetric)
-    codes, values = (
-        part.reshape(len(weight), -1)[:, : weight.shape[1]]
-        for part in (quantized.codes, quantized.dequantize())
-    )
+    whole = (x.reshape(len(weight), -1) for x in (quantized.codes, quantized.dequantize()))
+    codes, values = (x[:, : weight.shape[1]] for x in whole)
     lowest = -affine.SYMMETRIC_MAX if symmetric else affine.AFFINE_MIN
     at_ends = (codes == lowest) | (codes == affine.AFFINE_MAX)
     scale_bits = quantized.scale.numel() * (32 + 8 * bool(quantized.zero_point.any()))
@@ -67,9 +61,7 @@ WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str], ReadBack]] = {
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
-    """Path -> weight of each linear layer and embedding, a view `[out, in]`; a head is not among
-    them.
-    """
+    """Path -> weight of each linear layer and embedding, a view `[out, in]`, but for the head."""
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         if isinstance(module, (Conv1D, nn.Embedding)):  # Conv1D keeps its weight as [in, out]
@@ -81,10 +73,9 @@ def matrices(model: nn.Module) -> dict[str, Tensor]:
 def fake_quantize_weights(
     model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True
 ) -> nn.Module:
-    """Round the weights of a float GPT-2 to a scheme of WEIGHT_SCHEMES, in place; returns it.
+    """Round the weights that are `wanted` of a float GPT-2, in place; returns it.
 
-    A tied head follows its embedding. `wanted(path)` picks matrices. Raises UserError for another
-    scheme.
+    A tied head follows its embedding. Raises UserError for no scheme of WEIGHT_SCHEMES.
     """
     if scheme not in WEIGHT_SCHEMES:
         known = ", ".join(WEIGHT_SCHEMES)
@@ -96,9 +87,7 @@ def fake_quantize_weights(
 
 
 def read_back_clipped(weight: Tensor) -> Tensor:
-    """A weight `[out, in]` read back from symmetric int8 per channel, each range shrunk to the one
-    of least squared error.
-    """
+    """A weight `[out, in]` read back from int8 per channel, each range that of least squares."""
     absmax = weight.abs().amax(-1)
     best, least_error = weight, torch.full_like(absmax, torch.inf)
     for shrinkage in SHRINKAGES:

@@ -31,10 +31,8 @@ def checksum(state: dict[str, Tensor]) -> str:
 
 
 def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> None:
-    """Compare safetensors files with the skeleton `model` whose codes they are about to fill.
-
-    Raises UserError for a tensor that is missing or of another shape or dtype, a damaged file, or
-    another checksum.
+    """Raise UserError unless all codes of the skeleton `model` are in the safetensors files, in its
+    shapes and dtypes, with this checksum.
     """
     found: dict[str, Tensor] = {}
     for file in files:
@@ -60,5 +58,5 @@ def _is_quantized(name: str, tensor: Tensor) -> bool:
 
 
 def _bare(name: str) -> str:
-    """A tensor's name whether or not the GPT-2 in it has a head on top."""
+    """A tensor's name with or without a head on top of GPT-2."""
     return name.removeprefix("transformer.")

@@ -29,22 +29,16 @@ ALTERNATIONS = 4
 
 
 class NF4(NamedTuple):
-    """A tensor in NF4.
+    """A tensor in NF4."""
 
-    packed        uint8 `[ceil(n / 2)]`: two codes per byte over the flattened tensor
-    scale_codes   uint8 `[blocks]`: index of each block's scale in the dynamic map
-    scale_absmax  float32 `[ceil(blocks / 256)]`: what the map's 1.0 stands for
-    scale_offset  float32 `[]`: the mean scale, taken off before
-    """
-
-    packed: Tensor
-    scale_codes: Tensor
-    scale_absmax: Tensor
-    scale_offset: Tensor
+    packed: Tensor  # uint8 [ceil(n / 2)]: two codes per byte over the flattened tensor
+    scale_codes: Tensor  # uint8 [blocks]: index of each block's scale in the dynamic map
+    scale_absmax: Tensor  # float32 [ceil(blocks / 256)]: what the map's 1.0 stands for
+    scale_offset: Tensor  # float32 []: the mean scale, taken off before
     shape: torch.Size
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The reals that the codes stand for, in the original's shape."""
+        """The reals that the codes stand for."""
         scales = read_scales(self.scale_codes, self.scale_absmax, self.scale_offset)
         return dequantize(self.packed, scales, self.shape.numel()).view(self.shape).to(dtype)
 
@@ -66,9 +60,8 @@ def levels(device: torch.device | str = "cpu") -> Tensor:
 
 @cache
 def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
-    """The 256 values of the signed 8-bit dynamic data type, float32, ascending.
-
-    0, 1, and the centres of seven decades from 1e-6 to 1, decade `e` cut into 2^e equal parts.
+    """The 256 values of the 8-bit dynamic type, float32, ascending: 0, 1, and plus and minus the
+    centres of seven decades from 1e-6 to 1, decade `e` cut into 2^e equal parts.
     """
     values = [torch.zeros(1), torch.ones(1)]
     for exponent in range(7):
@@ -86,9 +79,8 @@ def byte_table(device: torch.device | str = "cpu") -> Tensor:
 
 
 def quantize(x: Tensor, *, fit: Literal["absmax", "mse"] = "absmax", name: str = "tensor") -> NF4:
-    """Quantize a float tensor of any shape; fit "absmax" is the published method.
-
-    Raises UserError, with `name`, when x holds NaN or infinity.
+    """Quantize a float tensor of any shape; "absmax" is the published method. Raises UserError,
+    with `name`, when x holds NaN or infinity.
     """
     require_finite(x, name)
     blocks = to_blocks(x)
@@ -137,7 +129,7 @@ def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def read_scales(
     codes: Tensor, absmax: Tensor, offset: Tensor, blocks: Tensor | None = None
 ) -> Tensor:
-    """The scales, float32, that `quantize_scales` stored for these `blocks`, by default for all."""
+    """The stored scales, float32, of these `blocks`, by default of all."""
     if blocks is None:
         blocks = torch.arange(codes.numel(), device=codes.device)
     spread = absmax[blocks // SCALES_PER_BLOCK]

@@ -4,8 +4,8 @@ After `import gpt2_quant.quantization.quantizer`,
 
     AutoModelForSequenceClassification.from_pretrained("models/<folder of a scheme>")
 
-returns a running quantized model, and an unquantized GPT-2 is quantized while it loads with
-`quantization_config=ScratchConfig(<name of a scheme>)`. It works for any GPT-2 head.
+returns a running quantized model, with any head, and an unquantized GPT-2 is quantized while it
+loads with `quantization_config=ScratchConfig(<name of a scheme>)`.
 
 transformers loads tensors of the wrong shape into quantized models without a word, so shapes,
 dtypes and a sha256 over codes and scales, kept in `config.json`, are checked here.
@@ -88,32 +88,21 @@ class ScratchQuantizer(HfQuantizer):
     def is_serializable(self):
         return True
 
-    @property
-    def is_trainable(self) -> bool:
-        return False
-
-    @property
-    def is_compileable(self) -> bool:
-        return True
-
-
-def is_gpt2(model: Any) -> bool:
-    """Whether `model` is a GPT-2 of transformers, with whatever head."""
-    return isinstance(model, GPT2PreTrainedModel)
+    is_trainable = property(lambda self: False)
+    is_compileable = property(lambda self: True)
 
 
 def quantize_model(model: Any, name: str) -> Any:
-    """Quantize a float GPT-2 in place and return it, ready to run and to `save_pretrained`.
+    """Quantize a float GPT-2 in place, by the scheme `name`, and return it, ready to save.
 
-    The scheme is the one called `name`; float parts keep the model's dtype. Raises UserError for a
-    model that is no GPT-2, is quantized already or holds NaN or infinity, and an unknown scheme.
+    Float parts keep their dtype. Raises UserError for a model that is no GPT-2, is quantized
+    already or holds NaN or infinity, and an unknown scheme.
     """
     scheme = scheme_named(name)
-    if not is_gpt2(model):
-        kind = type(model).__name__
-        raise UserError(f"{kind} is not a GPT-2: these schemes know its layers only")
+    if not isinstance(model, GPT2PreTrainedModel):
+        raise UserError(f"{type(model).__name__} is not a GPT-2: name one")
     if getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
-        raise UserError("the model is quantized already: load the float checkpoint instead")
+        raise UserError("the model is quantized already: load the float checkpoint")
     config = ScratchConfig(name)
     scheme.replace(model, model.dtype, fill=True)
     config.sha256 = integrity.checksum(scheme.state(model, None) or model.state_dict())

@@ -40,7 +40,7 @@ class Scheme:
         return quantize_model(copy.deepcopy(model), key).to(dtype)
 
     def facts(self, model: Any) -> dict:
-        """Scheme, layout version, checksum, and how many layers of which kind there are."""
+        """Scheme, layout version, checksum, and the number of layers of each kind."""
         config = model.config.quantization_config
         kinds = [type(m).__name__ for m in model.modules() if isinstance(m, layers.QuantizedLayer)]
         facts = {"method": config.quant_method}
@@ -63,9 +63,7 @@ class LayerScheme(Scheme):
         fill: bool,
         wanted: Callable[[str], bool] = lambda path: True,
     ) -> None:
-        """Replace Conv1D, embeddings and language-model head, of which `wanted(path)` may pick
-        some, to study one kind of matrix at a time. Biases, norms and a classifier's head stay.
-        """
+        """Replace Conv1D, embeddings and language-model head, or those that are `wanted`."""
         tied = hasattr(model, "lm_head") and bool(model.config.tie_word_embeddings)
         for path, module in list(model.named_modules()):
             if not wanted(path):

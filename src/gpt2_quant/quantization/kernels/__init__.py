@@ -11,6 +11,6 @@ before Triton is imported).
 # ruff: noqa: F401
 
 from .attention import causal_attention, padding_bias
-from .gemm import int8_gemm, int8_linear
+from .gemm import int8_gemm
 from .nf4 import nf4_dequantize, nf4_embedding
 from .rows import gelu_quantize, int8_embedding, layer_norm_quantize, quantize_rows

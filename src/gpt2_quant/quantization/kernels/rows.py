@@ -1,5 +1,4 @@
-"""Kernels that hold whole rows: a token's activations fit in registers, so each is read once and
-written once.
+"""Kernels that hold whole rows, a token's activations, in registers.
 
 Quantizing a row needs its absmax before the first code can be written. So whoever computes the row
 anyway (LayerNorm, GELU) also quantizes it: 2 bytes are read, 1 is written, and the float result
@@ -26,8 +25,7 @@ def _gelu(x, HOPPER: tl.constexpr):
     """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     if HOPPER:
-        # One instruction (relative error 2^-11, float16's own): exponential and quotient would take
-        # longer than the data takes to move.
+        # One instruction (relative error 2^-11, float16's own), faster than the data moves.
         tanh = tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -40,7 +38,7 @@ def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
     """Quantize rows (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and scales."""
     absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
-    # One quotient per row: one per element takes three times as long as moving the data.
+    # One quotient per row: one per element would take three times as long as moving the data.
     codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
     tl.store(codes_ptr + at, codes.to(tl.int8), mask=inside)
     tl.store(scale_ptr + rows, scale, mask=is_row)
@@ -104,10 +102,7 @@ def _embedding_kernel(
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 codes of each row with a scale of its own.
-
-    x: float `[rows, n]`, contiguous. Returns codes int8 `[rows, n]` and scale float32 `[rows, 1]`.
-    """
+    """`affine.quantize_rows` of a contiguous x: codes int8 `[rows, n]`, scale float32 `[rows, 1]`."""
     return _launch(_quantize_kernel, x, GELU=False)
 
 
@@ -119,14 +114,12 @@ def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32; weight, bias:
-    float `[n]`.
-    """
+    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32."""
     return _launch(_layer_norm_quantize_kernel, x, weight, bias, epsilon=epsilon)
 
 
 def _launch(kernel, x: Tensor, *parameters: Tensor, **options) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a row kernel; block and launch sizes by timing on an H200."""
+    """Codes and scales of a row kernel; sizes by timing on an H200."""
     n_rows, n_columns = x.shape
     codes = torch.empty((n_rows, n_columns), dtype=torch.int8, device=x.device)
     scale = torch.empty((n_rows, 1), dtype=torch.float32, device=x.device)
@@ -149,11 +142,8 @@ def int8_embedding(
     position_codes: Tensor | None = None,
     position_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows of an int8 embedding as floats, optionally plus learned positions.
-
-    ids: integers `[...]`, the last axis being the position; codes int8 `[vocabulary, n]`, scale
-    float32 `[vocabulary]`; position_codes int8 `[positions, n]`, position_scale float32
-    `[positions]`. Returns `dtype` `[..., n]`.
+    """Rows of an int8 embedding, optionally plus learned positions: ids `[...]`, of which the last
+    axis is the position -> `dtype` `[..., n]`. Codes are int8 `[rows, n]`, scales float32 `[rows]`.
     """
     n_columns = codes.shape[1]
     out = torch.empty((*ids.shape, n_columns), dtype=dtype, device=codes.device)
