@@ -35,8 +35,8 @@ def _norm(x: Tensor, block: Tensors, norm: str, epsilon: float) -> Tensor:
 
 
 def _attend(qkv, visible: Tensor | None, heads: int, scale: float) -> Tensor:
-    """Attention over `[B, queries or L, width]`, causal where nothing says what is visible; returns
-    rows `[B * queries, width]`.
+    """Attention over `[B, queries or L, width]`, causal unless given what is visible; returns rows
+    `[B * queries, width]`.
     """
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv)
     out = scaled_dot_product_attention(
@@ -45,34 +45,29 @@ def _attend(qkv, visible: Tensor | None, heads: int, scale: float) -> Tensor:
     return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _mlp(x: Tensor, block: Tensors, epsilon: float) -> Tensor:
-    up = _product(_norm(x, block, "ln_2", epsilon), block, "mlp.c_fc")
+def _block(
+    x: Tensor, positions: Tensor | None, visible: Tensor | None, block: Tensors, numbers: Numbers
+) -> Tensor:
+    """A block on x float32 `[B, L, width]`; `visible` bool `[B, 1, L, L]`, or None: causal. For one
+    token of each text, at positions `[B]`, visible `[B, 1, 1, L]`, the result is `[B, width]`.
+    """
+    (heads, scale, epsilon), (texts, _, width) = numbers, x.shape
+    rest = x.flatten(0, 1)
+    rows = _norm(rest, block, "ln_1", epsilon)
+    if positions is None:
+        qkv = _product(rows, block, "attn.c_attn").view(texts, -1, 3 * width).chunk(3, dim=-1)
+    else:
+        both = _product(rows, block, "attn.c_attn", slice(width, None))
+        pooled = torch.arange(texts), positions
+        query = _product(rows.view(x.shape)[pooled], block, "attn.c_attn", slice(width))
+        qkv = query.unsqueeze(1), *both.view(texts, -1, 2 * width).chunk(2, dim=-1)
+        rest = x[pooled]
+    rest = rest + _product(_attend(qkv, visible, heads, scale), block, "attn.c_proj")
+    up = _product(_norm(rest, block, "ln_2", epsilon), block, "mlp.c_fc")
     # GELU's tanh form as x * sigmoid(2 u): the exponential is the faster of the two to vectorize.
     hidden = up * torch.sigmoid(1.5957691216057308 * (up + 0.044715 * up * up * up))
-    return x + _product(hidden, block, "mlp.c_proj")
-
-
-def _whole_block(x: Tensor, visible: Tensor | None, block: Tensors, numbers: Numbers) -> Tensor:
-    """A block on x float32 `[B, L, width]`; `visible` bool `[B, 1, L, L]`, or None: causal."""
-    heads, scale, epsilon = numbers
-    rows = x.flatten(0, 1)
-    joint = _product(_norm(rows, block, "ln_1", epsilon), block, "attn.c_attn")
-    out = _attend(joint.view(*x.shape[:2], -1).chunk(3, dim=-1), visible, heads, scale)
-    return _mlp(rows + _product(out, block, "attn.c_proj"), block, epsilon).view(x.shape)
-
-
-def _pooled_block(
-    x: Tensor, positions: Tensor, visible: Tensor, block: Tensors, numbers: Numbers
-) -> Tensor:
-    """A block for one token of each text, at positions `[B]`; visible is bool `[B, 1, 1, L]`."""
-    (heads, scale, epsilon), (texts, _, width) = numbers, x.shape
-    rows = _norm(x.flatten(0, 1), block, "ln_1", epsilon)
-    both = _product(rows, block, "attn.c_attn", slice(width, None))
-    key, value = both.view(texts, -1, 2 * width).chunk(2, dim=-1)
-    pooled = torch.arange(texts), positions
-    query = _product(rows.view(x.shape)[pooled], block, "attn.c_attn", slice(width))
-    out = _attend((query.unsqueeze(1), key, value), visible, heads, scale)
-    return _mlp(x[pooled] + _product(out, block, "attn.c_proj"), block, epsilon)
+    out = rest + _product(hidden, block, "mlp.c_proj")
+    return out.view(x.shape) if positions is None else out
 
 
 class CompiledClassifier:
@@ -86,8 +81,7 @@ class CompiledClassifier:
         heads, epsilon = model.config.n_head, model.config.layer_norm_epsilon
         scales = [score_scale(model, block.attn) for block in model.transformer.h]
         self.numbers = [(heads, scale, epsilon) for scale in scales]
-        self.whole_block = torch.compile(_whole_block, dynamic=True)
-        self.pooled_block = torch.compile(_pooled_block, dynamic=True)
+        self.block = torch.compile(_block, dynamic=True)
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -102,6 +96,6 @@ class CompiledClassifier:
             if not is_right_padded(mask):
                 visible = (keys <= keys[:, None]) & real
         for block, numbers in zip(self.blocks[:-1], self.numbers, strict=False):
-            x = self.whole_block(x, visible, block, numbers)
-        x = self.pooled_block(x, positions, seen, self.blocks[-1], self.numbers[-1])
+            x = self.block(x, None, visible, block, numbers)
+        x = self.block(x, positions, seen, self.blocks[-1], self.numbers[-1])
         return model.score(transformer.ln_f(x)).float()

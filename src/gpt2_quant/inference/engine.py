@@ -1,11 +1,11 @@
 """The fastest way to run each variant, behind one call: `best_mode(model, device)(input_ids,
 attention_mask) -> logits`.
 
-variant                     CUDA                                      CPU
-W8A8                        fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
-NF4 by hand                 the same chain, weights unpacked          torch.compile
-FP32, FP16, INT8 by hand    the same chain on float weights           torch.compile
-bitsandbytes                as it is: LLM.int8() asks the host in every layer, which no graph allows
+              CUDA                                      CPU
+W8A8          fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
+NF4 by hand   the same chain, weights unpacked          torch.compile
+float         the same chain on float weights           torch.compile
+bitsandbytes  as it is                                  as it is
 
 Logits are the model's own within rounding. Any batch and length is served; the first call of a
 shape compiles or captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++
@@ -27,10 +27,8 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 def best_mode(model, device: str | torch.device) -> Run:
-    """The fastest callable for `model`, which must be in eval mode on `device`.
-
-    It takes int64 ids `[B, L]` and a mask of the same shape, or None when nothing is padded on the
-    left, and returns logits float32 `[B, classes]`.
+    """The fastest callable for `model`, in eval mode on `device`: int64 ids `[B, L]` and a mask of
+    the same shape, or None when nothing is padded on the left -> logits float32 `[B, classes]`.
     """
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         return _logits_of(model)

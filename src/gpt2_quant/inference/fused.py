@@ -24,7 +24,7 @@ from .gpt2 import is_w8a8, pooled_positions, score_scale
 
 
 class Integers:
-    """W8A8: operands are codes and their row scales, `(int8 [m, k], float32 [m, 1])`."""
+    """W8A8: operands are `(codes int8 [m, k], scale float32 [m, 1])`."""
 
     def embed(self, transformer, ids: Tensor) -> Tensor:
         wte, wpe, dtype = transformer.wte, transformer.wpe, transformer.ln_f.weight.dtype
@@ -46,13 +46,13 @@ class Integers:
 
 
 class Floats:
-    """FP16 or FP32 weights, or NF4 unpacked one layer at a time; operands are floats `[m, k]`."""
+    """Float weights, or NF4 unpacked one layer at a time; operands are floats `[m, k]`."""
 
     def embed(self, transformer, ids: Tensor) -> Tensor:
         return transformer.wte(ids) + transformer.wpe(torch.arange(ids.shape[1], device=ids.device))
 
     def normalize(self, norm, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return norm(x)
 
     def gelu(self, x: Tensor) -> Tensor:
         return functional.gelu(x, approximate="tanh")
@@ -114,7 +114,6 @@ class FusedClassifier:
         return self._product(attention.c_proj, self.arithmetic.operand(out), residual=x)
 
     def _mlp(self, block, x: Tensor) -> Tensor:
-        """The block's second half, residual included."""
         hidden = self._product(block.mlp.c_fc, self.arithmetic.normalize(block.ln_2, x))
         return self._product(block.mlp.c_proj, self.arithmetic.gelu(hidden), residual=x)
 
@@ -126,6 +125,6 @@ class FusedClassifier:
 
 
 def _pooled(x: Tensor, positions: Tensor) -> Tensor:
-    """The row of each text's token: `[texts * length, width]` -> `[texts, width]`."""
+    """`[texts * length, width]` -> `[texts, width]`, a token of each text."""
     texts = torch.arange(len(positions), device=x.device)
     return x.view(len(positions), -1, x.shape[1])[texts, positions]

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 
 LAYERS_PER_BLOCK = 4  # attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
@@ -50,9 +52,8 @@ class BitsAndBytes:
     """One of the library's schemes; the `Method` of a variant."""
 
     name: str
-    layer: str  # class in bitsandbytes.nn
-    stored: str  # dtype of the codes in torch
-    options: dict
+    layer: tuple[str, torch.dtype]  # class in bitsandbytes.nn, dtype of the codes
+    options: dict  # of BitsAndBytesConfig
 
     def quantize(self, key: str, model, folder: Path, dtype) -> Any:
         """The FP32 checkpoint in `folder`, from which `model` was loaded, quantized while it loads
@@ -81,17 +82,13 @@ class BitsAndBytes:
         """What a record keeps. Raises RuntimeError unless exactly the 4 matrices of each block were
         converted: other layers would make every figure of the row wrong.
         """
-        import torch
-        from bitsandbytes import nn
-
-        layers = converted_layers(model)
+        layers = list(converted_layers(model).values())
         expected = LAYERS_PER_BLOCK * model.config.n_layer
-        kind, stored = getattr(nn, self.layer), getattr(torch, self.stored)
-        as_meant = [type(x) is kind and x.weight.dtype == stored for x in layers.values()]
-        if len(layers) != expected or not all(as_meant):
+        others = [x for x in layers if (type(x).__name__, x.weight.dtype) != self.layer]
+        if len(layers) != expected or others:
             raise RuntimeError(
                 f"{self.name}: {len(layers)} of {expected} linear layers are converted, "
-                f"{as_meant.count(False)} to another type"
+                f"{len(others)} to another type"
             )
         head = _head_name(model)
         if type(getattr(model, head)) is not torch.nn.Linear:
@@ -99,7 +96,7 @@ class BitsAndBytes:
         facts = {"method": self.name, "layers_converted": len(layers), "skipped": [head]}
         if "llm_int8_threshold" in self.options:
             return facts | {"outlier_threshold": OUTLIER_THRESHOLD}
-        layer = next(iter(layers.values()))
+        layer = layers[0]
         state = layer.weight.quant_state
         if state.quant_type != "nf4" or not state.nested:
             raise RuntimeError(f"{self.name}: not {state.quant_type}, nested: {state.nested}")
@@ -116,14 +113,12 @@ def _head_name(model) -> str:
 
 LLM_INT8 = BitsAndBytes(
     "LLM.int8()",
-    "Linear8bitLt",
-    "int8",
+    ("Linear8bitLt", torch.int8),
     {"load_in_8bit": True, "llm_int8_threshold": OUTLIER_THRESHOLD},
 )
 NF4 = BitsAndBytes(
     "NF4",
-    "Linear4bit",
-    "uint8",
+    ("Linear4bit", torch.uint8),
     {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
@@ -134,10 +129,7 @@ NF4 = BitsAndBytes(
 
 
 def compute_in_float32(model) -> None:
-    """NF4 layers ask for float16, which some CPUs emulate one element at a time: not there."""
-    import torch
-    from bitsandbytes.nn import Linear4bit
-
+    """Keep NF4 layers off float16, which some CPUs emulate one element at a time."""
     for layer in converted_layers(model).values():
-        if isinstance(layer, Linear4bit):
+        if hasattr(layer, "compute_dtype"):
             layer.compute_dtype = torch.float32

@@ -18,7 +18,7 @@ tags: [gpt2, ag-news{tag}]
 
 
 def model_card(record: dict) -> str:
-    """The card of script 1's model, from its record: what it is, trained on what, how good."""
+    """The card of script 1's model, from its record."""
     training, metrics, made = record["training"], record["metrics"], record["provenance"]
     base, train = record["checkpoint"]["base_model"], record["splits"]["train"]
     accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
@@ -48,9 +48,8 @@ warm-up and decay, clipping at 1, dropout 0.1, {training["precision"]} |
 | kept | epoch {training["best_epoch"]}, the best on validation |
 | made by | commit {made["git_commit"]}, torch {made["packages"]["torch"]}, {made["device"]} |
 
-Input is title, one space, description, in English, of about 2004; anything else is outside of what
-it was tested on. Pad on the right with the end-of-text token: the answer is read at the last token
-that is not padding.
+Input is title, one space, description, in English, of about 2004: it was tested on nothing else.
+Pad on the right with the end-of-text token: the answer is read at the last token before it.
 """
 
 
@@ -59,13 +58,13 @@ def _estimate(metric: dict) -> str:
 
 
 def write_card(folder: Path, record: dict) -> Path:
-    """Write the card into the model's folder."""
+    """Write script 1's card into the model's folder; returns its path."""
     write_text(folder / "README.md", model_card(record))
     return folder / "README.md"
 
 
 def variant_card(variant: Variant, source: str) -> str:
-    """The card of a quantized folder: what it was made from, by which script, and how it loads."""
+    """The card of a quantized folder: what made it from what, and how it loads."""
     register = "import gpt2_quant.quantization.quantizer  # registers it with transformers\n"
     tag = ", gpt2_quant" if variant.by_hand else ", bitsandbytes"
     return f"""{_front_matter(tag)}---

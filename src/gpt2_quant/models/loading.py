@@ -13,12 +13,12 @@ from ..errors import UserError
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
 REMAKE = "make the checkpoint again or fetch it again"
+NO_CONFIG = f"is not a model's configuration: {REMAKE}"
 
 
 def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
-    """The FP32 classifier to quantize: `--checkpoint` (folder or hub id), else script 1's.
-
-    Raises UserError that names script 1 where neither is there.
+    """The FP32 classifier to quantize: `--checkpoint` (folder or hub id), else script 1's, without
+    which UserError is raised.
     """
     if checkpoint:
         return check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
@@ -37,21 +37,18 @@ def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
     """
     from safetensors import SafetensorError, safe_open
 
-    config_path = folder / "config.json"
-    if not config_path.is_file():
+    if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = config["model_type"]
         labels = len(config.get("id2label") or range(2))  # 2 is transformers' own default
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise UserError(f"{config_path} is not a model's configuration: {REMAKE}") from fault
+        raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     if kind != "gpt2":
         raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
-    if labels != len(LABELS) and not new_head:
-        raise UserError(
-            f"{folder} has {labels} labels where {len(LABELS)} are needed: fine-tune it by script 1"
-        )
+    if labels != (needed := len(LABELS)) and not new_head:
+        raise UserError(f"{folder} has {labels} labels where {needed} are needed: run script 1")
     path = weights_file(folder)
     try:
         with safe_open(path, framework="np"):
@@ -70,7 +67,7 @@ def weights_file(folder: Path) -> Path:
 
 
 def quiet_loading() -> None:
-    """Silence transformers' notes and bars, which say of each model that it is being loaded."""
+    """Silence transformers' notes and bars of each loading."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -94,7 +91,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as fault:
-        raise UserError(f"{folder}/config.json is not a model's configuration: {REMAKE}") from fault
+        raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     if new_head:
         config.num_labels = len(LABELS)
         config.id2label = dict(enumerate(LABELS))
@@ -149,18 +146,14 @@ def float_dtype(variant: Variant, device: str):
 
 
 def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
-    """The model of one variant, as every script measures it.
-
-    Raises UserError where its folder is not there yet.
-    """
+    """The model of one variant, as every script measures it. Raises UserError without its folder."""
     variant = VARIANTS[key]
     folder = models_dir / variant.folder
     if not variant.method:
         folder = baseline_folder(models_dir, checkpoint)
     elif not folder.is_dir():
-        raise UserError(
-            f"{folder} is not there yet: run python {variant.script_path} with the same flags first"
-        )
+        script = variant.script_path
+        raise UserError(f"{folder} is not there yet: run python {script} with the same flags first")
     model = load_classifier(folder, device, float_dtype(variant, device))
     if variant.floats == "float16" and not has_half_arithmetic(device):
         model = model.float()  # weights keep float16's rounding; only the arithmetic is float32

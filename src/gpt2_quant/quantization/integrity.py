@@ -20,7 +20,7 @@ REMAKE = "copy the folder again, or run python src/2_quantization_scratch.py --o
 
 
 def checksum(state: dict[str, Tensor]) -> str:
-    """sha256 (hexadecimal) over the names, shapes and bytes of all codes and scales in `state`."""
+    """sha256 over the names, shapes and bytes of all codes and scales in `state`."""
     digest = hashlib.sha256()
     quantized = {_bare(name): x for name, x in state.items() if _is_quantized(name, x)}
     for name, tensor in sorted(quantized.items()):

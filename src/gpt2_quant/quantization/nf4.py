@@ -117,8 +117,6 @@ def dequantize(packed: Tensor, scales: Tensor, n: int) -> Tensor:
 
 def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Block scales float32 `[blocks]` to one byte each: (codes, absmax, offset) as in `NF4`."""
-    if scales.numel() == 0:
-        return scales.to(torch.uint8), scales, scales.new_zeros(())
     offset = scales.mean()
     centred = _in_rows(scales - offset, SCALES_PER_BLOCK)
     absmax = centred.abs().amax(-1)

@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 
 
 def scheme_named(name: str) -> Any:
-    """The `schemes.Scheme` called `name` in the registry. Raises UserError for none."""
+    """The `schemes.Scheme` of this name. Raises UserError for none."""
     if name not in SCHEMES:
         known = ", ".join(SCHEMES)
         raise UserError(f"unknown quantization scheme {name!r}: the schemes are {known}")
@@ -52,7 +52,7 @@ class ScratchConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class ScratchQuantizer(HfQuantizer):
-    """transformers' hooks for all schemes."""
+    """transformers' hooks."""
 
     quantization_config: ScratchConfig
 
@@ -66,11 +66,10 @@ class ScratchQuantizer(HfQuantizer):
                 f"{FORMAT_VERSION}: run python src/2_quantization_scratch.py --overwrite"
             )
 
-    def _process_model_before_weight_loading(
-        self, model, dtype=None, checkpoint_files=None, **kwargs
-    ):
+    def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
         if self.pre_quantized:
-            self.scheme.replace(model, dtype or torch.get_default_dtype(), fill=False)
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            self.scheme.replace(model, dtype, fill=False)
             integrity.check_files(model, checkpoint_files or [], self.quantization_config.sha256)
 
     def _process_model_after_weight_loading(self, model, **kwargs):

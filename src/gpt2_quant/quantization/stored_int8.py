@@ -21,8 +21,10 @@ class StoredInt8(Scheme):
     """Codes in the file, floats in memory."""
 
     def replace(self, model: Any, dtype: torch.dtype, fill: bool) -> None:
-        if not fill:
-            _set_tied_head_aside(model)
+        if not fill and hasattr(model, "lm_head") and model.config.tie_word_embeddings:
+            # A head that is the token embedding once more is not in the file.
+            model.set_aside = model.lm_head, model.all_tied_weights_keys
+            model.lm_head, model.all_tied_weights_keys = nn.Identity(), {}
         names = [name for name, _ in model.named_parameters()]  # a shared tensor appears once
         for name in names:
             module, leaf = _locate(model, name)
@@ -47,7 +49,9 @@ class StoredInt8(Scheme):
             codes, scale = module._buffers.pop(leaf), module._buffers[f"{leaf}_scale"]
             values = affine.dequantize(codes, scale, module._buffers[f"{leaf}_zero_point"])
             module.register_parameter(leaf, nn.Parameter(values.to(model.int8_dtype)))
-        _put_tied_head_back(model)
+        if set_aside := model.__dict__.pop("set_aside", None):
+            model.lm_head, model.all_tied_weights_keys = set_aside
+            model.lm_head.weight = model.transformer.wte.weight
 
     def state(self, model: Any, sha256: str | None) -> dict[str, Tensor]:
         """Codes, scales and zero-points. Raises UserError where they are no longer those that were
@@ -69,24 +73,9 @@ class StoredInt8(Scheme):
 
 
 def _locate(model: nn.Module, name: str) -> tuple[Any, str]:
-    """The module that holds a tensor, and the tensor's name in it."""
+    """The module that holds a tensor, and its name there."""
     path, _, leaf = name.rpartition(".")
     return model.get_submodule(path), leaf
-
-
-def _set_tied_head_aside(model: Any) -> None:
-    """A language-model head that is the token embedding once more is not in the file."""
-    model.set_aside = None
-    if hasattr(model, "lm_head") and model.config.tie_word_embeddings:
-        model.set_aside = model.lm_head, model.all_tied_weights_keys
-        model.lm_head, model.all_tied_weights_keys = nn.Identity(), {}
-
-
-def _put_tied_head_back(model: Any) -> None:
-    set_aside = model.__dict__.pop("set_aside", None)
-    if set_aside:
-        model.lm_head, model.all_tied_weights_keys = set_aside
-        model.lm_head.weight = model.transformer.wte.weight
 
 
 SCHEME = StoredInt8()

@@ -46,25 +46,8 @@ def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
 
 @triton.jit
 def _quantize_kernel(
-    x_ptr, codes_ptr, scale_ptr, n_rows, n_columns,
-    GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
-):  # fmt: skip
-    await_predecessor(HOPPER)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK)
-    is_row = rows < n_rows
-    inside = is_row[:, None] & (columns < n_columns)[None, :]
-    at = rows[:, None] * n_columns + columns[None, :]
-    values = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if GELU:
-        values = _gelu(values, HOPPER)
-    _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
-
-
-@triton.jit
-def _layer_norm_quantize_kernel(
     x_ptr, weight_ptr, bias_ptr, codes_ptr, scale_ptr, n_rows, n_columns, epsilon,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
+    GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     await_predecessor(HOPPER)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -72,12 +55,15 @@ def _layer_norm_quantize_kernel(
     is_row, is_column = rows < n_rows, columns < n_columns
     inside = is_row[:, None] & is_column[None, :]
     at = rows[:, None] * n_columns + columns[None, :]
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
-    centred = tl.where(inside, x - (tl.sum(x, axis=1) / n_columns)[:, None], 0.0)
-    variance = tl.sum(centred * centred, axis=1) / n_columns
-    values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
+    values = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        values = _gelu(values, HOPPER)
+    if weight_ptr is not None:  # LayerNorm
+        weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+        centred = tl.where(inside, values - (tl.sum(values, axis=1) / n_columns)[:, None], 0.0)
+        variance = tl.sum(centred * centred, axis=1) / n_columns
+        values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
     _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
 
 
@@ -103,33 +89,32 @@ def _embedding_kernel(
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """`affine.quantize_rows` of a contiguous x: codes int8 `[rows, n]`, scale float32 `[rows, 1]`."""
-    return _launch(_quantize_kernel, x, GELU=False)
+    return _launch(x)
 
 
 def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass."""
-    return _launch(_quantize_kernel, x, GELU=True)
+    return _launch(x, gelu=True)
 
 
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32."""
-    return _launch(_layer_norm_quantize_kernel, x, weight, bias, epsilon=epsilon)
+    return _launch(x, weight, bias, epsilon)
 
 
-def _launch(kernel, x: Tensor, *parameters: Tensor, **options) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a row kernel; sizes by timing on an H200."""
+def _launch(x: Tensor, weight=None, bias=None, epsilon=0.0, gelu=False) -> tuple[Tensor, Tensor]:
     n_rows, n_columns = x.shape
     codes = torch.empty((n_rows, n_columns), dtype=torch.int8, device=x.device)
     scale = torch.empty((n_rows, 1), dtype=torch.float32, device=x.device)
     if n_rows:
         block = triton.next_power_of_2(n_columns)
-        # Two short rows share a program, on two warps once the GPU is full.
+        # Two short rows share a program, on two warps once the GPU is full (timed on an H200).
         rows, warps = (1, 4) if block > 1024 else (2, 2 if n_rows > 4096 else 1)
-        kernel[(triton.cdiv(n_rows, rows),)](
-            x, *parameters, codes, scale, n_rows=n_rows, n_columns=n_columns, ROWS=rows,
-            BLOCK=block, num_warps=warps, **options, **hopper_options(x.device),
+        _quantize_kernel[(triton.cdiv(n_rows, rows),)](
+            x, weight, bias, codes, scale, n_rows, n_columns, epsilon, GELU=gelu, ROWS=rows,
+            BLOCK=block, num_warps=warps, **hopper_options(x.device),
         )  # fmt: skip
     return codes, scale
 
