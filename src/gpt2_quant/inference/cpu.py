@@ -2,8 +2,8 @@
 
 AVX512-VNNI makes the products four times as fast as FP32's. What would eat that up is everything
 between them, a pass over memory each; torch.compile makes of it one loop before and one after each
-product. One block is compiled, not the model, in seconds instead of a minute: all blocks run the
-same code on different tensors. The last one is computed for the pooled tokens alone.
+product. One block is compiled for all, in seconds instead of a minute. The last one is computed for
+the pooled tokens alone.
 """
 
 import torch

@@ -7,9 +7,9 @@ NF4 by hand   the same chain, weights unpacked          torch.compile
 float         the same chain on float weights           torch.compile
 bitsandbytes  as it is                                  as it is
 
-Logits are the model's own within rounding. Any batch and length is served; the first call of a
-shape compiles or captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++
-compiler) the model runs as it is, and one warning says so.
+Logits are the model's own within rounding, for any batch and length; the first call of a shape
+compiles or captures. Where Triton, an Ampere GPU or a C++ compiler is missing, the model runs as it
+is, and one warning says so.
 """
 
 import shutil

@@ -5,11 +5,9 @@ In W8A8 a block is nine launches,
     LayerNorm+quantize -> QKV product -> attention -> quantize -> output product + residual
     LayerNorm+quantize -> up product -> GELU+quantize -> down product + residual
 
-where transformers' forward of the same model launches some forty. In floats (NF4 multiplies as
-FP16) the same chain runs on torch's own operations.
-
-The classifier reads one token of each text, so of the last block only keys and values are needed
-for every token; all else is computed for the pooled tokens alone: a sixth of the block's work.
+where transformers launches some forty. In floats, NF4 included, the same chain runs on torch's own
+operations. As the classifier reads one token of each text, of the last block only keys and values
+are computed for every token: a sixth of its work.
 """
 
 from typing import Any

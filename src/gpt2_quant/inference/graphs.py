@@ -1,11 +1,10 @@
 """CUDA graphs over a handful of shapes: a forward pass of any batch and length for one launch.
 
-GPT-2 launches a hundred kernels that take a few microseconds each, so a short pass waits for the
-host. A CUDA graph records them once and replays them with one call, but only for the very shapes
-and addresses recorded. So inputs are copied into buffers of the next larger *bucket*, captured when
-first needed: batches are powers of two, lengths multiples of 16 up to 128 and powers of two above.
-Padding is on the right, where causal attention never looks. All captures share one memory pool: as
-only one runs at a time, together they need the activations of the largest.
+A short pass waits for the host to launch a hundred kernels. A CUDA graph replays them with one
+call, but only for the very shapes and addresses recorded. So inputs are copied into buffers of the
+next larger *bucket*, captured when first needed: batches are powers of two, lengths multiples of 16
+up to 128 and powers of two above. Padding is on the right, where causal attention never looks. As
+only one capture runs at a time, all share one memory pool.
 """
 
 from collections.abc import Callable

@@ -1,15 +1,11 @@
 """bitsandbytes' two schemes on GPT-2, as published, and what they need checked.
 
-*LLM.int8()* (arXiv 2208.07339): int8 weights with one scale per output channel, activations int8
-per token, but for the input features in which any token reaches 6.0: those columns are multiplied
-in half precision, as one such outlier would stretch the scale of its whole row. Finding them needs
-the host in every layer, so no CUDA graph can hold the forward pass.
+*LLM.int8()* (arXiv 2208.07339): int8 weights per output channel, activations int8 per token, but
+for the input features in which any token reaches 6.0: one such outlier would stretch the scale of
+its whole row, so those columns are multiplied in half precision. *NF4*: see `quantization/nf4.py`.
 
-*NF4* (arXiv 2305.14314): see `quantization/nf4.py`; the arithmetic is float16.
-
-Both replace the four linear layers of each block and leave embeddings, norms and head alone.
-transformers transposes GPT-2's `Conv1D` weights [in, out] on the way. What is not quantized is
-float16 in the file, whatever the device, and widened on loading where float16 is slow.
+Both replace the four linear layers of each block and leave embeddings, norms and head alone. What
+is not quantized is float16 in the file, and widened on loading where float16 is slow.
 """
 
 import copy
@@ -96,14 +92,13 @@ class BitsAndBytes:
         facts = {"method": self.name, "layers_converted": len(layers), "skipped": [head]}
         if "llm_int8_threshold" in self.options:
             return facts | {"outlier_threshold": OUTLIER_THRESHOLD}
-        layer = layers[0]
-        state = layer.weight.quant_state
+        state = layers[0].weight.quant_state
         if state.quant_type != "nf4" or not state.nested:
             raise RuntimeError(f"{self.name}: not {state.quant_type}, nested: {state.nested}")
         return facts | {
             "block_size": state.blocksize,
             "double_quantization": state.nested,
-            "compute_dtype": str(layer.compute_dtype).removeprefix("torch."),
+            "compute_dtype": str(layers[0].compute_dtype).removeprefix("torch."),
         }
 
 

@@ -49,7 +49,7 @@ warm-up and decay, clipping at 1, dropout 0.1, {training["precision"]} |
 | made by | commit {made["git_commit"]}, torch {made["packages"]["torch"]}, {made["device"]} |
 
 Input is title, one space, description, in English, of about 2004: it was tested on nothing else.
-Pad on the right with the end-of-text token: the answer is read at the last token before it.
+Pad on the right with the end-of-text token.
 """
 
 

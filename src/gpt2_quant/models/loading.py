@@ -77,9 +77,8 @@ def quiet_loading() -> None:
 def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool = False):
     """A GPT-2 sequence classifier in `dtype` (float32 when None), in eval mode, on `device`.
 
-    Quantized folders load as what they are. `new_head=True` starts a fresh 4-class head on a
-    language model, for fine-tuning. Raises UserError as `check_checkpoint` does, and for a missing
-    head, and weights that are NaN or infinite.
+    Quantized folders load as what they are; `new_head` starts a fresh 4-class head on a language
+    model. Raises UserError as `check_checkpoint` does, for a missing head and for NaN or infinity.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification

@@ -1,12 +1,10 @@
 """The size of a model: what its tensors take in the file and in memory, part by part.
 
-*Size* is a sum over tensors, not the library's `get_memory_footprint()`, which leaves out the scales
-of bitsandbytes. Quantization state is what a layer needs beside its codes: scales, zero-points,
-block maxima, code tables. MB in tables means 2**20 bytes.
-
-A safetensors file is 8 bytes (the header's length), a JSON header with each tensor's dtype, shape
-and position, and the tensors' bytes with no gaps, so a size in a table can be reconciled with
-`ls -l`. *Stored* and *resident* differ: the published INT8 takes four times its file once loaded.
+*Size* is a sum over tensors: transformers' `get_memory_footprint()` leaves out bitsandbytes' scales.
+Quantization state is what a layer needs beside its codes. A safetensors file is 8 bytes (the
+header's length), a JSON header and the tensors' bytes with no gaps, so a size in a table can be
+reconciled with `ls -l`. *Stored* and *resident* differ: the published INT8 takes four times its
+file once loaded.
 """
 
 import json
@@ -72,7 +70,7 @@ def _own_tensors(module):
 
 
 def _part(name: str) -> str:
-    """The part a tensor belongs to; what is no weight or bias is state (`weight_scale`, `SCB`)."""
+    """The part a tensor belongs to; what is no weight or bias is state."""
     module, _, leaf = name.rpartition(".")
     owner = module.rpartition(".")[2]
     if leaf not in ("weight", "bias"):

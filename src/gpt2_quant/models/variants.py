@@ -88,8 +88,8 @@ _LIBRARY_BEST = (
     "cannot be captured"
 )
 
-# Greys are unquantized, warm colours written by hand, cool ones bitsandbytes: from Okabe & Ito's
-# and Paul Tol's palettes, which colour-blind readers can tell apart.
+# Greys are unquantized, warm colours by hand, cool ones bitsandbytes: from Okabe & Ito's and Paul
+# Tol's palettes, which colour-blind readers can tell apart.
 BASELINE = Variant(
     "baseline", "Baseline FP32", 1, "#222222", "o", "All weights in float32.",
     floats="float32", own_folder="baseline_gpt2", published=Published(0.9459, 474.71, 94.13, 1.00),

@@ -1,14 +1,12 @@
 """Integers for reals: the arithmetic of affine and symmetric int8 quantization, as pure functions.
 
 A real `x` is stored as the code `q = clamp(round(x / scale + zero_point), qmin, qmax)` and read
-back as `(q - zero_point) * scale` (Jacob et al. 2018, arXiv 1712.05877, eq. 1). Where nothing
-saturates the error is at most half a scale, so the choice of the scale is all there is:
+back as `(q - zero_point) * scale` (arXiv 1712.05877, eq. 1). Where nothing saturates the error is
+at most half a scale, so the choice of the scale, per tensor or output channel, is all there is:
 
 symmetric  zero_point 0, scale = absmax / 127: products of codes need no correction term. -128 stays
            unused, as it has no negative.
 affine     scale = (max - min) / 255 over a range that is made to contain 0, so that 0 is exact.
-
-One scale serves a whole tensor or one output channel, a row of `[out, in]`.
 """
 
 from typing import Literal, NamedTuple
@@ -42,8 +40,8 @@ class Quantized(NamedTuple):
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
     """Codes (int8) of `x` under a scale (float32) and zero-point that broadcast against it.
 
-    Bit for bit what `torch.quantize_per_tensor` and `torch.quantize_per_channel` do: both multiply
-    by the reciprocal, but the former adds the zero-point in the same step (a fused multiply-add).
+    Bit for bit what `torch.quantize_per_tensor` and `torch.quantize_per_channel` do: the former
+    adds the zero-point in the same step (a fused multiply-add).
     """
     inverse = 1.0 / scale
     # float64 holds the product of two float32 exactly: the sum is rounded once, which matters where

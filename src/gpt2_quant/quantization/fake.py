@@ -1,8 +1,8 @@
 """Weight schemes side by side: quantize a matrix, read it back, and let the float model compute.
 
-Such *fake* quantization changes no speed and no size; it isolates what rounding the weights does.
-Two refinements live here alone, as no scheme stores them: a scale per *group* of neighbours along
-the input axis, and a *clipped* range, which saturates outliers and gives the rest finer steps.
+Such *fake* quantization isolates what rounding the weights does. Two refinements live here alone,
+as no scheme stores them: a scale per *group* of neighbours along the input axis, and a *clipped*
+range, which saturates outliers and gives the rest finer steps.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """Is a quantized folder what its config.json says it is?
 
-A flipped code is a plausible code: nothing downstream would notice it. So quantizing stores a
-sha256 over codes and scales, and loading compares. Float parts are left out: they may be saved
-again in another dtype.
+A flipped code is a plausible code, so quantizing stores a sha256 over codes and scales, and loading
+compares. Float parts are left out: they may be saved again in another dtype.
 """
 
 import hashlib

@@ -5,13 +5,13 @@ per token on the fly, so that
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-where the sum is exact: 127 * 127 * 3072 fits int32 43 times over. Both scales stand outside it,
-which is why these two granularities and no others cost nothing (LLM.int8(), arXiv 2208.07339,
-section 3.1). On CUDA it runs in `kernels/`, on the CPU in `torch._int_mm` (VNNI).
+where the sum is exact: 127 * 127 * 3072 fits int32 43 times over. Both scales stand outside it:
+these two granularities and no others cost nothing (arXiv 2208.07339, section 3.1).
 
-NF4. 4.127 bits per weight, read back one layer at a time and multiplied as floats, so no float copy
-of the model ever exists. Embeddings read back only the rows that are looked up. A tied head
-multiplies by the very same codes: a row of the table is an output channel of the head.
+NF4. Read back one layer at a time and multiplied as floats: no float copy of the model ever exists.
+
+Embeddings read back only the rows that are looked up. A tied head multiplies by the very same
+codes: a row of the table is an output channel of the head.
 """
 
 import warnings
@@ -219,8 +219,8 @@ def _kernels_on(device: torch.device):
     capability = torch.cuda.get_device_capability(device)
     if capability < (7, 5):
         raise UserError(
-            "this GPU has compute capability {}.{}, and int8 matrix products need 7.5 or newer: "
-            "use --device cpu".format(*capability)
+            "this GPU has compute capability {}.{}, int8 products need 7.5 or newer: use "
+            "--device cpu".format(*capability)
         )
     if missing := missing_for_kernels(device):
         slower = "quantized layers run through torch, with the same results but slower"

@@ -1,14 +1,13 @@
-"""NormalFloat, four bits: 16 levels placed where normally distributed weights are (QLoRA, arXiv
+"""NormalFloat, four bits: 16 levels at quantiles of N(0, 1), where weights are (QLoRA, arXiv
 2305.14314, section 3).
 
-Levels are quantiles of N(0, 1) at evenly spaced probabilities, so that codes are used equally
-often. 64 neighbours in memory order, a *block*, share a scale, their absmax: an outlier spoils 63
-others, not the whole tensor. A float32 scale per block would cost 0.5 bit per weight, so scales are
+64 neighbours in memory order, a *block*, share a scale, their absmax: an outlier spoils 63 others,
+not the whole tensor. A float32 scale per block would cost 0.5 bit per weight, so scales are
 quantized too: less their mean, 256 share one float32 absmax, and each is one byte, an index into
 the 8-bit *dynamic* map (arXiv 1511.04561). That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits per
-weight. Layout, codes and values are those of bitsandbytes for equal scales. `fit="mse"` adds what
-is free at run time: a block's scale is the one of least squared error (clipping its largest weight
-a little serves the other 63), and codes are chosen against the scale *as stored*.
+weight, as in bitsandbytes. `fit="mse"` adds what is free at run time: a block's scale is the one of
+least squared error (clipping its largest weight a little serves the other 63), and codes are chosen
+against the scale *as stored*.
 """
 
 from functools import cache
@@ -140,7 +139,7 @@ def _in_rows(x: Tensor, width: int) -> Tensor:
 
 
 def _nearest(rows: Tensor, scales: Tensor, table: Tensor) -> Tensor:
-    """For each `row / its scale` the index (uint8) of the nearest entry of an ascending table."""
+    """The index (uint8) of the entry of an ascending table that is nearest to `row / scale`."""
     safe = torch.where(scales == 0, 1.0, scales)
     midpoints = (table[1:] + table[:-1]) / 2
     return torch.bucketize(rows / safe.unsqueeze(-1), midpoints, out_int32=True).to(torch.uint8)

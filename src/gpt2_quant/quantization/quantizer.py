@@ -7,8 +7,8 @@ After `import gpt2_quant.quantization.quantizer`,
 returns a running quantized model, with any head, and an unquantized GPT-2 is quantized while it
 loads with `quantization_config=ScratchConfig(<name of a scheme>)`.
 
-transformers loads tensors of the wrong shape into quantized models without a word, so shapes,
-dtypes and a sha256 over codes and scales, kept in `config.json`, are checked here.
+Shapes, dtypes and a sha256 over codes and scales are checked, as transformers would load wrong
+ones without a word.
 """
 
 import warnings

@@ -1,9 +1,8 @@
 """A scheme: what becomes of a GPT-2's weights, in memory and in the file.
 
 transformers builds the float model without memory, lets the quantizer turn it into the *skeleton*
-of the file, and fills that by name. So a scheme replaces (with or without filling from the floats),
-finishes after loading, and names what to save. `LayerScheme` puts quantized layers in the model;
-`stored_int8.StoredInt8` keeps codes in the file only.
+of the file, and fills that by name. So a scheme replaces, with or without filling from the floats,
+finishes after loading, and names what to save.
 """
 
 import copy
@@ -22,10 +21,10 @@ from .quantizer import quantize_model
 
 
 class Scheme:
-    """What the transformers plug-in asks of a scheme. Instances are the `Method` of a variant."""
+    """What the transformers plug-in asks of a scheme, the `Method` of a variant."""
 
     def replace(self, model: Any, dtype: torch.dtype, fill: bool) -> None:
-        """Turn float parameters into the scheme's own, filled from them or empty. In place."""
+        """Turn float parameters into the scheme's own in place, filled from them or empty."""
         raise NotImplementedError
 
     def finish(self, model: Any) -> None:

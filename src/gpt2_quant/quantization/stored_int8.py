@@ -1,9 +1,7 @@
 """The published scheme: each parameter an int8 tensor with one scale and one zero-point.
 
-It shrinks the file by four and nothing else: loading turns the codes back into floats. The model
-keeps scales and zero-points as buffers beside the parameters, so that saving finds the very same
-codes: w is a whole multiple of its scale up to float rounding, and is rounded back to it.
-
+It shrinks the file by four and nothing else: loading turns the codes back into floats. Scales and
+zero-points stay as buffers beside them, so that saving, which rounds, finds the very same codes.
 On disk a parameter `p` is `p` (int8), `p_scale` (float32) and `p_zero_point` (int8).
 """
 
@@ -66,8 +64,8 @@ class StoredInt8(Scheme):
             state |= {name: codes, f"{name}_scale": scale, f"{name}_zero_point": zero_point}
         if sha256 and integrity.checksum(state) != sha256:
             raise UserError(
-                "the weights of this int8 model are no longer those that were quantized: quantize "
-                "them again, or load the folder in float32 before saving it"
+                "the weights of this model are no longer those that were quantized: quantize them "
+                "again, or load the folder in float32"
             )
         return state
 

@@ -1,9 +1,8 @@
 """Causal attention over short sequences, read straight from the joint projection (FlashAttention,
 arXiv 2205.14135).
 
-Reading heads by strides saves three transposed copies. One program takes a block of queries of one
-head, walks over the keys that they may see and keeps a running maximum and sum: the score matrix
-never leaves the registers.
+Reading heads by strides saves three transposed copies. A program walks over the keys that a block
+of queries may see and keeps a running maximum and sum: scores never leave the registers.
 """
 
 import torch
@@ -68,7 +67,7 @@ def _attention_kernel(
 
 
 def padding_bias(mask: Tensor) -> Tensor:
-    """What hides padded keys: float32, 0 where the mask is 1, hugely negative where it is 0."""
+    """What hides padded keys: float32, 0 where the mask is 1, else hugely negative."""
     return (mask == 0).float() * _HIDDEN.value
 
 
@@ -82,14 +81,12 @@ def causal_attention(
     bias: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention in which a token sees itself and what precedes it; `scale` on the scores.
+    """Softmax attention in which a token sees itself and what precedes it, in the query's shape.
 
     query, key, value  float `[texts * length, width]`; column slices of a wider matrix will do.
                        Heads split the width into a power of two, at least 16
     bias               float32 `[texts, length]`: `padding_bias` of a mask
     positions          int64 `[texts]`: `query` is then `[texts, width]`, one query of each text
-
-    Returns `[rows of query, width]`, contiguous, in the query's dtype.
     """
     width = query.shape[1]
     n_keys, n_queries = key.shape[0] // texts, query.shape[0] // texts

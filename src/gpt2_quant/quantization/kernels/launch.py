@@ -1,10 +1,9 @@
 """Starting a kernel before its predecessor has ended.
 
 Between two short kernels the GPU idles for one to two microseconds. Since Hopper a kernel may be
-placed early ("programmatic dependent launch", CUDA programming guide); it then waits, already on
-its multiprocessor, until everything before it has been written. CUDA graphs keep such launches.
-Every kernel here calls `await_predecessor` before it touches what another kernel writes, so one
-that sees its predecessor complete knows that all before that one are complete too.
+placed early ("programmatic dependent launch", CUDA programming guide), also in CUDA graphs; it then
+waits, already on its multiprocessor. Every kernel here calls `await_predecessor` before it touches
+what another writes, so when its predecessor is complete, all before that one are too.
 """
 
 from functools import cache

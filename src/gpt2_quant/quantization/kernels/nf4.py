@@ -2,9 +2,6 @@
 code in the dynamic map, and the absmax that 256 blocks share (see `quantization/nf4.py`),
 
     w = levels[code] * (dynamic_map[scale_code] * scale_absmax + scale_offset).
-
-A layer is read back whole, into a buffer that dies right after an ordinary product; an embedding
-row by row.
 """
 
 import torch
@@ -67,7 +64,7 @@ def _embedding_kernel(
 
 
 def nf4_dequantize(stored, dtype: torch.dtype) -> Tensor:
-    """The matrix of an `NF4Linear` or `NF4Embedding`, `[rows, columns]` in `dtype`."""
+    """The matrix `[rows, columns]` of an `NF4Weight`."""
     out = torch.empty((stored.rows, stored.columns), dtype=dtype, device=stored.weight.device)
     if out.numel():
         programs = triton.cdiv(stored.weight.numel(), _BYTES)

@@ -1,8 +1,8 @@
 """Kernels that hold whole rows, a token's activations, in registers.
 
 Quantizing a row needs its absmax before the first code can be written. So whoever computes the row
-anyway (LayerNorm, GELU) also quantizes it: 2 bytes are read, 1 is written, and the float result
-never exists in memory. Codes and scales are those of `affine.quantize_rows`, bit for bit.
+anyway (LayerNorm, GELU) also quantizes it: the float result never exists in memory. Codes and
+scales are those of `affine.quantize_rows`, bit for bit.
 """
 
 import torch
