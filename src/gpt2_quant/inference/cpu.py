@@ -71,9 +71,7 @@ def _block(
 
 
 class CompiledClassifier:
-    """`(input_ids [B, L], attention_mask [B, L] or None) -> logits [B, classes] float32`, sharing
-    the model's tensors.
-    """
+    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, on the model's tensors."""
 
     def __init__(self, model):
         self.model = model

@@ -47,7 +47,6 @@ class GraphedClassifier:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits for int64 ids `[B, L]` and a mask of the same shape, on any device."""
         if len(ids) > LARGEST_BATCH:
             parts = ids.split(LARGEST_BATCH)
             masks = [None] * len(parts) if mask is None else mask.split(LARGEST_BATCH)

@@ -145,7 +145,7 @@ def float_dtype(variant: Variant, device: str):
 
 
 def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
-    """The model of one variant, as every script measures it. Raises UserError without its folder."""
+    """The model of a variant, as every script measures it. Raises UserError without its folder."""
     variant = VARIANTS[key]
     folder = models_dir / variant.folder
     if not variant.method:

@@ -1,14 +1,12 @@
 """The size of a model: what its tensors take in the file and in memory, part by part.
 
-*Size* is a sum over tensors: transformers' `get_memory_footprint()` leaves out bitsandbytes' scales.
-Quantization state is what a layer needs beside its codes. A safetensors file is 8 bytes (the
-header's length), a JSON header and the tensors' bytes with no gaps, so a size in a table can be
-reconciled with `ls -l`. *Stored* and *resident* differ: the published INT8 takes four times its
-file once loaded.
+*Size* is a sum over tensors. Quantization state is what a layer needs beside its codes. A
+safetensors file is 8 bytes (the header's length), a JSON header and the tensors' bytes, so a size
+in a table can be reconciled with `ls -l`. *Stored* and *resident* differ: the published INT8 takes
+four times its file once loaded.
 """
 
 import json
-import struct
 from pathlib import Path
 
 from ..errors import UserError
@@ -24,7 +22,7 @@ def stored_size(folder: Path) -> dict:
     """
     path = weights_file(folder)
     with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
+        length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     parts = dict.fromkeys(PARTS, 0)
     for name, tensor in header.items():

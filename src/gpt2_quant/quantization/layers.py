@@ -1,6 +1,6 @@
 """Layers that keep their weights as integers and compute from them.
 
-W8A8. The weight b is int8 `[out, in]` with a scale r per output channel; activations a get a scale s
+W8A8. Weights b are int8 `[out, in]` with a scale r per output channel; activations a get a scale s
 per token on the fly, so that
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
@@ -163,7 +163,7 @@ class NF4Weight(QuantizedLayer):
 
 
 class Int8Linear(Linear, Int8Weight):
-    """A linear layer, weights int8 per output channel, activations int8 per token."""
+    """Weights int8 per output channel, activations int8 per token."""
 
 
 class Int8Embedding(Embedding, Int8Weight):
@@ -171,7 +171,7 @@ class Int8Embedding(Embedding, Int8Weight):
 
 
 class NF4Linear(Linear, NF4Weight):
-    """A linear layer with weights in NF4."""
+    """Weights in NF4, products in floats."""
 
 
 class NF4Embedding(Embedding, NF4Weight):
@@ -184,9 +184,7 @@ class NF4Embedding(Embedding, NF4Weight):
 
 
 class TiedHead(nn.Module):
-    """A language-model head that multiplies by the token embedding's own codes: hidden states
-    `[..., d]` -> logits `[..., n]`.
-    """
+    """A language-model head that multiplies by the token embedding's own codes."""
 
     def __init__(self, embedding: Embedding):
         super().__init__()

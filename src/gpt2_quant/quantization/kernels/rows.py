@@ -88,7 +88,7 @@ def _embedding_kernel(
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`affine.quantize_rows` of a contiguous x: codes int8 `[rows, n]`, scale float32 `[rows, 1]`."""
+    """`affine.quantize_rows`: x contiguous -> codes int8 `[rows, n]`, scale float32 `[rows, 1]`."""
     return _launch(x)
 
 
