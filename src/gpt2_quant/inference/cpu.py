@@ -71,7 +71,7 @@ def _block(
 
 
 class CompiledClassifier:
-    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, on the model's tensors."""
+    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, sharing its tensors."""
 
     def __init__(self, model):
         self.model = model

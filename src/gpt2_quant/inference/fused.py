@@ -68,7 +68,7 @@ class Floats:
 
 
 class FusedClassifier:
-    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, on the model's tensors."""
+    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, sharing its tensors."""
 
     def __init__(self, model):
         self.model = model

@@ -30,8 +30,8 @@ def is_w8a8(model) -> bool:
 
 
 def pooled_positions(ids: Tensor, pad_token_id: int | None) -> Tensor:
-    """int64 `[texts]`: the last token of each text of `ids` `[texts, length]` that is not padding,
-    as transformers' classifier chooses it; without a padding token the last one.
+    """int64 `[texts]`: the last token of each text of `ids` that is not padding, which transformers'
+    classifier reads; without a padding token the last one.
     """
     positions = torch.arange(ids.shape[1], device=ids.device)
     if pad_token_id is None:

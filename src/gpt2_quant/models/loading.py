@@ -130,14 +130,14 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
 
 
 def has_half_arithmetic(device: str) -> bool:
-    """Whether `device` multiplies float16 matrices: a CPU may emulate it, 60 times slower."""
+    """Whether `device` multiplies float16 matrices: a CPU may emulate that, 60 times slower."""
     import torch
 
     return device == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def float_dtype(variant: Variant, device: str):
-    """The torch dtype of what `variant` does not quantize; float16 is slow on a CPU."""
+    """The torch dtype of what `variant` does not quantize."""
     import torch
 
     half = variant.floats == "float16" or (variant.floats == "fast" and device == "cuda")

@@ -64,12 +64,12 @@ class Variant:
 
     @property
     def by_hand(self) -> bool:
-        """Whether its method is a scheme of this project's transformers plug-in."""
+        """Whether its method is a scheme of our transformers plug-in."""
         return bool(self.method) and self.script == 2
 
     @property
     def script_path(self) -> str:
-        """The script that makes it, from the root of the repository."""
+        """Its script, from the root of the repository."""
         return SCRIPTS[self.script]
 
     @property
@@ -150,7 +150,7 @@ _SPARE = list(zip(("#117733", "#cc79a7", "#332288", "#999933", "#44aa99"), "<>hd
 
 
 def style(keys: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by key; outside classifiers get the spare ones, by order of name."""
+    """Colour and marker by key; outsiders get the spare ones, by order of name."""
     styles = {key: (v.colour, v.marker) for key, v in VARIANTS.items()}
     styles |= zip(sorted(set(keys) - set(styles)), cycle(_SPARE), strict=False)
     return {key: styles[key] for key in keys}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 SCALE_NAMES = ("_scale", "scale_absmax", "scale_offset")
-REMAKE = "copy the folder again, or run python src/2_quantization_scratch.py --overwrite"
+REMAKE = "copy it again, or run python src/2_quantization_scratch.py --overwrite"
 
 
 def checksum(state: dict[str, Tensor]) -> str:

@@ -67,9 +67,6 @@ class QuantizedLayer(nn.Module):
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
 
-    def extra_repr(self) -> str:
-        return f"{self.rows} x {self.columns}"
-
 
 class Linear(QuantizedLayer):
     """`y = x @ W.T + bias`, W `[out, in]`, bias in the compute dtype or None."""

@@ -97,7 +97,7 @@ def to_blocks(x: Tensor) -> Tensor:
 
 
 def encode(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The index (uint8) of the level nearest to `x / scale`; blocks `[n, 64]`, scales `[n]`."""
+    """The code (uint8) of the level nearest to `x / scale`; blocks `[n, 64]`, scales `[n]`."""
     return _nearest(blocks, scales, levels(blocks.device))
 
 
@@ -146,8 +146,8 @@ def _nearest(rows: Tensor, scales: Tensor, table: Tensor) -> Tensor:
 
 
 def _least_squares(blocks: Tensor, absmax: Tensor) -> Tensor:
-    """For each block the scale of least squared error, found by alternating: given codes, the best
-    scale is <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
+    """Each block's scale of least squared error, by alternating: given codes, the best scale is
+    <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
     """
     scales = absmax
     for _ in range(ALTERNATIONS):

@@ -35,7 +35,7 @@ class Scheme:
         return None
 
     def quantize(self, key: str, model: Any, folder: Path, dtype: torch.dtype) -> Any:
-        """A copy of the FP32 `model` in the scheme named `key`, float parts in `dtype`."""
+        """A copy of the FP32 `model` in the scheme `key`, float parts in `dtype`."""
         return quantize_model(copy.deepcopy(model), key).to(dtype)
 
     def facts(self, model: Any) -> dict:
@@ -49,7 +49,7 @@ class Scheme:
 
 @dataclass(frozen=True)
 class LayerScheme(Scheme):
-    """The layer classes that take the place of linear layers, token and position embeddings."""
+    """The classes that replace linear layers, token and position embeddings."""
 
     linear: type[layers.Linear]
     embedding: type[layers.Embedding]

@@ -1,8 +1,7 @@
 """Kernels that hold whole rows, a token's activations, in registers.
 
-Quantizing a row needs its absmax before the first code can be written. So whoever computes the row
-anyway (LayerNorm, GELU) also quantizes it: the float result never exists in memory. Codes and
-scales are those of `affine.quantize_rows`, bit for bit.
+Quantizing a row needs its absmax first. So whoever computes the row anyway (LayerNorm, GELU) also
+quantizes it: the float result never exists in memory. Codes are `affine.quantize_rows`' own.
 """
 
 import torch
@@ -15,8 +14,7 @@ from .launch import await_predecessor, hopper_options
 
 _CODE_MAX = tl.constexpr(float(SYMMETRIC_MAX))
 _SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
-# float32 numbers from 2**23 to 2**24 are the integers, so adding 1.5 * 2**23 rounds to one, half to
-# even; taking it off again is exact.
+# float32 from 2**23 to 2**24 are the integers: adding 1.5 * 2**23 rounds to one, half to even.
 _ROUNDER = tl.constexpr(12582912.0)
 
 
