@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..quantization import kernels
-from ..quantization.layers import Int8Linear, NF4Linear
+from ..quantization.layers import NF4Linear
 from .gpt2 import is_w8a8, pooled_positions, score_scale
 
 
@@ -38,7 +38,7 @@ class Integers:
     def operand(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.quantize_rows(x)
 
-    def product(self, layer: Int8Linear, operand, channels: slice, residual, dtype) -> Tensor:
+    def product(self, layer, operand, channels: slice, residual, dtype) -> Tensor:
         parts = (x[channels] for x in (layer.weight, layer.weight_scale, layer.bias))
         return kernels.int8_gemm(*operand, *parts, residual=residual, dtype=dtype)
 

@@ -30,7 +30,7 @@ def is_w8a8(model) -> bool:
 
 
 def pooled_positions(ids: Tensor, pad_token_id: int | None) -> Tensor:
-    """int64 `[texts]`: the last token of each text of `ids` that is not padding, which transformers'
+    """int64 `[texts]`: the last token of each text that is not padding, which transformers'
     classifier reads; without a padding token the last one.
     """
     positions = torch.arange(ids.shape[1], device=ids.device)

@@ -44,7 +44,8 @@ pipeline("text-classification", "FOLDER OR ID OF THIS MODEL")("Late goal sends t
 | trained on | {train["n"]} rows of `{train["name"]}`, sha256 {train["sha256"][:16]} |
 | training | {training["epochs"]} epochs, {training["updates"]} updates of \
 {training["batch_size"]} texts of at most {training["max_length"]} tokens, AdamW at \
-{training["learning_rate"]:g}, linear warm-up and decay, clipping at 1, dropout 0.1, {training["precision"]} |
+{training["learning_rate"]:g}, linear warm-up and decay, \
+clipping at 1, dropout 0.1, {training["precision"]} |
 | kept | epoch {training["best_epoch"]}, the best on validation |
 | made by | commit {made["git_commit"]}, torch {made["packages"]["torch"]}, {made["device"]} |
 

@@ -91,6 +91,9 @@ class Embedding(QuantizedLayer):
 class Int8Weight(QuantizedLayer):
     """weight int8 `[rows, columns]`, weight_scale float32 `[rows]`."""
 
+    weight: Tensor
+    weight_scale: Tensor
+
     def _layout(self) -> Layout:
         codes = (self.rows, self.columns), torch.int8
         return {"weight": codes, "weight_scale": ((self.rows,), torch.float32)}
@@ -119,6 +122,11 @@ class Int8Weight(QuantizedLayer):
 
 class NF4Weight(QuantizedLayer):
     """The fields of an `nf4.NF4`, `weight` being `packed`."""
+
+    weight: Tensor
+    scale_codes: Tensor
+    scale_absmax: Tensor
+    scale_offset: Tensor
 
     def _layout(self) -> Layout:
         if self.columns % 2:

@@ -98,7 +98,7 @@ def quantize_model(model: Any, name: str) -> Any:
     already or holds NaN or infinity, and an unknown scheme.
     """
     scheme = scheme_named(name)
-    if not isinstance(model, GPT2PreTrainedModel):
+    if not issubclass(type(model), GPT2PreTrainedModel):
         raise UserError(f"{type(model).__name__} is not a GPT-2: name one")
     if getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
         raise UserError("the model is quantized already: load the float checkpoint")
