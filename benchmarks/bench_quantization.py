@@ -14,8 +14,6 @@ fp32, fp16                 transformers' GPT-2, eager
 *_compile                  torch.compile (in CUDA graphs on a GPU)
 fp16_chain                 FP16 through our own chain of fused kernels: what fusion alone is worth
 w8a8, nf4                  ours, module by module; *_best: `engine.best_mode`
-w8a8_whole                 without the exact saving of computing the last block for the pooled
-                           token alone
 bnb_*                      bitsandbytes; int8 with outlier threshold 6 (its default) and without (0)
 torchao_*                  torchao, Conv1D converted to Linear; bf16 on a GPU, compiled
 dynamic, onnx, onnx_int8   torch.ao quantize_dynamic and ONNX Runtime (CPU)
@@ -35,7 +33,7 @@ SHAPES = ("1x64", "16x128", "64x128", "256x64")
 CPU_SHAPES = ("1x64", "4x128", "16x128")
 TOLERANCE = 1.0  # relative error of the logits at which they are as wrong as zeros would be
 # Half arithmetic on a CPU is emulated or many times slower.
-ONLY_CUDA = {"fp16", "fp16_compile", "fp16_chain", "w8a8_whole"}
+ONLY_CUDA = {"fp16", "fp16_compile", "fp16_chain"}
 ONLY_CPU = {"dynamic", "onnx", "onnx_int8"}
 FAULT_LENGTH = 200
 

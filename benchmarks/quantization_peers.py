@@ -102,21 +102,6 @@ def scratch(bench, scheme, best=False):
     return (lambda ids: run(ids, None)), weight_bytes(model)
 
 
-def scratch_whole(bench):
-    import torch
-
-    from gpt2_quant.inference.fused import FusedClassifier
-    from gpt2_quant.inference.graphs import GraphedClassifier
-    from gpt2_quant.quantization.quantizer import quantize_model
-
-    model = quantize_model(bench.model(bench.half()), W8A8.key)
-    forward = FusedClassifier(model, whole_last_block=True)
-    run = GraphedClassifier(
-        forward, model.config.pad_token_id, model.config.n_positions, torch.device(bench.device)
-    )
-    return (lambda ids: run(ids, None)), weight_bytes(model)
-
-
 def bitsandbytes(bench, **options):
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
@@ -219,7 +204,6 @@ VARIANTS = {
     "fp16_compile": half_compiled,
     "fp16_chain": lambda bench: scratch(bench, None, best=True),
     "w8a8": lambda bench: scratch(bench, W8A8.key),
-    "w8a8_whole": scratch_whole,
     "w8a8_best": lambda bench: scratch(bench, W8A8.key, best=True),
     "nf4": lambda bench: scratch(bench, NF4.key),
     "nf4_best": lambda bench: scratch(bench, NF4.key, best=True),

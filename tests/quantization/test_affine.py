@@ -71,34 +71,18 @@ def test_equals_torch_per_channel_bit_for_bit():
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("per", ["tensor", "channel", "group"])
-@pytest.mark.parametrize("layout", ["linear", "conv1d"])
-def test_error_is_at_most_half_a_scale(symmetric, per, layout):
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_error_is_at_most_half_a_scale(symmetric, per, transposed):
     x = torch.randn(48, 200) * torch.rand(48, 1) * 10 + 0.3
-    quantized = affine.quantize_tensor(
-        x, symmetric=symmetric, per=per, layout=layout, group_size=64
-    )
-    scale = quantized.per_code(quantized.scale)
-    scale = scale.t() if layout == "conv1d" and per != "tensor" else scale
+    x = x.t() if transposed else x
+    quantized = affine.quantize_tensor(x, symmetric=symmetric, per=per)
+    scale = quantized.scale.unsqueeze(-1)
     # On top of half a scale: float32 rounds x / scale (at most 255) and the product, a few 2**-24
     # of absmax.
     slack = 4 * 2**-24 * x.abs().max()
     assert ((quantized.dequantize() - x).abs() <= scale / 2 + slack).all()
     assert quantized.codes.shape == x.shape and quantized.codes.is_contiguous()
-
-
-def test_scales_count_in_terms_of_out_for_both_layouts():
-    weight = torch.randn(6, 10)
-    linear = affine.quantize_tensor(weight, per="channel")
-    conv1d = affine.quantize_tensor(weight.t().contiguous(), per="channel", layout="conv1d")
-    assert linear.scale.shape == conv1d.scale.shape == (6,)
-    assert torch.equal(linear.codes, conv1d.codes.t()) and torch.equal(linear.scale, conv1d.scale)
-    grouped = affine.quantize_tensor(
-        weight.t().contiguous(), per="group", group_size=4, layout="conv1d"
-    )
-    assert grouped.scale.shape == (6, 3)
-    assert grouped.scale[2, 1].item() == pytest.approx(weight[2, 4:8].abs().max().item() / 127)
-    assert grouped.scale[2, 2].item() == pytest.approx(weight[2, 8:].abs().max().item() / 127)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -113,7 +97,7 @@ def test_degenerate_tensors(symmetric, dtype):
         "no columns": torch.zeros(4, 0),
     }
     for name, x in cases.items():
-        for per in ("tensor", "channel", "group"):
+        for per in ("tensor", "channel"):
             x = x.to(dtype)
             quantized = affine.quantize_tensor(x, symmetric=symmetric, per=per, name=name)
             back = quantized.dequantize()
@@ -156,19 +140,7 @@ def test_nan_and_infinity_are_refused_by_name(bad):
         affine.quantize_tensor(x, name="h.0.mlp")
 
 
-def test_least_squares_range_beats_absmax():
-    x = torch.randn(8, 4096)
-    x[:, 0] = 40.0
-
-    def mse(clip):
-        return (affine.quantize_tensor(x, clip=clip).dequantize() - x).square().mean().item()
-
-    assert mse("mse") < mse("absmax")
-
-
-def test_unknown_choices_are_refused():
-    with pytest.raises(ValueError, match="granularity"):
-        affine.quantize_tensor(torch.ones(2, 2), per="row")
+def test_a_scale_per_channel_needs_channels():
     with pytest.raises(ValueError, match="axes"):
         affine.quantize_tensor(torch.ones(2), per="channel", name="bias")
 
@@ -179,11 +151,3 @@ def test_rows_are_quantized_with_a_scale_each():
     assert codes.dtype == torch.int8 and scale.shape == (5, 1)
     assert codes[:3].abs().amax(1).tolist() == [127, 127, 127] and (codes[3:] == 0).all()
     assert ((affine.dequantize(codes, scale) - x).abs() <= scale * (0.5 + 1e-4)).all()
-
-
-def test_bytes_count_codes_scales_and_zero_points():
-    x = torch.randn(10, 100)
-    assert affine.quantize_tensor(x, per="tensor").n_bytes == 1000 + 4
-    assert affine.quantize_tensor(x, per="channel").n_bytes == 1000 + 40
-    assert affine.quantize_tensor(x, per="group", group_size=64).n_bytes == 1000 + 80
-    assert affine.quantize_tensor(x + 9, symmetric=False, per="tensor").n_bytes == 1000 + 4 + 1

@@ -1,18 +1,15 @@
 """The fastest way to run each variant, behind one call: `best_mode(model, device)(input_ids,
 attention_mask) -> logits`.
 
-variant                     CUDA                                      CPU
-W8A8                        fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
-NF4 by hand                 the same chain, weights unpacked          torch.compile
-FP32, FP16, INT8 by hand    the same chain on float weights           torch.compile
-bitsandbytes                as it is: LLM.int8() asks the host in every layer, which no graph allows
+              CUDA                                      CPU
+W8A8          fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
+NF4 by hand   the same chain, weights unpacked          torch.compile
+float         the same chain on float weights           torch.compile
+bitsandbytes  as it is                                  as it is
 
-FP16 in this chain is as fast as torch.compile in CUDA graphs (`benchmarks/bench_quantization.py`
-times both), so the 16-bit rows are not handicapped.
-
-Logits are the model's own within rounding. Any batch and length is served; the first call of a
-shape compiles or captures. Where the fast way is missing (no Triton, a GPU before Ampere, no C++
-compiler) the model runs as it is, with the same results, and one warning says so.
+Logits are the model's own within rounding, for any batch and length; the first call of a shape
+compiles or captures. Where Triton, an Ampere GPU or a C++ compiler is missing, the model runs as it
+is, and one warning says so.
 """
 
 import shutil
@@ -30,10 +27,8 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 def best_mode(model, device: str | torch.device) -> Run:
-    """The fastest callable for `model`, which must be in eval mode on `device`.
-
-    It takes int64 ids `[B, L]` and a mask of the same shape, or None when nothing is padded on the
-    left, and returns logits float32 `[B, classes]`.
+    """The fastest callable for `model`, in eval mode on `device`: int64 ids `[B, L]` and a mask of
+    the same shape, or None when nothing is padded on the left -> logits float32 `[B, classes]`.
     """
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         return _logits_of(model)
@@ -50,10 +45,8 @@ def best_mode(model, device: str | torch.device) -> Run:
         from .fused import FusedClassifier
         from .graphs import GraphedClassifier
 
-        config = model.config
-        return GraphedClassifier(
-            FusedClassifier(model), config.pad_token_id, config.n_positions, device
-        )
+        pad, longest = model.config.pad_token_id, model.config.n_positions
+        return GraphedClassifier(FusedClassifier(model), pad, longest, device)
     if device.type == "cpu" and can_fuse(model) and is_w8a8(model):
         from .cpu import CompiledClassifier
 

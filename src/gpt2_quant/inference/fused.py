@@ -5,12 +5,9 @@ In W8A8 a block is nine launches,
     LayerNorm+quantize -> QKV product -> attention -> quantize -> output product + residual
     LayerNorm+quantize -> up product -> GELU+quantize -> down product + residual
 
-where the module-by-module forward of the same model launches some forty. In floats (NF4 multiplies
-as FP16) the same chain runs on torch's own operations, which shows what fusion alone is worth.
-
-The classifier reads one token of each text. Of the last block only keys and values are needed for
-every token; query, output, both MLP products and the final norm are computed for the pooled tokens
-alone: the same logits, for a sixth of the block's work.
+where transformers launches some forty. In floats, NF4 included, the same chain runs on torch's own
+operations. As the classifier reads one token of each text, of the last block only keys and values
+are computed for every token: a sixth of its work.
 """
 
 from typing import Any
@@ -20,19 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..quantization import kernels
-from ..quantization.layers import Int8Linear, NF4Embedding, NF4Linear
+from ..quantization.layers import NF4Linear
 from .gpt2 import is_w8a8, pooled_positions, score_scale
 
 
 class Integers:
-    """W8A8: operands are codes and their row scales, `(int8 [m, k], float32 [m, 1])`."""
+    """W8A8: operands are `(codes int8 [m, k], scale float32 [m, 1])`."""
 
     def embed(self, transformer, ids: Tensor) -> Tensor:
-        wte, wpe = transformer.wte, transformer.wpe
-        dtype = transformer.ln_f.weight.dtype
-        return kernels.int8_embedding(
-            ids, wte.weight, wte.weight_scale, dtype, wpe.weight, wpe.weight_scale
-        )
+        wte, wpe, dtype = transformer.wte, transformer.wpe, transformer.ln_f.weight.dtype
+        positions = wpe.weight, wpe.weight_scale
+        return kernels.int8_embedding(ids, wte.weight, wte.weight_scale, dtype, *positions)
 
     def normalize(self, norm, x: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps)
@@ -43,25 +38,19 @@ class Integers:
     def operand(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.quantize_rows(x)
 
-    def product(self, layer: Int8Linear, operand, channels: slice, residual, dtype) -> Tensor:
-        codes, scale = operand
-        weight, weight_scale = layer.weight[channels], layer.weight_scale[channels]
-        bias = None if layer.bias is None else layer.bias[channels]
-        return kernels.int8_gemm(
-            codes, scale, weight, weight_scale, bias, residual=residual, dtype=dtype
-        )
+    def product(self, layer, operand, channels: slice, residual, dtype) -> Tensor:
+        parts = (x[channels] for x in (layer.weight, layer.weight_scale, layer.bias))
+        return kernels.int8_gemm(*operand, *parts, residual=residual, dtype=dtype)
 
 
 class Floats:
-    """FP16 or FP32 weights, or NF4 unpacked one layer at a time; operands are floats `[m, k]`."""
+    """Float weights, or NF4 unpacked one layer at a time; operands are floats `[m, k]`."""
 
     def embed(self, transformer, ids: Tensor) -> Tensor:
-        wte = transformer.wte
-        tokens = kernels.nf4_embedding(ids, wte) if isinstance(wte, NF4Embedding) else wte(ids)
-        return tokens + transformer.wpe(torch.arange(ids.shape[1], device=ids.device))
+        return transformer.wte(ids) + transformer.wpe(torch.arange(ids.shape[1], device=ids.device))
 
     def normalize(self, norm, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return norm(x)
 
     def gelu(self, x: Tensor) -> Tensor:
         return functional.gelu(x, approximate="tanh")
@@ -71,7 +60,7 @@ class Floats:
 
     def product(self, layer, operand: Tensor, channels: slice, residual, dtype) -> Tensor:
         if isinstance(layer, NF4Linear):
-            weight = kernels.nf4_dequantize(layer, dtype)[channels].t()
+            weight = layer.dequantize(dtype)[channels].t()
         else:
             weight = layer.weight[:, channels]
         out = torch.addmm(layer.bias[channels], operand, weight)
@@ -79,14 +68,10 @@ class Floats:
 
 
 class FusedClassifier:
-    """`(input_ids [B, L], attention_mask [B, L] or None) -> logits [B, classes] float32`, sharing
-    the model's tensors.
+    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, sharing its tensors."""
 
-    `whole_last_block` computes it for every token, as transformers does, to measure the cost.
-    """
-
-    def __init__(self, model, whole_last_block: bool = False):
-        self.model, self.whole_last_block = model, whole_last_block
+    def __init__(self, model):
+        self.model = model
         norm = model.transformer.ln_f
         self.dtype = norm.weight.dtype
         # In float32, so that the logits are: a few thousand numbers.
@@ -102,19 +87,14 @@ class FusedClassifier:
         for block in blocks:
             x = self._mlp(block, self._attention(block, x, texts, bias))
         positions = pooled_positions(ids, self.model.config.pad_token_id)
-        if self.whole_last_block:
-            x = _pooled(self._mlp(last, self._attention(last, x, texts, bias)), positions)
-        else:
-            x = self._mlp(last, self._attention(last, x, texts, bias, positions))
+        x = self._mlp(last, self._attention(last, x, texts, bias, positions))
         normed = functional.layer_norm(x.float(), x.shape[1:], *self.norm, transformer.ln_f.eps)
         return functional.linear(normed, self.head)
 
     def _attention(
         self, block, x: Tensor, texts: int, bias: Tensor | None, positions: Tensor | None = None
     ) -> Tensor:
-        """The block's first half, residual included; for one token of each text where `positions`
-        are given.
-        """
+        """The block's first half, residual included; for the tokens at `positions` if given."""
         attention, width = block.attn, x.shape[1]
         operand = self.arithmetic.normalize(block.ln_1, x)
         if positions is None:
@@ -130,18 +110,17 @@ class FusedClassifier:
         return self._product(attention.c_proj, self.arithmetic.operand(out), residual=x)
 
     def _mlp(self, block, x: Tensor) -> Tensor:
-        """The block's second half, residual included."""
         hidden = self._product(block.mlp.c_fc, self.arithmetic.normalize(block.ln_2, x))
         return self._product(block.mlp.c_proj, self.arithmetic.gelu(hidden), residual=x)
 
     def _product(
         self, layer, operand, channels=slice(None), residual: Tensor | None = None
     ) -> Tensor:
-        """A layer, or the given output channels of it: rows of `[out, in]`, hence no copy."""
+        """A layer, or the given output channels of it."""
         return self.arithmetic.product(layer, operand, channels, residual, self.dtype)
 
 
 def _pooled(x: Tensor, positions: Tensor) -> Tensor:
-    """The row of each text's token: `[texts * length, width]` -> `[texts, width]`."""
+    """`[texts * length, width]` -> `[texts, width]`, a token of each text."""
     texts = torch.arange(len(positions), device=x.device)
     return x.view(len(positions), -1, x.shape[1])[texts, positions]

@@ -30,26 +30,22 @@ def is_w8a8(model) -> bool:
 
 
 def pooled_positions(ids: Tensor, pad_token_id: int | None) -> Tensor:
-    """int64 `[texts]`: the last token of each text that is not padding, as transformers' classifier
-    chooses it; without a padding token the last one.
-
-    ids: int64 `[texts, length]`.
+    """int64 `[texts]`: the last token of each text that is not padding, which transformers'
+    classifier reads; without a padding token the last one.
     """
-    places = torch.arange(ids.shape[1], device=ids.device)
+    positions = torch.arange(ids.shape[1], device=ids.device)
     if pad_token_id is None:
-        return places[-1].expand(len(ids))
-    return ((ids != pad_token_id) * places).argmax(dim=1)
+        return positions[-1].expand(len(ids))
+    return ((ids != pad_token_id) * positions).argmax(dim=1)
 
 
 def is_right_padded(mask: Tensor) -> bool:
-    """Whether no token of a `[B, L]` mask follows a padded one: a causal model never reads such
-    padding.
-    """
+    """Whether a `[B, L]` mask pads on the right only, which a causal model never reads."""
     return not bool((mask[:, 1:] > mask[:, :-1]).any())
 
 
 def score_scale(model, attention) -> float:
-    """The factor on a block's attention scores, 1 / sqrt(head size) unless configured otherwise."""
+    """The factor on a block's attention scores, by default 1 / sqrt(head size)."""
     config = model.config
     scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
     return scale / (attention.layer_idx + 1) if config.scale_attn_by_inverse_layer_idx else scale

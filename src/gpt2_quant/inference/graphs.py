@@ -1,13 +1,10 @@
 """CUDA graphs over a handful of shapes: a forward pass of any batch and length for one launch.
 
-GPT-2 launches a hundred kernels that take a few microseconds each, so a short pass waits for the
-host. A CUDA graph records them once and replays them with one call, but only for the very shapes
-and addresses recorded. So inputs are copied into buffers of the next larger *bucket*: batches are
-powers of two, lengths multiples of 16 up to 128 and powers of two above. Padding is on the right,
-where causal attention never looks, and rows added are thrown away.
-
-A bucket is captured when first needed. All captures share one memory pool, as only one runs at any
-time: together they need the activations of the largest.
+A short pass waits for the host to launch a hundred kernels. A CUDA graph replays them with one
+call, but only for the very shapes and addresses recorded. So inputs are copied into buffers of the
+next larger *bucket*, captured when first needed: batches are powers of two, lengths multiples of 16
+up to 128 and powers of two above. Padding is on the right, where causal attention never looks. As
+only one capture runs at a time, all share one memory pool.
 """
 
 from collections.abc import Callable
@@ -39,10 +36,7 @@ class _Capture(NamedTuple):
 
 class GraphedClassifier:
     """Wraps `forward(input_ids, attention_mask | None) -> logits [B, classes]`, which must not need
-    the host.
-
-    pad_token_id  what fills the buckets
-    longest       the model's number of positions
+    the host. `longest` is the model's number of positions.
     """
 
     def __init__(self, forward: Callable, pad_token_id: int, longest: int, device: torch.device):
@@ -53,9 +47,6 @@ class GraphedClassifier:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits float32 `[B, classes]` for int64 ids `[B, L]` and a mask of the same shape, on any
-        device.
-        """
         if len(ids) > LARGEST_BATCH:
             parts = ids.split(LARGEST_BATCH)
             masks = [None] * len(parts) if mask is None else mask.split(LARGEST_BATCH)
@@ -68,13 +59,12 @@ class GraphedClassifier:
         if key not in self.captures:
             self.captures[key] = self._capture(*key)
         capture = self.captures[key]
-        if shape != (texts, length):
-            capture.ids.fill_(self.pad_token_id)
-        capture.ids[:texts, :length].copy_(ids)
-        if mask is not None and capture.mask is not None:
-            if shape != (texts, length):
-                capture.mask.zero_()
-            capture.mask[:texts, :length].copy_(mask)
+        inputs = (capture.ids, ids, self.pad_token_id), (capture.mask, mask, 0)
+        for buffer, given, filler in inputs:
+            if buffer is not None and given is not None:
+                if shape != (texts, length):
+                    buffer.fill_(filler)
+                buffer[:texts, :length].copy_(given)
         capture.graph.replay()
         return capture.logits[:texts].clone()
 

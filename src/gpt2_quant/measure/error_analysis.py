@@ -30,7 +30,7 @@ from ..cli import Settings
 from ..data.tokens import Tokens
 from ..models.variants import W8A8
 from ..quantization import affine, schemes
-from ..quantization.fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices
+from ..quantization.fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices, read_back_clipped
 from ..quantization.quantizer import quantize_model
 from .activations import decibels, energy, input_statistics, smooth
 from .figures import quantization_error
@@ -101,12 +101,12 @@ def weight_errors(model: nn.Module) -> pd.DataFrame:
     """One row per matrix and weight scheme."""
     rows = []
     progress = tqdm(matrices(model).items(), desc="error of each matrix", unit="matrix")
-    for path, (weight, layout) in progress:
+    for path, weight in progress:
         weight = weight.detach().float()
-        out, inputs = weight.shape if layout == "linear" else weight.shape[::-1]
+        out, inputs = weight.shape
         absmax = weight.abs().max().item()
         for scheme, read_back in WEIGHT_SCHEMES.items():
-            result = read_back(weight, layout, path)
+            result = read_back(weight, path)
             error = result.values - weight
             ratios = {
                 "worst_relative_error": (error.abs().max().item(), absmax),
@@ -156,9 +156,8 @@ def _choices(channel_absmax: dict[str, Tensor]) -> dict[tuple, Change]:
         w8a8(smooth(model, channel_absmax, SMOOTHING))
 
     def clipped(model) -> None:
-        for path, (weight, layout) in matrices(model).items():
-            least = affine.quantize_tensor(weight, layout=layout, clip="mse", name=path)
-            weight.copy_(least.dequantize())
+        for weight in matrices(model).values():
+            weight.copy_(read_back_clipped(weight))
         w8a8(model)
 
     def normal_float(scheme: str, positions: str) -> Change:

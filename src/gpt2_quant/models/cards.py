@@ -8,40 +8,23 @@ from ..records import atomic_path, write_text
 from .variants import SCRIPTS, Variant
 
 
-def model_card(record: dict) -> str:
-    """The card of script 1's model, from its record: what it is, trained on what, how good."""
-    training, data, metrics = record["training"], record["data"], record["metrics"]
-    base, made, train = (
-        record["checkpoint"]["base_model"],
-        record["provenance"],
-        record["splits"]["train"],
-    )
-    accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
-    # A folder's name means nothing on the hub.
-    base_tag = "" if looks_like_path(base) else f"base_model: {base}\n"
-    of_training = (
-        f"{training['epochs']} epochs, {training['updates']} updates of {training['batch_size']} "
-        f"texts of at most {training['max_length']} tokens, AdamW at "
-        f"{training['learning_rate']:g}, linear warm-up and decay, clipping at 1, dropout 0.1, "
-        f"{training['precision']}"
-    )
-    rows = {
-        "test accuracy": f"{accuracy['value']:.4f} (95% interval {accuracy['low']:.4f} to "
-        f"{accuracy['high']:.4f}, n = {data['n']})",
-        "test macro F1": f"{f1['value']:.4f} ({f1['low']:.4f} to {f1['high']:.4f})",
-        "trained on": f"{train['n']} rows of `{train['name']}`, sha256 {train['sha256'][:16]}",
-        "training": of_training,
-        "kept": f"epoch {training['best_epoch']}, the best on validation",
-        "made by": f"commit {made['git_commit']}, torch {made['packages']['torch']}, "
-        f"{made['device']}",
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+def _front_matter(tag: str) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
 language: en
-tags: [gpt2, ag-news]
-{base_tag}---
+tags: [gpt2, ag-news{tag}]
+"""
+
+
+def model_card(record: dict) -> str:
+    """The card of script 1's model, from its record."""
+    training, metrics, made = record["training"], record["metrics"], record["provenance"]
+    base, train = record["checkpoint"]["base_model"], record["splits"]["train"]
+    accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
+    # A folder's name means nothing on the hub.
+    base_tag = "" if looks_like_path(base) else f"base_model: {base}\n"
+    return f"""{_front_matter("")}{base_tag}---
 
 # GPT-2 fine-tuned on AG News
 
@@ -56,31 +39,36 @@ pipeline("text-classification", "FOLDER OR ID OF THIS MODEL")("Late goal sends t
 
 | | |
 | --- | --- |
-{table}
+| test accuracy | {_estimate(accuracy)}, n = {record["data"]["n"]} |
+| test macro F1 | {_estimate(f1)} |
+| trained on | {train["n"]} rows of `{train["name"]}`, sha256 {train["sha256"][:16]} |
+| training | {training["epochs"]} epochs, {training["updates"]} updates of \
+{training["batch_size"]} texts of at most {training["max_length"]} tokens, AdamW at \
+{training["learning_rate"]:g}, linear warm-up and decay, \
+clipping at 1, dropout 0.1, {training["precision"]} |
+| kept | epoch {training["best_epoch"]}, the best on validation |
+| made by | commit {made["git_commit"]}, torch {made["packages"]["torch"]}, {made["device"]} |
 
-Input is title, one space, description, in English, of about 2004; anything else is outside of what
-it was tested on. Pad on the right with the end-of-text token: the answer is read at the last token
-that is not padding.
+Input is title, one space, description, in English, of about 2004: it was tested on nothing else.
+Pad on the right with the end-of-text token.
 """
 
 
+def _estimate(metric: dict) -> str:
+    return f"{metric['value']:.4f} (95% interval {metric['low']:.4f} to {metric['high']:.4f})"
+
+
 def write_card(folder: Path, record: dict) -> Path:
-    """Write the card into the model's folder."""
+    """Write script 1's card into the model's folder; returns its path."""
     write_text(folder / "README.md", model_card(record))
     return folder / "README.md"
 
 
 def variant_card(variant: Variant, source: str) -> str:
-    """The card of a quantized folder: what it was made from, by which script, and how it loads."""
-    register = (
-        "import gpt2_quant.quantization.quantizer  # registers the method with transformers\n"
-    )
-    return f"""---
-library_name: transformers
-pipeline_tag: text-classification
-language: en
-tags: [gpt2, ag-news, {"gpt2_quant" if variant.by_hand else "bitsandbytes"}]
----
+    """The card of a quantized folder: what made it from what, and how it loads."""
+    register = "import gpt2_quant.quantization.quantizer  # registers it with transformers\n"
+    tag = ", gpt2_quant" if variant.by_hand else ", bitsandbytes"
+    return f"""{_front_matter(tag)}---
 
 # GPT-2 on AG News, {variant.label}
 
@@ -92,8 +80,7 @@ Quantized from `{source}` by `{variant.script_path}`. {variant.description}
 model = AutoModelForSequenceClassification.from_pretrained("{variant.folder}")
 ```
 
-Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json` of the run that
-made it.
+Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json`.
 """
 
 

@@ -1,8 +1,7 @@
 """Loading a checkpoint, and checking what transformers passes over.
 
-Every checkpoint is a transformers folder. Loading states the dtype (transformers would keep the
-file's own), and refuses a head that is not in the file and would be random, weights that are NaN,
-and the wrong number of classes.
+Loading states the dtype (transformers would keep the file's own), and refuses a head that is not in
+the file and would be random, weights that are NaN, and the wrong number of classes.
 """
 
 import json
@@ -14,47 +13,42 @@ from ..errors import UserError
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
 REMAKE = "make the checkpoint again or fetch it again"
+NO_CONFIG = f"is not a model's configuration: {REMAKE}"
 
 
 def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
-    """The FP32 classifier to quantize: `--checkpoint` (folder or hub id), else script 1's.
-
-    Raises UserError that names script 1 where neither is there.
+    """The FP32 classifier to quantize: `--checkpoint` (folder or hub id), else script 1's, without
+    which UserError is raised.
     """
     if checkpoint:
         return check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
     folder = models_dir / BASELINE.folder
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} is not there yet: run python {SCRIPTS[1]} with the same flags first, or "
-            "give --checkpoint"
-        )
+        missing = f"{folder} is not there yet: run python {SCRIPTS[1]} with the same flags first"
+        raise UserError(f"{missing}, or give --checkpoint")
     return check_checkpoint(folder)
 
 
 def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
-    """Return `folder` after a look at config and weight file's header, without torch.
+    """`folder`, after a look at its config and its weight file's header, without torch.
 
-    Raises UserError for a folder that is empty or damaged, another architecture, or (but for
-    `new_head`) other than four labels.
+    Raises UserError for an empty or damaged folder, another architecture, or (but for `new_head`)
+    other than four labels.
     """
     from safetensors import SafetensorError, safe_open
 
-    config_path = folder / "config.json"
-    if not config_path.is_file():
+    if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = config["model_type"]
         labels = len(config.get("id2label") or range(2))  # 2 is transformers' own default
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise UserError(f"{config_path} is not a model's configuration: {REMAKE}") from fault
+        raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     if kind != "gpt2":
         raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
-    if labels != len(LABELS) and not new_head:
-        raise UserError(
-            f"{folder} has {labels} labels where {len(LABELS)} are needed: fine-tune it by script 1"
-        )
+    if labels != (needed := len(LABELS)) and not new_head:
+        raise UserError(f"{folder} has {labels} labels where {needed} are needed: run script 1")
     path = weights_file(folder)
     try:
         with safe_open(path, framework="np"):
@@ -67,15 +61,13 @@ def weights_file(folder: Path) -> Path:
     """The single safetensors file of a checkpoint. Raises UserError where it is missing."""
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
-        raise UserError(
-            f"{folder} has no model.safetensors: make it again, or save it with save_pretrained "
-            "(not sharded)"
-        )
+        how = "make it again, or save it with save_pretrained (not sharded)"
+        raise UserError(f"{folder} has no model.safetensors: {how}")
     return path
 
 
 def quiet_loading() -> None:
-    """Silence transformers' notes and bars, which say of each model that it is being loaded."""
+    """Silence transformers' notes and bars of each loading."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -85,10 +77,8 @@ def quiet_loading() -> None:
 def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool = False):
     """A GPT-2 sequence classifier in `dtype` (float32 when None), in eval mode, on `device`.
 
-    Quantized folders (this project's schemes and bitsandbytes') load as what they are.
-    `new_head=True` starts a fresh 4-class head on a language model, for fine-tuning. Raises
-    UserError for a folder that is missing, empty or truncated, another architecture, other than
-    four labels, a missing head, and weights that are NaN or infinite.
+    Quantized folders load as what they are; `new_head` starts a fresh 4-class head on a language
+    model. Raises UserError as `check_checkpoint` does, for a missing head and for NaN or infinity.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -100,7 +90,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as fault:
-        raise UserError(f"{folder}/config.json is not a model's configuration: {REMAKE}") from fault
+        raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     if new_head:
         config.num_labels = len(LABELS)
         config.id2label = dict(enumerate(LABELS))
@@ -108,9 +98,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     if config.pad_token_id is None:
         config.pad_token_id = config.eos_token_id
     quantization = getattr(config, "quantization_config", None)
-    from_library = (
-        isinstance(quantization, dict) and quantization.get("quant_method") == "bitsandbytes"
-    )
+    from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
     if from_library:
         from . import bitsandbytes
 
@@ -142,14 +130,14 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
 
 
 def has_half_arithmetic(device: str) -> bool:
-    """Whether `device` multiplies float16 matrices: a CPU may emulate it, 60 times slower."""
+    """Whether `device` multiplies float16 matrices: a CPU may emulate that, 60 times slower."""
     import torch
 
     return device == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def float_dtype(variant: Variant, device: str):
-    """The torch dtype of what `variant` does not quantize; float16 is slow on a CPU."""
+    """The torch dtype of what `variant` does not quantize."""
     import torch
 
     half = variant.floats == "float16" or (variant.floats == "fast" and device == "cuda")
@@ -157,18 +145,14 @@ def float_dtype(variant: Variant, device: str):
 
 
 def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
-    """The model of one variant, as every script measures it.
-
-    Raises UserError where its folder is not there yet.
-    """
+    """The model of a variant, as every script measures it. Raises UserError without its folder."""
     variant = VARIANTS[key]
     folder = models_dir / variant.folder
     if not variant.method:
         folder = baseline_folder(models_dir, checkpoint)
     elif not folder.is_dir():
-        raise UserError(
-            f"{folder} is not there yet: run python {variant.script_path} with the same flags first"
-        )
+        script = variant.script_path
+        raise UserError(f"{folder} is not there yet: run python {script} with the same flags first")
     model = load_classifier(folder, device, float_dtype(variant, device))
     if variant.floats == "float16" and not has_half_arithmetic(device):
         model = model.float()  # weights keep float16's rounding; only the arithmetic is float32

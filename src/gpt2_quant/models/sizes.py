@@ -1,19 +1,12 @@
 """The size of a model: what its tensors take in the file and in memory, part by part.
 
-*Size* is a sum over tensors, not a figure of the library's: `get_memory_footprint()` leaves out
-LLM.int8()'s row scales and NF4's block scales, and shrinks after the first forward. Parts: linear
-weights, embeddings, norms and biases, head, and the state that a quantized layer needs beside its
-codes (scales, zero-points, block maxima, code tables). MB in tables means 2**20 bytes.
-
-A safetensors file is 8 bytes (the header's length, little-endian), a JSON header with each tensor's
-dtype, shape and place, and then the tensors' bytes with no gaps, so file bytes = 8 + header bytes +
-sum over tensors, and a size in a table can be reconciled with `ls -l`. What is *stored* and what is
-*resident* differ: the published INT8 takes four times its file once loaded, and on the CPU the
-float16 rest of a bitsandbytes file is widened to float32.
+*Size* is a sum over tensors. Quantization state is what a layer needs beside its codes. A
+safetensors file is 8 bytes (the header's length), a JSON header and the tensors' bytes, so a size
+in a table can be reconciled with `ls -l`. *Stored* and *resident* differ: the published INT8 takes
+four times its file once loaded.
 """
 
 import json
-import struct
 from pathlib import Path
 
 from ..errors import UserError
@@ -29,7 +22,7 @@ def stored_size(folder: Path) -> dict:
     """
     path = weights_file(folder)
     with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
+        length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     parts = dict.fromkeys(PARTS, 0)
     for name, tensor in header.items():
@@ -43,10 +36,7 @@ def stored_size(folder: Path) -> dict:
 
 
 def size_in_parts(model) -> dict[str, int]:
-    """Bytes of a model's tensors by part (PARTS), buffers included.
-
-    A tensor shared by two modules counts once.
-    """
+    """Bytes of a model's tensors by part, buffers included; a shared tensor counts once."""
     parts = dict.fromkeys(PARTS, 0)
     seen = set()
     for module_name, module in model.named_modules():
@@ -54,12 +44,12 @@ def size_in_parts(model) -> dict[str, int]:
             if tensor.data_ptr() in seen and tensor.numel():
                 continue
             seen.add(tensor.data_ptr())
-            parts[_part(f"{module_name}.{name}")] += tensor.numel() * tensor.element_size()
+            parts[_part(f"{module_name}.{name}")] += tensor.nbytes
     return parts
 
 
 def _own_tensors(module):
-    """Names and tensors of this very module, those inside bitsandbytes' wrappers included."""
+    """Names and tensors of this very module, those in bitsandbytes' wrappers included."""
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     for name, tensor in own:
         yield name, tensor.data
@@ -70,15 +60,15 @@ def _own_tensors(module):
                 if hasattr(inner, "element_size"):
                     yield f"quant_state.{field}", inner
     # LLM.int8() keeps its row scales beside the parameter until the first forward, then in `state`.
-    scales = getattr(getattr(module, "weight", None), "SCB", None)
-    if scales is None:
-        scales = getattr(getattr(module, "state", None), "SCB", None)
-    if scales is not None:
-        yield "quant_state.SCB", scales
+    for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
+        scales = getattr(holder, "SCB", None)
+        if scales is not None:
+            yield "quant_state.SCB", scales
+            return
 
 
 def _part(name: str) -> str:
-    """The part a tensor belongs to; what is no weight or bias is state (`weight_scale`, `SCB`)."""
+    """The part a tensor belongs to; what is no weight or bias is state."""
     module, _, leaf = name.rpartition(".")
     owner = module.rpartition(".")[2]
     if leaf not in ("weight", "bias"):

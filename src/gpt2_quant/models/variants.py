@@ -1,17 +1,16 @@
 """The variants of the comparison: the only file that names them.
 
-An entry says everything that is particular to a variant: its key (file names, records), label,
-folder, the script that makes it, its method, what its float parts are kept in, whether there is a
-faster way to run it, colour and marker, and what was published of it. Everything else asks the
-entry. Adding a variant is one entry here and one object with the two functions of `Method`:
+An entry says everything that is particular to a variant; everything else asks the entry. Adding one
+is one entry here and one object with the two functions of `Method`:
 
     Variant("fp8_scratch", "FP8 Scratch", script=2, method="gpt2_quant.quantization.fp8:SCHEME", …)
 
-This file needs the standard library alone: methods are named and loaded when they are used.
+This file needs the standard library alone: methods are named, and loaded when they are used.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, NamedTuple, Protocol
@@ -32,8 +31,8 @@ class Method(Protocol):
     """How a variant comes from the FP32 checkpoint."""
 
     def quantize(self, key: str, model, folder: Path, dtype) -> Any:
-        """A quantized copy of the FP32 `model`, which was loaded from `folder`, for variant `key`:
-        float parts in `dtype`, in eval mode, on the same device, ready to save.
+        """A copy of the FP32 `model` from `folder` as variant `key`, float parts in `dtype`, in
+        eval mode, on the same device, ready to save.
         """
 
     def facts(self, model) -> dict:
@@ -42,26 +41,19 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the comparison.
-
-    script             number of the script that makes it
-    method             "module:object" of a `Method`; "" where weights are only cast to `floats`
-    floats             dtype of what is not quantized; fast: float16 on CUDA, else float32
-    description        one or two sentences for model cards and records
-    computes_on_codes  the forward pass reads the codes; False: it runs on floats made from them
-    no_best_mode       why nothing faster than eager exists; "" where `inference.engine` has a way
-    """
+    """One row of the comparison."""
 
     key: str
     label: str
-    script: int
+    script: int  # number of the script that makes it
     colour: str
     marker: str
-    description: str
-    method: str = ""
+    description: str  # a sentence for its model card
+    method: str = ""  # "module:object" of a `Method`; "": weights are only cast to `floats`
+    # dtype of what is not quantized; fast: float16 on CUDA, else float32
     floats: Literal["float32", "float16", "fast"] = "fast"
-    computes_on_codes: bool = False
-    no_best_mode: str = ""
+    computes_on_codes: bool = False  # the forward pass does, not on floats made from them
+    no_best_mode: str = ""  # why nothing faster than eager exists
     published: Published | None = None
     own_folder: str | None = None
 
@@ -72,17 +64,17 @@ class Variant:
 
     @property
     def by_hand(self) -> bool:
-        """Whether its method is a scheme of this project's transformers plug-in."""
+        """Whether its method is a scheme of our transformers plug-in."""
         return bool(self.method) and self.script == 2
 
     @property
     def script_path(self) -> str:
-        """The script that makes it, from the root of the repository."""
+        """Its script, from the root of the repository."""
         return SCRIPTS[self.script]
 
     @property
     def how(self) -> Method:
-        """Its method, imported now. Raises ValueError where it has none."""
+        """Its method, imported now."""
         return resolve_name(self.method)
 
 
@@ -92,93 +84,48 @@ SCRIPTS = {
     3: "src/3_bitsandbytes_quant.py",
 }
 _LIBRARY_BEST = (
-    "best mode: none for bitsandbytes, whose LLM.int8() asks the device for its outliers in every "
-    "layer and so cannot be captured"
+    "best mode: none for bitsandbytes, whose LLM.int8() asks the device in every layer and so "
+    "cannot be captured"
 )
 
-# Greys are unquantized, warm colours written by hand, cool ones bitsandbytes: from Okabe & Ito's
-# and Paul Tol's palettes, which colour-blind readers can tell apart.
+# Greys are unquantized, warm colours by hand, cool ones bitsandbytes: from Okabe & Ito's and Paul
+# Tol's palettes, which colour-blind readers can tell apart.
 BASELINE = Variant(
-    "baseline",
-    "Baseline FP32",
-    script=1,
-    colour="#222222",
-    marker="o",
-    description="All weights in float32.",
-    floats="float32",
-    own_folder="baseline_gpt2",
-    published=Published(0.9459, 474.71, 94.13, 1.00),
-)
+    "baseline", "Baseline FP32", 1, "#222222", "o", "All weights in float32.",
+    floats="float32", own_folder="baseline_gpt2", published=Published(0.9459, 474.71, 94.13, 1.00),
+)  # fmt: skip
 FP16 = Variant(
-    "baseline_fp16",
-    "Baseline FP16",
-    script=3,
-    colour="#9a9a9a",
-    marker="s",
-    description="The baseline's weights in float16: what half precision does by itself.",
+    "baseline_fp16", "Baseline FP16", 3, "#9a9a9a", "s", "The baseline's weights in float16.",
     floats="float16",
-)
+)  # fmt: skip
 INT8 = Variant(
-    "int8_scratch",
-    "INT8 Scratch",
-    script=2,
-    colour="#e69f00",
-    marker="^",
-    description="Each parameter is one int8 tensor with one scale and one zero-point; loading "
-    "turns it back into floats.",
-    method="gpt2_quant.quantization.stored_int8:SCHEME",
-    floats="float32",
-    published=Published(0.9459, 118.68, 96.00, 4.00),
-)
+    "int8_scratch", "INT8 Scratch", 2, "#e69f00", "^",
+    "Each parameter is an int8 tensor with one scale and zero-point, read back into floats.",
+    "gpt2_quant.quantization.stored_int8:SCHEME",
+    floats="float32", published=Published(0.9459, 118.68, 96.00, 4.00),
+)  # fmt: skip
 W8A8 = Variant(
-    "int8_scratch_w8a8",
-    "INT8 Scratch W8A8",
-    script=2,
-    colour="#d55e00",
-    marker="D",
-    description="Weights are int8 with one scale per output channel, activations int8 with one "
-    "scale per token; the products are summed as integers. Biases, LayerNorm and the "
-    "classification head stay float.",
-    method="gpt2_quant.quantization.schemes:W8A8",
-    computes_on_codes=True,
-)
+    "int8_scratch_w8a8", "INT8 Scratch W8A8", 2, "#d55e00", "D",
+    "Weights are int8 per output channel, activations int8 per token; biases, norms, head float.",
+    "gpt2_quant.quantization.schemes:W8A8", computes_on_codes=True,
+)  # fmt: skip
 NF4 = Variant(
-    "nf4_scratch",
-    "NF4 Scratch",
-    script=2,
-    colour="#882255",
-    marker="v",
-    description="Weights and token embeddings are 4-bit NormalFloat in blocks of 64 with doubly "
-    "quantized, least-squares scales; position embeddings are int8. Biases, LayerNorm and the "
-    "classification head stay float.",
-    method="gpt2_quant.quantization.schemes:NF4",
-    computes_on_codes=True,
-)
+    "nf4_scratch", "NF4 Scratch", 2, "#882255", "v",
+    "Weights and token embeddings are NF4, positions int8; biases, norms and head float.",
+    "gpt2_quant.quantization.schemes:NF4", computes_on_codes=True,
+)  # fmt: skip
 LLM_INT8 = Variant(
-    "int8_bitsandbytes",
-    "INT8 BitsAndBytes",
-    script=3,
-    colour="#56b4e9",
-    marker="P",
-    description="The four linear layers of each block in LLM.int8(), everything else in float16.",
-    method="gpt2_quant.models.bitsandbytes:LLM_INT8",
-    computes_on_codes=True,
-    no_best_mode=_LIBRARY_BEST,
-    published=Published(0.9459, 168.36, 247.94, 2.82),
-)
+    "int8_bitsandbytes", "INT8 BitsAndBytes", 3, "#56b4e9", "P",
+    "The four linear layers of each block in LLM.int8(), everything else in float16.",
+    "gpt2_quant.models.bitsandbytes:LLM_INT8", computes_on_codes=True,
+    no_best_mode=_LIBRARY_BEST, published=Published(0.9459, 168.36, 247.94, 2.82),
+)  # fmt: skip
 LIBRARY_NF4 = Variant(
-    "nf4_bitsandbytes",
-    "NF4 BitsAndBytes",
-    script=3,
-    colour="#0072b2",
-    marker="X",
-    description="The four linear layers of each block in 4-bit NormalFloat with doubly quantized "
-    "block maxima, everything else in float16.",
-    method="gpt2_quant.models.bitsandbytes:NF4",
-    computes_on_codes=True,
-    no_best_mode=_LIBRARY_BEST,
-    published=Published(0.9458, 127.86, 56.37, 3.71),
-)
+    "nf4_bitsandbytes", "NF4 BitsAndBytes", 3, "#0072b2", "X",
+    "The four linear layers of each block in doubly quantized NF4, everything else in float16.",
+    "gpt2_quant.models.bitsandbytes:NF4", computes_on_codes=True,
+    no_best_mode=_LIBRARY_BEST, published=Published(0.9458, 127.86, 56.37, 3.71),
+)  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {}
 
@@ -199,19 +146,11 @@ def made_by(script: int) -> list[Variant]:
     return [variant for variant in VARIANTS.values() if variant.script == script]
 
 
-_OUTSIDERS = (
-    ("#117733", "<"),
-    ("#cc79a7", ">"),
-    ("#332288", "h"),
-    ("#999933", "d"),
-    ("#44aa99", "p"),
-)
+_SPARE = list(zip(("#117733", "#cc79a7", "#332288", "#999933", "#44aa99"), "<>hdp", strict=True))
 
 
-def style(keys: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by key; outside classifiers get the spare ones, by order of name."""
-    keys = list(keys)
-    outsiders = sorted(set(keys) - set(VARIANTS))
-    spare = {key: _OUTSIDERS[i % len(_OUTSIDERS)] for i, key in enumerate(outsiders)}
-    own = {key: (variant.colour, variant.marker) for key, variant in VARIANTS.items()}
-    return {key: own.get(key) or spare[key] for key in keys}
+def style(keys: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker by key; outsiders get the spare ones, by order of name."""
+    styles = {key: (v.colour, v.marker) for key, v in VARIANTS.items()}
+    styles |= zip(sorted(set(keys) - set(styles)), cycle(_SPARE), strict=False)
+    return {key: styles[key] for key in keys}

@@ -1,67 +1,71 @@
-"""Weight schemes side by side: quantize a matrix, read it back, and let the float model compute
-with what came out.
+"""Weight schemes side by side: quantize a matrix, read it back, and let the float model compute.
 
-Such *fake* quantization changes no speed and no size; it isolates what rounding the weights does.
-Bits per weight count scales and zero-points.
+Such *fake* quantization isolates what rounding the weights does. Two refinements live here alone,
+as no scheme stores them: a scale per *group* of neighbours along the input axis, and a *clipped*
+range, which saturates outliers and gives the rest finer steps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
 from . import affine, nf4
-from .affine import Layout
+
+SHRINKAGES = torch.linspace(1.0, 0.2, 33).tolist()
 
 
-@dataclass(frozen=True)
-class ReadBack:
-    """A matrix after quantization; saturated_share is that of codes at an end of their range."""
+class ReadBack(NamedTuple):
+    """A matrix after quantization."""
 
     values: Tensor
-    bits_per_weight: float
-    saturated_share: float
+    bits_per_weight: float  # scales and zero-points included
+    saturated_share: float  # of the codes: those at an end of their range
 
 
-def _integer(x: Tensor, layout: Layout, name: str, symmetric: bool = True, **choices) -> ReadBack:
-    quantized = affine.quantize_tensor(x, layout=layout, name=name, symmetric=symmetric, **choices)
+def _integer(weight: Tensor, name: str, symmetric=True, per="channel", group_size=0) -> ReadBack:
+    slices = weight
+    if group_size:  # a group is a channel of its own; the last one of a row may be shorter
+        slices = pad(weight, (0, -weight.shape[1] % group_size)).reshape(-1, group_size)
+    quantized = affine.quantize_tensor(slices, per=per, name=name, symmetric=symmetric)
+    whole = (x.reshape(len(weight), -1) for x in (quantized.codes, quantized.dequantize()))
+    codes, values = (x[:, : weight.shape[1]] for x in whole)
     lowest = -affine.SYMMETRIC_MAX if symmetric else affine.AFFINE_MIN
-    at_ends = (quantized.codes == lowest) | (quantized.codes == affine.AFFINE_MAX)
-    bits = 8 * quantized.n_bytes / x.numel()
-    return ReadBack(quantized.dequantize(), bits, at_ends.float().mean().item())
+    at_ends = (codes == lowest) | (codes == affine.AFFINE_MAX)
+    scale_bits = quantized.scale.numel() * (32 + 8 * bool(quantized.zero_point.any()))
+    return ReadBack(values, 8 + scale_bits / weight.numel(), at_ends.float().mean().item())
 
 
-def _normal_float(x: Tensor, layout: Layout, name: str, fit) -> ReadBack:
-    quantized = nf4.quantize(x.t() if layout == "conv1d" else x, fit=fit, name=name)
-    values = quantized.dequantize()
+def _normal_float(weight: Tensor, name: str, fit) -> ReadBack:
+    quantized = nf4.quantize(weight, fit=fit, name=name)
     codes = torch.stack([quantized.packed >> 4, quantized.packed & 15])
     at_ends = ((codes == 0) | (codes == 15)).float().mean().item()
-    bits = 8 * quantized.n_bytes / x.numel()
-    return ReadBack(values.t() if layout == "conv1d" else values, bits, at_ends)
+    return ReadBack(quantized.dequantize(), 8 * quantized.n_bytes / weight.numel(), at_ends)
 
 
-# Name -> function of a weight, its layout and its name (for errors).
-WEIGHT_SCHEMES: dict[str, Callable[[Tensor, Layout, str], ReadBack]] = {
+# Name -> function of a weight [out, in] and its name (for errors).
+WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str], ReadBack]] = {
     "int8 per tensor": partial(_integer, per="tensor"),
     "int8 affine per tensor": partial(_integer, per="tensor", symmetric=False),
-    "int8 per channel": partial(_integer, per="channel"),
-    "int8 per group of 128": partial(_integer, per="group", group_size=128),
-    "int8 per group of 64": partial(_integer, per="group", group_size=64),
+    "int8 per channel": _integer,
+    "int8 per group of 128": partial(_integer, group_size=128),
+    "int8 per group of 64": partial(_integer, group_size=64),
     "nf4": partial(_normal_float, fit="absmax"),
     "nf4 least squares": partial(_normal_float, fit="mse"),
 }
 
 
-def matrices(model: nn.Module) -> dict[str, tuple[Tensor, Layout]]:
-    """Path -> (weight, layout) of each linear layer and embedding; a head is not among them."""
-    found: dict[str, tuple[Tensor, Layout]] = {}
+def matrices(model: nn.Module) -> dict[str, Tensor]:
+    """Path -> weight of each linear layer and embedding, a view `[out, in]`, but for the head."""
+    found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
-        if isinstance(module, (Conv1D, nn.Embedding)):
-            found[path] = module.weight, "conv1d" if isinstance(module, Conv1D) else "linear"
+        if isinstance(module, (Conv1D, nn.Embedding)):  # Conv1D keeps its weight as [in, out]
+            found[path] = module.weight.t() if isinstance(module, Conv1D) else module.weight
     return found
 
 
@@ -69,15 +73,29 @@ def matrices(model: nn.Module) -> dict[str, tuple[Tensor, Layout]]:
 def fake_quantize_weights(
     model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True
 ) -> nn.Module:
-    """Round the weights of a float GPT-2 to a scheme of WEIGHT_SCHEMES, in place; returns it.
+    """Round the weights that are `wanted` of a float GPT-2, in place; returns it.
 
-    A tied head follows its embedding. `wanted(path)` picks matrices. Raises UserError for another
-    scheme.
+    A tied head follows its embedding. Raises UserError for no scheme of WEIGHT_SCHEMES.
     """
     if scheme not in WEIGHT_SCHEMES:
         known = ", ".join(WEIGHT_SCHEMES)
         raise UserError(f"unknown weight scheme {scheme!r}: the schemes are {known}")
-    for path, (weight, layout) in matrices(model).items():
+    for path, weight in matrices(model).items():
         if wanted(path):
-            weight.copy_(WEIGHT_SCHEMES[scheme](weight, layout, f"{path}.weight").values)
+            weight.copy_(WEIGHT_SCHEMES[scheme](weight, f"{path}.weight").values)
     return model
+
+
+def read_back_clipped(weight: Tensor) -> Tensor:
+    """A weight `[out, in]` read back from int8 per channel, each range that of least squares."""
+    absmax = weight.abs().amax(-1)
+    best, least_error = weight, torch.full_like(absmax, torch.inf)
+    for shrinkage in SHRINKAGES:
+        high = absmax * shrinkage
+        scale = affine.cover(-high, high, symmetric=True)[0].unsqueeze(-1)
+        codes = affine.quantize(weight, scale, 0, -affine.SYMMETRIC_MAX, affine.SYMMETRIC_MAX)
+        values = affine.dequantize(codes, scale)
+        error = (values - weight).square().sum(-1)
+        best = torch.where((error < least_error).unsqueeze(-1), values, best)
+        least_error = torch.minimum(error, least_error)
+    return best

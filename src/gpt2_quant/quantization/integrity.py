@@ -1,8 +1,7 @@
 """Is a quantized folder what its config.json says it is?
 
-A flipped code is a plausible code: nothing downstream would notice it. So quantizing stores a
-sha256 over all codes and scales, by name, and loading compares. Float parts (biases, LayerNorm,
-head) are left out: they may be saved again in another dtype, codes and scales never change.
+A flipped code is a plausible code, so quantizing stores a sha256 over codes and scales, and loading
+compares. Float parts are left out: they may be saved again in another dtype.
 """
 
 import hashlib
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 SCALE_NAMES = ("_scale", "scale_absmax", "scale_offset")
-REMAKE = "copy the folder again, or run python src/2_quantization_scratch.py --overwrite"
+REMAKE = "copy it again, or run python src/2_quantization_scratch.py --overwrite"
 
 
 def checksum(state: dict[str, Tensor]) -> str:
-    """sha256 (hexadecimal) over the names, shapes and bytes of all codes and scales in `state`."""
+    """sha256 over the names, shapes and bytes of all codes and scales in `state`."""
     digest = hashlib.sha256()
     quantized = {_bare(name): x for name, x in state.items() if _is_quantized(name, x)}
     for name, tensor in sorted(quantized.items()):
@@ -31,10 +30,8 @@ def checksum(state: dict[str, Tensor]) -> str:
 
 
 def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> None:
-    """Compare safetensors files with the skeleton `model` whose codes they are about to fill.
-
-    Raises UserError for a tensor that is missing or of another shape or dtype, a damaged file, or
-    another checksum.
+    """Raise UserError unless all codes of the skeleton `model` are in the safetensors files, in its
+    shapes and dtypes, with this checksum.
     """
     found: dict[str, Tensor] = {}
     for file in files:
@@ -52,10 +49,7 @@ def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> N
             found_as, needed = (f"{x.dtype} {list(x.shape)}" for x in (tensor, expected))
             raise UserError(f"{name} is {found_as} where {needed} is needed: {REMAKE}")
     if sha256 is not None and checksum(found) != sha256:
-        raise UserError(
-            "the codes or scales in the folder are not those that were quantized (sha256 differs): "
-            f"{REMAKE}"
-        )
+        raise UserError(f"codes or scales are not those quantized (sha256 differs): {REMAKE}")
 
 
 def _is_quantized(name: str, tensor: Tensor) -> bool:
@@ -63,5 +57,5 @@ def _is_quantized(name: str, tensor: Tensor) -> bool:
 
 
 def _bare(name: str) -> str:
-    """A tensor's name whether or not the GPT-2 in it has a head on top."""
+    """A tensor's name with or without a head on top of GPT-2."""
     return name.removeprefix("transformer.")

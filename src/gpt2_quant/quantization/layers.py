@@ -1,19 +1,17 @@
 """Layers that keep their weights as integers and compute from them.
 
-W8A8. The weight is int8 `[out, in]` with one scale per output channel; each token's activations get
-a scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o, i] * r[o], so that
+W8A8. Weights b are int8 `[out, in]` with a scale r per output channel; activations a get a scale s
+per token on the fly, so that
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-where the sum is exact: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both scales stand
-outside it, which is why these two granularities and no others cost nothing (LLM.int8(), arXiv
-2208.07339, section 3.1). On CUDA it runs in `kernels/`, on the CPU in `torch._int_mm` (VNNI).
+where the sum is exact: 127 * 127 * 3072 fits int32 43 times over. Both scales stand outside it:
+these two granularities and no others cost nothing (arXiv 2208.07339, section 3.1).
 
-NF4. 4.127 bits per weight, multiplied as floats: on CUDA each tile is read back inside the kernel,
-elsewhere one layer at a time, so no float copy of the model ever exists.
+NF4. Read back one layer at a time and multiplied as floats: no float copy of the model ever exists.
 
-Embeddings read back only the rows that are looked up. A tied language-model head multiplies by the
-very same codes: a row of the table is an output channel of the head.
+Embeddings read back only the rows that are looked up. A tied head multiplies by the very same
+codes: a row of the table is an output channel of the head.
 """
 
 import warnings
@@ -24,33 +22,43 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, pad
 
 from ..errors import UserError
 from . import affine, nf4
 
 HEAD_TILE_ROWS = 4096
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 class QuantizedLayer(nn.Module):
-    """A frozen matrix of codes. Scales stay float32 whatever `.to(dtype)` asks for; the output has
-    the `compute_dtype`.
-    """
+    """A frozen matrix of codes. Scales stay float32 whatever `.to(dtype)` asks for."""
 
-    SCALES: tuple[str, ...] = ()
     # What a kind of codes provides:
-    _allocate: Callable  # (device) makes the buffers
-    _fill: Callable  # (weight float `[rows, columns]`, name) quantizes into them
-    _read_rows: Callable  # (ids int64 `[...]`) -> those rows `[..., columns]`, in the compute dtype
+    _layout: Callable  # () -> {buffer: (shape, dtype)}; float32 are the scales
+    _quantize: Callable  # (weight float `[rows, columns]`, name) -> the buffers' values, in order
+    _read_rows: Callable  # (ids int64 `[...]`) -> `[..., columns]`, in the compute dtype
     _multiply: Callable  # (x `[..., columns]`, bias or None) -> x W^T + bias `[..., rows]`
 
-    def __init__(self, rows: int, columns: int, dtype: torch.dtype, device=None):
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, device=None, bias=False):
         super().__init__()
         self.rows, self.columns, self.compute_dtype = rows, columns, dtype
-        self._allocate(device)
+        for field, (shape, kind) in self._layout().items():
+            self.register_buffer(field, torch.empty(shape, dtype=kind, device=device))
+        empty = torch.empty(rows, dtype=dtype, device=device)
+        self.bias = nn.Parameter(empty, requires_grad=False) if bias else None
+
+    @torch.no_grad()
+    def quantize_(self, weight: Tensor, name: str, bias: Tensor | None = None) -> Self:
+        """Fill from a float weight. Raises UserError, with `name`, for NaN or infinity."""
+        for field, value in zip(self._layout(), self._quantize(weight, name), strict=True):
+            getattr(self, field).copy_(value)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+        return self
 
     def _apply(self, fn, recurse=True):
-        """Move to a device or dtype as any module does, but leave the scales' precision alone."""
-        scales = {name: getattr(self, name) for name in self.SCALES}
+        scales = {name: x for name, x in self.named_buffers() if x.dtype == torch.float32}
         super()._apply(fn, recurse)
         for name, scale in scales.items():
             moved = getattr(self, name)
@@ -59,27 +67,9 @@ class QuantizedLayer(nn.Module):
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
 
-    def extra_repr(self) -> str:
-        return f"{self.rows} x {self.columns}"
-
 
 class Linear(QuantizedLayer):
     """`y = x @ W.T + bias`, W `[out, in]`, bias in the compute dtype or None."""
-
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device=None
-    ):
-        super().__init__(out_features, in_features, dtype, device)
-        empty = torch.empty(out_features, dtype=dtype, device=device)
-        self.bias = nn.Parameter(empty, requires_grad=False) if bias else None
-
-    @torch.no_grad()
-    def quantize_(self, weight: Tensor, bias: Tensor | None, name: str) -> Self:
-        """Fill from a float weight. Raises UserError, with `name`, for NaN or infinity."""
-        self._fill(weight, name)
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """x `[..., in]` -> `[..., out]` in the dtype of x."""
@@ -87,13 +77,7 @@ class Linear(QuantizedLayer):
 
 
 class Embedding(QuantizedLayer):
-    """A lookup table `[n, d]` that reads back the rows that are looked up."""
-
-    @torch.no_grad()
-    def quantize_(self, weight: Tensor, name: str) -> Self:
-        """Fill from a float table. Raises UserError, with `name`, for NaN or infinity."""
-        self._fill(weight, name)
-        return self
+    """A lookup table `[n, d]`."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (int64, any shape) -> `[..., d]` in the compute dtype."""
@@ -107,17 +91,15 @@ class Embedding(QuantizedLayer):
 class Int8Weight(QuantizedLayer):
     """weight int8 `[rows, columns]`, weight_scale float32 `[rows]`."""
 
-    SCALES = ("weight_scale",)
+    weight: Tensor
+    weight_scale: Tensor
 
-    def _allocate(self, device) -> None:
-        shape = self.rows, self.columns
-        self.weight = nn.Buffer(torch.empty(shape, dtype=torch.int8, device=device))
-        self.weight_scale = nn.Buffer(torch.empty(self.rows, dtype=torch.float32, device=device))
+    def _layout(self) -> Layout:
+        codes = (self.rows, self.columns), torch.int8
+        return {"weight": codes, "weight_scale": ((self.rows,), torch.float32)}
 
-    def _fill(self, weight: Tensor, name: str) -> None:
-        quantized = affine.quantize_tensor(weight, per="channel", name=name)
-        self.weight.copy_(quantized.codes)
-        self.weight_scale.copy_(quantized.scale)
+    def _quantize(self, weight: Tensor, name: str) -> tuple[Tensor, ...]:
+        return affine.quantize_tensor(weight, name=name)[:2]
 
     def _read_rows(self, ids: Tensor) -> Tensor:
         kernels = kernels_for(ids.device)
@@ -127,42 +109,48 @@ class Int8Weight(QuantizedLayer):
         return values.to(self.compute_dtype)
 
     def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        kernels = kernels_for(x.device)
+        kernels, rows = kernels_for(x.device), x.reshape(-1, self.columns).contiguous()
         if kernels is not None:
-            return kernels.int8_linear(x.contiguous(), self.weight, self.weight_scale, bias)
-        codes, scale = affine.quantize_rows(x.reshape(-1, self.columns))
-        y = int8_matmul(codes, self.weight).float() * scale * self.weight_scale
-        y = (y if bias is None else y + bias).to(x.dtype)
+            weight = self.weight, self.weight_scale, bias
+            y = kernels.int8_gemm(*kernels.quantize_rows(rows), *weight, dtype=x.dtype)
+        else:
+            codes, scale = affine.quantize_rows(rows)
+            y = int8_matmul(codes, self.weight).float() * scale * self.weight_scale
+            y = (y if bias is None else y + bias).to(x.dtype)
         return y.view(*x.shape[:-1], self.rows)
 
 
 class NF4Weight(QuantizedLayer):
-    """The fields of an `nf4.NF4`, of which `weight` is `packed`: codes flattened row by row."""
+    """The fields of an `nf4.NF4`, `weight` being `packed`."""
 
-    SCALES = ("scale_absmax", "scale_offset")
+    weight: Tensor
+    scale_codes: Tensor
+    scale_absmax: Tensor
+    scale_offset: Tensor
 
-    def _allocate(self, device) -> None:
+    def _layout(self) -> Layout:
         if self.columns % 2:
             raise ValueError(f"{self.columns} codes end within a byte: NF4 needs an even width")
         n = self.rows * self.columns
         blocks = -(-n // nf4.BLOCK)
-        groups = -(-blocks // nf4.SCALES_PER_BLOCK)
-        self.weight = nn.Buffer(torch.empty(n // 2, dtype=torch.uint8, device=device))
-        self.scale_codes = nn.Buffer(torch.empty(blocks, dtype=torch.uint8, device=device))
-        self.scale_absmax = nn.Buffer(torch.empty(groups, dtype=torch.float32, device=device))
-        self.scale_offset = nn.Buffer(torch.empty((), dtype=torch.float32, device=device))
+        return {
+            "weight": ((n // 2,), torch.uint8),
+            "scale_codes": ((blocks,), torch.uint8),
+            "scale_absmax": ((-(-blocks // nf4.SCALES_PER_BLOCK),), torch.float32),
+            "scale_offset": ((), torch.float32),
+        }
 
-    def _fill(self, weight: Tensor, name: str) -> None:
-        quantized = nf4.quantize(weight, fit="mse", name=name)
-        self.weight.copy_(quantized.packed)
-        for field in ("scale_codes", "scale_absmax", "scale_offset"):
-            getattr(self, field).copy_(getattr(quantized, field))
+    def _quantize(self, weight: Tensor, name: str) -> tuple[Tensor, ...]:
+        return nf4.quantize(weight, fit="mse", name=name)[:4]
 
-    def dequantize(self) -> Tensor:
-        """The whole matrix as floats, `[rows, columns]` in the compute dtype."""
-        scales = self.scale_codes, self.scale_absmax, self.scale_offset
-        stored = nf4.NF4(self.weight, *scales, torch.Size((self.rows, self.columns)))
-        return stored.dequantize(self.compute_dtype)
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The whole matrix as floats, `[rows, columns]`."""
+        kernels = kernels_for(self.weight.device)
+        if kernels is not None:
+            return kernels.nf4_dequantize(self, dtype)
+        scales = nf4.read_scales(self.scale_codes, self.scale_absmax, self.scale_offset)
+        n = self.rows * self.columns
+        return nf4.dequantize(self.weight, scales, n).view(self.rows, -1).to(dtype)
 
     def _read_rows(self, ids: Tensor) -> Tensor:
         kernels = kernels_for(ids.device)
@@ -171,20 +159,16 @@ class NF4Weight(QuantizedLayer):
         packed = self.weight.view(self.rows, self.columns // 2)[ids]
         values = nf4.byte_table(ids.device)[packed.int()].flatten(-2)
         element = ids.unsqueeze(-1) * self.columns + torch.arange(self.columns, device=ids.device)
-        scales = nf4.read_scales(
-            self.scale_codes, self.scale_absmax, self.scale_offset, element // nf4.BLOCK
-        )
+        stored = self.scale_codes, self.scale_absmax, self.scale_offset
+        scales = nf4.read_scales(*stored, element // nf4.BLOCK)
         return (values * scales).to(self.compute_dtype)
 
     def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        kernels = kernels_for(x.device)
-        if kernels is not None:
-            return kernels.nf4_linear(x, self, bias)
-        return nn.functional.linear(x, self.dequantize().to(x.dtype), bias)
+        return linear(x, self.dequantize(x.dtype), bias)
 
 
 class Int8Linear(Linear, Int8Weight):
-    """A linear layer, weights int8 per output channel, activations int8 per token."""
+    """Weights int8 per output channel, activations int8 per token."""
 
 
 class Int8Embedding(Embedding, Int8Weight):
@@ -192,17 +176,16 @@ class Int8Embedding(Embedding, Int8Weight):
 
 
 class NF4Linear(Linear, NF4Weight):
-    """A linear layer with weights in NF4."""
+    """Weights in NF4, products in floats."""
 
 
 class NF4Embedding(Embedding, NF4Weight):
     """A table in NF4."""
 
     def head(self, x: Tensor) -> Tensor:
-        """As `Embedding.head`, read back tile by tile: the table is a quarter of the model."""
+        # Read back tile by tile: the table is a quarter of the model.
         tiles = torch.arange(self.rows, device=x.device).split(HEAD_TILE_ROWS)
-        products = [nn.functional.linear(x, self(rows).to(x.dtype)) for rows in tiles]
-        return torch.cat(products, dim=-1)
+        return torch.cat([linear(x, self(rows).to(x.dtype)) for rows in tiles], dim=-1)
 
 
 class TiedHead(nn.Module):
@@ -214,7 +197,6 @@ class TiedHead(nn.Module):
         self._embedding = (embedding,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Hidden states `[..., d]` -> logits `[..., n]`."""
         return self._embedding[0].head(x)
 
 
@@ -223,28 +205,25 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     if not a.is_cuda:
         return torch._int_mm(a, b.t())
     # cuBLAS wants more than 16 rows and multiples of 8 elsewhere. Zeros change no sum.
-    (m, k), n = a.shape, b.shape[0]
-    a = nn.functional.pad(a, (0, -k % 8, 0, max(0, 17 - m)))
-    b = nn.functional.pad(b, (0, -k % 8, 0, -n % 8))
+    (m, k), n = a.shape, len(b)
+    a, b = pad(a, (0, -k % 8, 0, max(0, 17 - m))), pad(b, (0, -k % 8, 0, -n % 8))
     return torch._int_mm(a, b.t())[:m, :n]
 
 
 def kernels_for(device: torch.device):
-    """The Triton kernels where `device` is a GPU that can run them, else None: torch then computes
-    the same integers.
-
-    Warns without Triton and on GPUs before Ampere. Raises UserError for GPUs before Turing (7.5).
+    """The Triton kernels, or None where torch must compute the same integers; on a GPU that warns.
+    Raises UserError for GPUs before Turing (7.5).
     """
     return _kernels_on(device) if device.type == "cuda" else None
 
 
-@cache  # beneath a plain function, because torch.compile looks through caches and says so
+@cache  # beneath a plain function: torch.compile warns of caches
 def _kernels_on(device: torch.device):
     capability = torch.cuda.get_device_capability(device)
     if capability < (7, 5):
         raise UserError(
-            "this GPU (compute capability {}.{}) has no int8 matrix product, which needs 7.5 or "
-            "newer: use --device cpu".format(*capability)
+            "this GPU has compute capability {}.{}, int8 products need 7.5 or newer: use "
+            "--device cpu".format(*capability)
         )
     if missing := missing_for_kernels(device):
         slower = "quantized layers run through torch, with the same results but slower"

@@ -1,24 +1,17 @@
-"""NormalFloat, four bits: 16 levels placed where normally distributed weights are (QLoRA, arXiv
+"""NormalFloat, four bits: 16 levels at quantiles of N(0, 1), where weights are (QLoRA, arXiv
 2305.14314, section 3).
 
-Levels are quantiles of N(0, 1) at evenly spaced probabilities, so that codes are used equally
-often, divided by the largest: they span [-1, 1]. For an exact 0 the two sides are built apart: 8
-levels above zero, 7 below. 64 neighbours in memory order, a *block*, share a scale, their absmax:
-an outlier spoils 63 others, not the whole tensor.
-
-Double quantization. One float32 scale per block would cost 0.5 bit per weight. So the scales lose
-their mean, 256 neighbours share one float32 absmax, and each becomes one byte, an index into the
-8-bit *dynamic* map (Dettmers, arXiv 1511.04561: a sign, an exponent in unary, the rest a linear
-fraction). That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits per weight.
-
-Layout, codes and values are those of bitsandbytes for equal scales. `fit="mse"` adds two
-refinements, both free at run time: a block's scale is the one of least squared error (clipping its
-largest weight a little serves the other 63), and codes are chosen against the scale *as stored*.
+64 neighbours in memory order, a *block*, share a scale, their absmax: an outlier spoils 63 others,
+not the whole tensor. A float32 scale per block would cost 0.5 bit per weight, so scales are
+quantized too: less their mean, 256 share one float32 absmax, and each is one byte, an index into
+the 8-bit *dynamic* map (arXiv 1511.04561). That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits per
+weight, as in bitsandbytes. `fit="mse"` adds what is free at run time: a block's scale is the one of
+least squared error (clipping its largest weight a little serves the other 63), and codes are chosen
+against the scale *as stored*.
 """
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,36 +27,30 @@ OUTERMOST = (1 - 1 / 32 + 1 - 1 / 30) / 2
 ALTERNATIONS = 4
 
 
-@dataclass(frozen=True)
-class NF4:
-    """A tensor in NF4.
+class NF4(NamedTuple):
+    """A tensor in NF4."""
 
-    packed        uint8 `[ceil(n / 2)]`: two codes per byte over the flattened tensor
-    scale_codes   uint8 `[blocks]`: index of each block's scale in the dynamic map
-    scale_absmax  float32 `[ceil(blocks / 256)]`: what the map's 1.0 stands for
-    scale_offset  float32 `[]`: the mean scale, taken off before
-    """
-
-    packed: Tensor
-    scale_codes: Tensor
-    scale_absmax: Tensor
-    scale_offset: Tensor
+    packed: Tensor  # uint8 [ceil(n / 2)]: two codes per byte over the flattened tensor
+    scale_codes: Tensor  # uint8 [blocks]: index of each block's scale in the dynamic map
+    scale_absmax: Tensor  # float32 [ceil(blocks / 256)]: what the map's 1.0 stands for
+    scale_offset: Tensor  # float32 []: the mean scale, taken off before
     shape: torch.Size
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The reals that the codes stand for, in the original's shape."""
+        """The reals that the codes stand for."""
         scales = read_scales(self.scale_codes, self.scale_absmax, self.scale_offset)
         return dequantize(self.packed, scales, self.shape.numel()).view(self.shape).to(dtype)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of codes and scales."""
-        return self.packed.numel() + self.scale_codes.numel() + 4 * self.scale_absmax.numel() + 4
+        return sum(x.nbytes for x in self if isinstance(x, Tensor))
 
 
 @cache
 def levels(device: torch.device | str = "cpu") -> Tensor:
     """The 16 levels, float32, ascending, from -1 to 1 with an exact 0 at index 7."""
+    # For an exact 0 the two sides are built apart: 8 levels above zero, 7 below.
     above = torch.special.ndtri(torch.linspace(OUTERMOST, 0.5, 9, dtype=torch.float64)[:-1])
     below = -torch.special.ndtri(torch.linspace(OUTERMOST, 0.5, 8, dtype=torch.float64)[:-1])
     values = torch.cat([below, torch.zeros(1, dtype=torch.float64), above]).sort().values
@@ -72,9 +59,8 @@ def levels(device: torch.device | str = "cpu") -> Tensor:
 
 @cache
 def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
-    """The 256 values of the signed 8-bit dynamic data type, float32, ascending.
-
-    0, 1, and the centres of seven decades from 1e-6 to 1, decade `e` cut into 2^e equal parts.
+    """The 256 values of the 8-bit dynamic type, float32, ascending: 0, 1, and plus and minus the
+    centres of seven decades from 1e-6 to 1, decade `e` cut into 2^e equal parts.
     """
     values = [torch.zeros(1), torch.ones(1)]
     for exponent in range(7):
@@ -92,9 +78,8 @@ def byte_table(device: torch.device | str = "cpu") -> Tensor:
 
 
 def quantize(x: Tensor, *, fit: Literal["absmax", "mse"] = "absmax", name: str = "tensor") -> NF4:
-    """Quantize a float tensor of any shape; fit "absmax" is the published method.
-
-    Raises UserError, with `name`, when x holds NaN or infinity.
+    """Quantize a float tensor of any shape; "absmax" is the published method. Raises UserError,
+    with `name`, when x holds NaN or infinity.
     """
     require_finite(x, name)
     blocks = to_blocks(x)
@@ -112,7 +97,7 @@ def to_blocks(x: Tensor) -> Tensor:
 
 
 def encode(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The index (uint8) of the level nearest to `x / scale`; blocks `[n, 64]`, scales `[n]`."""
+    """The code (uint8) of the level nearest to `x / scale`; blocks `[n, 64]`, scales `[n]`."""
     return _nearest(blocks, scales, levels(blocks.device))
 
 
@@ -131,8 +116,6 @@ def dequantize(packed: Tensor, scales: Tensor, n: int) -> Tensor:
 
 def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Block scales float32 `[blocks]` to one byte each: (codes, absmax, offset) as in `NF4`."""
-    if scales.numel() == 0:
-        return scales.to(torch.uint8), scales, scales.new_zeros(())
     offset = scales.mean()
     centred = _in_rows(scales - offset, SCALES_PER_BLOCK)
     absmax = centred.abs().amax(-1)
@@ -143,7 +126,7 @@ def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def read_scales(
     codes: Tensor, absmax: Tensor, offset: Tensor, blocks: Tensor | None = None
 ) -> Tensor:
-    """The scales, float32, that `quantize_scales` stored for these `blocks`, by default for all."""
+    """The stored scales, float32, of these `blocks`, by default of all."""
     if blocks is None:
         blocks = torch.arange(codes.numel(), device=codes.device)
     spread = absmax[blocks // SCALES_PER_BLOCK]
@@ -156,15 +139,15 @@ def _in_rows(x: Tensor, width: int) -> Tensor:
 
 
 def _nearest(rows: Tensor, scales: Tensor, table: Tensor) -> Tensor:
-    """For each `row / its scale` the index (uint8) of the nearest entry of an ascending table."""
-    safe = torch.where(scales == 0, torch.ones_like(scales), scales)
+    """The index (uint8) of the entry of an ascending table that is nearest to `row / scale`."""
+    safe = torch.where(scales == 0, 1.0, scales)
     midpoints = (table[1:] + table[:-1]) / 2
     return torch.bucketize(rows / safe.unsqueeze(-1), midpoints, out_int32=True).to(torch.uint8)
 
 
 def _least_squares(blocks: Tensor, absmax: Tensor) -> Tensor:
-    """For each block the scale of least squared error, found by alternating: given codes, the best
-    scale is <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
+    """Each block's scale of least squared error, by alternating: given codes, the best scale is
+    <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
     """
     scales = absmax
     for _ in range(ALTERNATIONS):

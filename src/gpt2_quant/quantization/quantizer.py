@@ -4,12 +4,11 @@ After `import gpt2_quant.quantization.quantizer`,
 
     AutoModelForSequenceClassification.from_pretrained("models/<folder of a scheme>")
 
-returns a running quantized model, and an unquantized GPT-2 is quantized while it loads with
-`quantization_config=ScratchConfig(<name of a scheme>)`. It works for any GPT-2 head.
+returns a running quantized model, with any head, and an unquantized GPT-2 is quantized while it
+loads with `quantization_config=ScratchConfig(<name of a scheme>)`.
 
-`config.json` keeps the scheme, the version of this layout and a sha256 over all codes and scales.
-transformers loads tensors of the wrong shape into quantized models without a word, so shapes,
-dtypes and checksum are checked here.
+Shapes, dtypes and a sha256 over codes and scales are checked, as transformers would load wrong
+ones without a word.
 """
 
 import warnings
@@ -31,7 +30,7 @@ FORMAT_VERSION = 1
 
 
 def scheme_named(name: str) -> Any:
-    """The `schemes.Scheme` called `name` in the registry. Raises UserError for none."""
+    """The `schemes.Scheme` of this name. Raises UserError for none."""
     if name not in SCHEMES:
         known = ", ".join(SCHEMES)
         raise UserError(f"unknown quantization scheme {name!r}: the schemes are {known}")
@@ -40,9 +39,7 @@ def scheme_named(name: str) -> Any:
 
 @register_quantization_config(METHOD)
 class ScratchConfig(QuantizationConfigMixin):
-    """What `config.json` says about a folder: scheme, layout version, sha256 over codes and scales
-    (None: not yet).
-    """
+    """What `config.json` says about a folder; `sha256` over codes and scales, None: not yet."""
 
     def __init__(
         self, scheme: str, format_version: int = FORMAT_VERSION, sha256: str | None = None, **_
@@ -55,7 +52,7 @@ class ScratchConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class ScratchQuantizer(HfQuantizer):
-    """transformers' hooks for all schemes."""
+    """transformers' hooks."""
 
     quantization_config: ScratchConfig
 
@@ -65,16 +62,14 @@ class ScratchQuantizer(HfQuantizer):
         self.scheme = scheme_named(config.scheme)
         if config.format_version != FORMAT_VERSION:
             raise UserError(
-                f"the folder was quantized in layout version {config.format_version}, this code "
-                f"reads version {FORMAT_VERSION}: quantize again with python "
-                "src/2_quantization_scratch.py --overwrite"
+                f"the folder has layout version {config.format_version}, this code reads "
+                f"{FORMAT_VERSION}: run python src/2_quantization_scratch.py --overwrite"
             )
 
-    def _process_model_before_weight_loading(
-        self, model, dtype=None, checkpoint_files=None, **kwargs
-    ):
+    def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
         if self.pre_quantized:
-            self.scheme.replace(model, dtype or torch.get_default_dtype(), fill=False)
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            self.scheme.replace(model, dtype, fill=False)
             integrity.check_files(model, checkpoint_files or [], self.quantization_config.sha256)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
@@ -86,39 +81,27 @@ class ScratchQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model):
         """The tensors to save."""
-        return scheme_named(self.quantization_config.scheme).state(
-            model, self.quantization_config.sha256
-        ), {}
+        config = self.quantization_config
+        return scheme_named(config.scheme).state(model, config.sha256), {}
 
     def is_serializable(self):
         return True
 
-    @property
-    def is_trainable(self) -> bool:
-        return False
-
-    @property
-    def is_compileable(self) -> bool:
-        return True
-
-
-def is_gpt2(model: Any) -> bool:
-    """Whether `model` is one of transformers' GPT-2 classes, with whatever head."""
-    return isinstance(model, GPT2PreTrainedModel)
+    is_trainable = property(lambda self: False)
+    is_compileable = property(lambda self: True)
 
 
 def quantize_model(model: Any, name: str) -> Any:
-    """Quantize a float GPT-2 in place and return it, ready to run and to `save_pretrained`.
+    """Quantize a float GPT-2 in place, by the scheme `name`, and return it, ready to save.
 
-    The scheme is the one called `name`; float parts keep the model's dtype. Raises UserError for a
-    model that is no GPT-2, is quantized already or holds NaN or infinity, and an unknown scheme.
+    Float parts keep their dtype. Raises UserError for a model that is no GPT-2, is quantized
+    already or holds NaN or infinity, and an unknown scheme.
     """
     scheme = scheme_named(name)
-    if not is_gpt2(model):
-        kind = type(model).__name__
-        raise UserError(f"{kind} is not a GPT-2: these schemes know its layers only")
+    if not issubclass(type(model), GPT2PreTrainedModel):
+        raise UserError(f"{type(model).__name__} is not a GPT-2: name one")
     if getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
-        raise UserError("the model is quantized already: load the float checkpoint instead")
+        raise UserError("the model is quantized already: load the float checkpoint")
     config = ScratchConfig(name)
     scheme.replace(model, model.dtype, fill=True)
     config.sha256 = integrity.checksum(scheme.state(model, None) or model.state_dict())
@@ -130,11 +113,8 @@ def quantize_model(model: Any, name: str) -> Any:
 
 
 def warn_if_slow(model: PreTrainedModel) -> None:
-    """Say once that a CPU lacks the int8 dot product: the same integers, slower."""
+    """Say once that a CPU lacks the int8 dot product."""
     integers = any(isinstance(module, Int8Linear) for module in model.modules())
     if integers and model.device.type == "cpu" and not torch.cpu._is_vnni_supported():
-        warnings.warn(
-            "this CPU has no int8 dot product (AVX512-VNNI): int8 layers give the same results, "
-            "but slower than FP32",
-            stacklevel=2,
-        )
+        slower = "int8 layers give the same results, but slower than FP32"
+        warnings.warn(f"this CPU has no int8 dot product (AVX512-VNNI): {slower}", stacklevel=2)

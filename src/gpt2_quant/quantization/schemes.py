@@ -1,14 +1,12 @@
 """A scheme: what becomes of a GPT-2's weights, in memory and in the file.
 
-transformers loads a quantized folder in three moves: it builds the float model without memory,
-lets the quantizer turn it into the *skeleton* of the file, and fills that by name. So a scheme
-replaces (with or without filling from the floats), finishes after loading, and names what to save.
-
-`LayerScheme` puts a quantized layer in the place of each Conv1D and embedding; the model then runs
-on it. `stored_int8.StoredInt8` keeps codes in the file only.
+transformers builds the float model without memory, lets the quantizer turn it into the *skeleton*
+of the file, and fills that by name. So a scheme replaces, with or without filling from the floats,
+finishes after loading, and names what to save.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear, QuantizedLayer, TiedHead
+from . import layers
 from .quantizer import quantize_model
 
 
 class Scheme:
-    """What the transformers plug-in asks of a scheme. Instances are the `Method` of a variant."""
+    """What the transformers plug-in asks of a scheme, the `Method` of a variant."""
 
     def replace(self, model: Any, dtype: torch.dtype, fill: bool) -> None:
-        """Turn float parameters into the scheme's own, filled from them or empty. In place."""
+        """Turn float parameters into the scheme's own in place, filled from them or empty."""
         raise NotImplementedError
 
     def finish(self, model: Any) -> None:
@@ -37,32 +35,25 @@ class Scheme:
         return None
 
     def quantize(self, key: str, model: Any, folder: Path, dtype: torch.dtype) -> Any:
-        """A copy of the FP32 `model` in the scheme named `key`, float parts in `dtype`."""
+        """A copy of the FP32 `model` in the scheme `key`, float parts in `dtype`."""
         return quantize_model(copy.deepcopy(model), key).to(dtype)
 
     def facts(self, model: Any) -> dict:
-        """Scheme, layout version, checksum, and how many layers of which kind there are."""
+        """Scheme, layout version, checksum, and the number of layers of each kind."""
         config = model.config.quantization_config
-        kinds: dict[str, int] = {}
-        for module in model.modules():
-            if isinstance(module, QuantizedLayer):
-                kinds[type(module).__name__] = kinds.get(type(module).__name__, 0) + 1
-        return {
-            "method": config.quant_method,
-            "scheme": config.scheme,
-            "format_version": config.format_version,
-            "sha256": config.sha256,
-            "layers": kinds,
-        }
+        kinds = [type(m).__name__ for m in model.modules() if isinstance(m, layers.QuantizedLayer)]
+        facts = {"method": config.quant_method}
+        facts |= {name: getattr(config, name) for name in ("scheme", "format_version", "sha256")}
+        return facts | {"layers": dict(Counter(kinds))}
 
 
 @dataclass(frozen=True)
 class LayerScheme(Scheme):
-    """The layer classes that take the place of linear layers, token and position embeddings."""
+    """The classes that replace linear layers, token and position embeddings."""
 
-    linear: Callable[..., Any]
-    embedding: Callable[..., Any]
-    positions: Callable[..., Any]
+    linear: type[layers.Linear]
+    embedding: type[layers.Embedding]
+    positions: type[layers.Embedding]
 
     def replace(
         self,
@@ -71,20 +62,16 @@ class LayerScheme(Scheme):
         fill: bool,
         wanted: Callable[[str], bool] = lambda path: True,
     ) -> None:
-        """Replace Conv1D, embeddings and language-model head, of which `wanted(path)` may pick
-        some, to study one kind of matrix at a time. Biases, norms and a classifier's head stay.
-        """
+        """Replace Conv1D, embeddings and language-model head, or those that are `wanted`."""
         tied = hasattr(model, "lm_head") and bool(model.config.tie_word_embeddings)
         for path, module in list(model.named_modules()):
             if not wanted(path):
                 continue
             new: nn.Module
             if path == "lm_head" and tied:
-                new = TiedHead(model.transformer.wte)
-            elif path == "lm_head" or isinstance(module, Conv1D):
-                new = self._linear(module, dtype, path, fill)
-            elif isinstance(module, nn.Embedding):
-                new = self._table(module, dtype, path, fill)
+                new = layers.TiedHead(model.transformer.wte)
+            elif path == "lm_head" or isinstance(module, (Conv1D, nn.Embedding)):
+                new = self._layer(module, dtype, path, fill)
             else:
                 continue
             parent, _, name = path.rpartition(".")
@@ -93,19 +80,17 @@ class LayerScheme(Scheme):
             model._tied_weights_keys = None
             model.all_tied_weights_keys = {}
 
-    def _linear(self, module, dtype: torch.dtype, path: str, fill: bool) -> QuantizedLayer:
+    def _layer(self, module, dtype: torch.dtype, path: str, fill: bool) -> layers.QuantizedLayer:
+        kind: type[layers.QuantizedLayer] = self.linear
+        if isinstance(module, nn.Embedding):
+            kind = self.positions if path.endswith("wpe") else self.embedding
         # Conv1D keeps its weight as [in, out].
         weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
-        outputs, inputs = weight.shape
-        layer = self.linear(inputs, outputs, module.bias is not None, dtype, weight.device)
-        return layer.quantize_(weight, module.bias, f"{path}.weight") if fill else layer
-
-    def _table(self, module, dtype: torch.dtype, path: str, fill: bool) -> QuantizedLayer:
-        kind = self.positions if path.endswith("wpe") else self.embedding
-        layer = kind(*module.weight.shape, dtype, module.weight.device)
-        return layer.quantize_(module.weight, f"{path}.weight") if fill else layer
+        bias, (rows, columns) = getattr(module, "bias", None), weight.shape
+        layer = kind(rows, columns, dtype, weight.device, bias is not None)
+        return layer.quantize_(weight, f"{path}.weight", bias) if fill else layer
 
 
-W8A8 = LayerScheme(Int8Linear, Int8Embedding, positions=Int8Embedding)
+W8A8 = LayerScheme(layers.Int8Linear, layers.Int8Embedding, positions=layers.Int8Embedding)
 # Positions are 0.6% of GPT-2 and enter every token, so they keep 8 bits.
-NF4 = LayerScheme(NF4Linear, NF4Embedding, positions=Int8Embedding)
+NF4 = LayerScheme(layers.NF4Linear, layers.NF4Embedding, positions=layers.Int8Embedding)

@@ -1,11 +1,7 @@
 """The published scheme: each parameter an int8 tensor with one scale and one zero-point.
 
-It shrinks the file by four and nothing else: loading turns the codes back into floats, and every
-forward pass runs in floating point on as many bytes as before. The model keeps scales and
-zero-points as buffers beside the parameters, so that saving finds the very same codes:
-round(w / scale) + zero_point recovers them exactly, because w is a whole multiple of scale up to
-float rounding.
-
+It shrinks the file by four and nothing else: loading turns the codes back into floats. Scales and
+zero-points stay as buffers beside them, so that saving, which rounds, finds the very same codes.
 On disk a parameter `p` is `p` (int8), `p_scale` (float32) and `p_zero_point` (int8).
 """
 
@@ -23,76 +19,61 @@ class StoredInt8(Scheme):
     """Codes in the file, floats in memory."""
 
     def replace(self, model: Any, dtype: torch.dtype, fill: bool) -> None:
-        if not fill:
-            _set_tied_head_aside(model)
+        if not fill and hasattr(model, "lm_head") and model.config.tie_word_embeddings:
+            # A head that is the token embedding once more is not in the file.
+            model.set_aside = model.lm_head, model.all_tied_weights_keys
+            model.lm_head, model.all_tied_weights_keys = nn.Identity(), {}
         names = [name for name, _ in model.named_parameters()]  # a shared tensor appears once
         for name in names:
             module, leaf = _locate(model, name)
+            x = getattr(module, leaf)
             if fill:
-                parameter = getattr(module, leaf)
-                quantized = affine.quantize_tensor(
-                    parameter, symmetric=False, per="tensor", name=name
-                )
-                parameter.data.copy_(quantized.dequantize())
-                scale, zero_point = quantized.scale, quantized.zero_point.to(torch.int8)
+                codes = affine.quantize_tensor(x, symmetric=False, per="tensor", name=name)
+                x.data.copy_(codes.dequantize())
+                scale, zero_point = codes.scale, codes.zero_point.to(torch.int8)
             else:  # the skeleton of the file, without values
-                parameter = module._parameters.pop(leaf)
-                module.register_buffer(leaf, torch.empty_like(parameter, dtype=torch.int8))
-                scale = torch.empty((), dtype=torch.float32, device=parameter.device)
-                zero_point = torch.empty((), dtype=torch.int8, device=parameter.device)
+                module._parameters.pop(leaf)
+                module.register_buffer(leaf, torch.empty_like(x, dtype=torch.int8))
+                scale = torch.empty((), dtype=torch.float32, device=x.device)
+                zero_point = torch.empty((), dtype=torch.int8, device=x.device)
             module.register_buffer(f"{leaf}_scale", scale)
             module.register_buffer(f"{leaf}_zero_point", zero_point)
         model.int8_names, model.int8_dtype = names, dtype
 
     def finish(self, model: Any) -> None:
-        """Dequantize the loaded codes into parameters, one tensor at a time. In place."""
+        """Dequantize the loaded codes into parameters, one tensor at a time."""
         for name in model.int8_names:
             module, leaf = _locate(model, name)
             codes, scale = module._buffers.pop(leaf), module._buffers[f"{leaf}_scale"]
             values = affine.dequantize(codes, scale, module._buffers[f"{leaf}_zero_point"])
             module.register_parameter(leaf, nn.Parameter(values.to(model.int8_dtype)))
-        _put_tied_head_back(model)
+        if set_aside := model.__dict__.pop("set_aside", None):
+            model.lm_head, model.all_tied_weights_keys = set_aside
+            model.lm_head.weight = model.transformer.wte.weight
 
     def state(self, model: Any, sha256: str | None) -> dict[str, Tensor]:
         """Codes, scales and zero-points. Raises UserError where they are no longer those that were
-        quantized: the weights were changed since, or were loaded in bfloat16, whose 8 bits cannot
-        tell 255 steps apart.
+        quantized: after training, or in bfloat16, whose 8 bits cannot tell 255 steps apart.
         """
         state: dict[str, Tensor] = {}
         for name in model.int8_names:
             module, leaf = _locate(model, name)
             scale, zero_point = (module._buffers[f"{leaf}_{s}"] for s in ("scale", "zero_point"))
-            codes = affine.quantize(
-                getattr(module, leaf).data, scale, zero_point, affine.AFFINE_MIN, affine.AFFINE_MAX
-            )
+            ends = affine.AFFINE_MIN, affine.AFFINE_MAX
+            codes = affine.quantize(getattr(module, leaf).data, scale, zero_point, *ends)
             state |= {name: codes, f"{name}_scale": scale, f"{name}_zero_point": zero_point}
         if sha256 and integrity.checksum(state) != sha256:
             raise UserError(
-                "the weights of this int8 model are no longer those that were quantized: quantize "
-                "them again with quantize_model, or load the folder in float32 before saving it"
+                "the weights of this model are no longer those that were quantized: quantize them "
+                "again, or load the folder in float32"
             )
         return state
 
 
 def _locate(model: nn.Module, name: str) -> tuple[Any, str]:
-    """The module that holds a tensor, and the tensor's name in it."""
+    """The module that holds a tensor, and its name there."""
     path, _, leaf = name.rpartition(".")
     return model.get_submodule(path), leaf
-
-
-def _set_tied_head_aside(model: Any) -> None:
-    """A language-model head that is the token embedding once more is not in the file."""
-    model.set_aside = None
-    if hasattr(model, "lm_head") and model.config.tie_word_embeddings:
-        model.set_aside = model.lm_head, model.all_tied_weights_keys
-        model.lm_head, model.all_tied_weights_keys = nn.Identity(), {}
-
-
-def _put_tied_head_back(model: Any) -> None:
-    set_aside = model.__dict__.pop("set_aside", None)
-    if set_aside:
-        model.lm_head, model.all_tied_weights_keys = set_aside
-        model.lm_head.weight = model.transformer.wte.weight
 
 
 SCHEME = StoredInt8()

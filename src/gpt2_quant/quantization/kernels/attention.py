@@ -1,9 +1,8 @@
 """Causal attention over short sequences, read straight from the joint projection (FlashAttention,
 arXiv 2205.14135).
 
-GPT-2 projects a token to query, key and value side by side; reading heads out of that by strides
-saves three transposed copies. One program takes a block of queries of one head, walks over the keys
-that they may see and keeps a running maximum and sum: the score matrix never leaves the registers.
+Reading heads by strides saves three transposed copies. A program walks over the keys that a block
+of queries may see and keeps a running maximum and sum: scores never leave the registers.
 """
 
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from .launch import await_predecessor, hopper_options
 
-# Added to the score of a key that must not be seen. Finite: a row without any visible key (left
-# padding) then becomes an unused average instead of NaN, which would spread through 0 * NaN.
+# The score of a hidden key. Finite: a row without any visible key (left padding) then becomes an
+# unused average instead of NaN, which would spread through 0 * NaN.
 _HIDDEN = tl.constexpr(-1.0e30)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -68,7 +67,7 @@ def _attention_kernel(
 
 
 def padding_bias(mask: Tensor) -> Tensor:
-    """What hides padded keys: float32, 0 where the mask is 1, hugely negative where it is 0."""
+    """What hides padded keys: float32, 0 where the mask is 1, else hugely negative."""
     return (mask == 0).float() * _HIDDEN.value
 
 
@@ -82,23 +81,19 @@ def causal_attention(
     bias: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention in which a token sees itself and what precedes it.
+    """Softmax attention in which a token sees itself and what precedes it, in the query's shape.
 
-    query, key, value  float `[texts * length, width]`; column slices of a wider matrix will do
-    texts, heads       texts in the rows; heads split the width into a power of two, at least 16
-    scale              factor on the scores, 1 / sqrt(width / heads) in GPT-2
-    bias               float32 `[texts, length]`, added to a key's scores: `padding_bias` of a mask
+    query, key, value  float `[texts * length, width]`; column slices of a wider matrix will do.
+                       Heads split the width into a power of two, at least 16
+    bias               float32 `[texts, length]`: `padding_bias` of a mask
     positions          int64 `[texts]`: `query` is then `[texts, width]`, one query of each text
-
-    Returns `[rows of query, width]`, contiguous, in the query's dtype.
     """
     width = query.shape[1]
     n_keys, n_queries = key.shape[0] // texts, query.shape[0] // texts
     out = torch.empty((query.shape[0], width), dtype=query.dtype, device=query.device)
     block_q = min(64, max(16, triton.next_power_of_2(n_queries)))
     grid = (triton.cdiv(n_queries, block_q), texts * heads)
-    # Shorter steps need fewer registers, which pays once there are several programs for each
-    # multiprocessor slot.
+    # Shorter steps need fewer registers, which pays once programs queue for a multiprocessor.
     crowded = grid[0] * grid[1] > 1024
     block_k = min(32 if crowded else 64, max(16, triton.next_power_of_2(n_keys)))
     _attention_kernel[grid](

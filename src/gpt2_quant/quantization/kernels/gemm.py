@@ -2,20 +2,12 @@
 
     y[m, n] = x_scale[m] * w_scale[n] * sum_k xq[m, k] wq[n, k] + b[n] [+ residual[m, n]]
 
-The sum is exact: |sum| <= 127^2 * K < 2^31 for K up to 133,000. Both operands have k as their
-fastest axis, the only order in which Hopper's integer wgmma reads shared memory; that is why
-weights are stored `[out, in]` and not as GPT-2's Conv1D has them. Tiles travel through tensor
-descriptors, that is, by Hopper's copy engine (TMA), and those over the edge need no masks.
+The sum is exact for K up to 133,000. Both operands have k as their fastest axis, the only order in
+which Hopper's integer wgmma reads shared memory: hence weights are `[out, in]`. Tiles travel by
+Hopper's copy engine (TMA), and those over the edge need no masks.
 
-Tile sizes. GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132
-multiprocessors, and with K = 768 a tile is six steps long, so filling the pipeline and writing the
-result cost as much as the sum. What pays is two to four tiles on a multiprocessor at once, one
-computing while another loads or writes. `tile_sizes` holds the fastest of 98 candidates, timed on
-an H200. Two kinds stand out:
-
-persistent  For many rows one program takes tile after tile and loads the next while it writes.
-128 + 64    A tile no power of two wide takes a second, narrower sum (`REST_N`). It divides 2,048 x
-            2,304 outputs into 384 tiles, 2.9 per multiprocessor.
+GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132 multiprocessors.
+What pays is two to four tiles on each at once, one computing while another loads or writes.
 """
 
 import torch
@@ -25,16 +17,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import await_predecessor, hopper_options, multiprocessors
-from .rows import quantize_rows
 
 _TMA_BYTES = 16  # rows that the copy engine reads or writes begin at multiples of this
 
 
 @triton.jit
 def _corner(program, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First row and column of a program's tile. Neighbours take 8 tiles of one column, then the
-    next column: what they share is still in the L2 cache.
-    """
+    """First row and column of a program's tile: 8 of one column, then the next, share the L2."""
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     group, within = program // (8 * tiles_n), program % (8 * tiles_n)
     group_m = min(tiles_m - group * 8, 8)
@@ -46,7 +35,6 @@ def _finish(
     total, first_row, first_column, out, x_scale_ptr, weight_scale_ptr, bias_ptr, residual_ptr,
     M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The epilogue: from exact integers to what is stored."""
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     is_row, is_column = row < M - first_row, column < N - first_column
     x_scale = tl.load(x_scale_ptr + first_row + row, mask=is_row, other=0.0)
@@ -66,7 +54,7 @@ def _finish(
 
 @triton.jit
 def _prefetch_weight(weight_ptr, N, K, LINES: tl.constexpr):
-    """Ask for this program's part of the weight (lines of 128 bytes) to be brought into the L2."""
+    """Ask for this program's part of the weight, in lines of 128 bytes, to come into the L2."""
     lines = tl.cdiv(N * K, 128)
     part = tl.cdiv(lines, tl.num_programs(0))
     for start in range(0, part, LINES):
@@ -122,9 +110,12 @@ def _int8_gemm_kernel(
 
 
 def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
-    """Tile and launch sizes for an `[m, k] x [n, k]` product (see the module's docstring)."""
-    wide, deep = n > 1024, k > 1024
-    rest = 0
+    """Tile and launch sizes for an `[m, k] x [n, k]` product: the fastest on an H200.
+
+    PERSISTENT: a program takes tile after tile and loads the next while it writes. REST_N: a
+    second, narrower sum makes tiles 192 wide, 2.9 per multiprocessor for 2,048 x 2,304 outputs.
+    """
+    wide, deep, rest = n > 1024, k > 1024, 0
     if m <= 16:
         sizes = (16, 16, 512, 3) if deep else (16, 32, 256, 4)
     elif m <= 64:
@@ -153,17 +144,13 @@ def int8_gemm(
 ) -> Tensor:
     """The product on codes: `x_scale * weight_scale * (x weight^T) + bias [+ residual]`.
 
-    x, x_scale            int8 `[m, k]`, float32 `[m, 1]`, as the row kernels return them
-    weight, weight_scale  int8 `[n, k]`, float32 `[n]`
-    bias, residual        float `[n]`, float `[m, n]`
-
-    All are contiguous. Returns `dtype` `[m, n]`, where n is no multiple of 16 bytes as a slice of a
-    wider buffer.
+    All are contiguous: x int8 `[m, k]` and x_scale float32 `[m, 1]`, weight int8 `[n, k]` and
+    weight_scale float32 `[n]`, bias float `[n]`, residual float `[m, n]`. Returns `[m, n]`.
     """
     (m, k), n = x.shape, weight.shape[0]
     if weight.shape[1] != k:
         raise ValueError(f"x has {k} columns and the weight [out, in] is {tuple(weight.shape)}")
-    width = n + -n % (_TMA_BYTES // dtype.itemsize)
+    width = n + -n % (_TMA_BYTES // dtype.itemsize)  # the result is a slice of it
     out = torch.empty((m, width), dtype=dtype, device=x.device)
     if m == 0 or n == 0:
         return out[:, :n]
@@ -186,10 +173,3 @@ def int8_gemm(
         **sizes, **hopper_options(x.device),
     )  # fmt: skip
     return out[:, :n]
-
-
-def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear layer on floats: rows quantized, then `int8_gemm`; `[..., k]` -> `[..., n]`."""
-    codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-    out = int8_gemm(codes, scale, weight, weight_scale, bias, dtype=x.dtype)
-    return out.view(*x.shape[:-1], len(weight))

@@ -1,12 +1,9 @@
 """Starting a kernel before its predecessor has ended.
 
-Between two short kernels the GPU idles for one to two microseconds: the last program must end
-before the first one of the next kernel is placed. Since Hopper a kernel may be placed early
-("programmatic dependent launch", CUDA programming guide); it then waits, already on its
-multiprocessor, until everything before it has been written. CUDA graphs keep such launches.
-
-Every kernel here calls `await_predecessor` before it reads or writes anything that another kernel
-writes. So one that sees its predecessor complete knows that all before that one are complete too.
+Between two short kernels the GPU idles for one to two microseconds. Since Hopper a kernel may be
+placed early ("programmatic dependent launch", CUDA programming guide), also in CUDA graphs; it then
+waits, already on its multiprocessor. Every kernel here calls `await_predecessor` before it touches
+what another writes, so when its predecessor is complete, all before that one are too.
 """
 
 from functools import cache
@@ -26,7 +23,7 @@ def await_predecessor(HOPPER: tl.constexpr):
 
 @cache
 def hopper_options(device: torch.device) -> dict[str, bool]:
-    """Launch options of a kernel that calls `await_predecessor(HOPPER)`, for its device."""
+    """Launch options of a kernel that calls `await_predecessor(HOPPER)`."""
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"HOPPER": True, "launch_pdl": True} if hopper else {"HOPPER": False}
 
@@ -34,6 +31,5 @@ def hopper_options(device: torch.device) -> dict[str, bool]:
 @cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs a GPU runs side by side at the least; 1 under the interpreter."""
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    cuda = device.type == "cuda"
+    return torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1

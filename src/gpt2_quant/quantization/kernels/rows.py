@@ -1,9 +1,7 @@
-"""Kernels that hold whole rows: a token's activations fit in registers, so each is read once and
-written once.
+"""Kernels that hold whole rows, a token's activations, in registers.
 
-Quantizing a row needs its absmax before the first code can be written. So whoever computes the row
-anyway (LayerNorm, GELU) also quantizes it: 2 bytes are read, 1 is written, and the float result
-never exists in memory. Codes and scales are those of `affine.quantize_rows`, bit for bit.
+Quantizing a row needs its absmax first. So whoever computes the row anyway (LayerNorm, GELU) also
+quantizes it: the float result never exists in memory. Codes are `affine.quantize_rows`' own.
 """
 
 import torch
@@ -16,8 +14,7 @@ from .launch import await_predecessor, hopper_options
 
 _CODE_MAX = tl.constexpr(float(SYMMETRIC_MAX))
 _SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
-# float32 numbers from 2**23 to 2**24 are the integers, so adding 1.5 * 2**23 rounds to one, half to
-# even; taking it off again is exact.
+# float32 from 2**23 to 2**24 are the integers: adding 1.5 * 2**23 rounds to one, half to even.
 _ROUNDER = tl.constexpr(12582912.0)
 
 
@@ -26,8 +23,7 @@ def _gelu(x, HOPPER: tl.constexpr):
     """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     if HOPPER:
-        # One instruction (relative error 2^-11, float16's own): exponential and quotient would take
-        # longer than the data takes to move.
+        # One instruction (relative error 2^-11, float16's own), faster than the data moves.
         tanh = tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -40,7 +36,7 @@ def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
     """Quantize rows (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and scales."""
     absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
-    # One quotient per row: one per element takes three times as long as moving the data.
+    # One quotient per row: one per element would take three times as long as moving the data.
     codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
     tl.store(codes_ptr + at, codes.to(tl.int8), mask=inside)
     tl.store(scale_ptr + rows, scale, mask=is_row)
@@ -48,25 +44,8 @@ def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
 
 @triton.jit
 def _quantize_kernel(
-    x_ptr, codes_ptr, scale_ptr, n_rows, n_columns,
-    GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
-):  # fmt: skip
-    await_predecessor(HOPPER)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, BLOCK)
-    is_row = rows < n_rows
-    inside = is_row[:, None] & (columns < n_columns)[None, :]
-    at = rows[:, None] * n_columns + columns[None, :]
-    values = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    if GELU:
-        values = _gelu(values, HOPPER)
-    _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
-
-
-@triton.jit
-def _layer_norm_quantize_kernel(
     x_ptr, weight_ptr, bias_ptr, codes_ptr, scale_ptr, n_rows, n_columns, epsilon,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
+    GELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     await_predecessor(HOPPER)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -74,12 +53,15 @@ def _layer_norm_quantize_kernel(
     is_row, is_column = rows < n_rows, columns < n_columns
     inside = is_row[:, None] & is_column[None, :]
     at = rows[:, None] * n_columns + columns[None, :]
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
-    centred = tl.where(inside, x - (tl.sum(x, axis=1) / n_columns)[:, None], 0.0)
-    variance = tl.sum(centred * centred, axis=1) / n_columns
-    values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
+    values = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        values = _gelu(values, HOPPER)
+    if weight_ptr is not None:  # LayerNorm
+        weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+        centred = tl.where(inside, values - (tl.sum(values, axis=1) / n_columns)[:, None], 0.0)
+        variance = tl.sum(centred * centred, axis=1) / n_columns
+        values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
     _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr)
 
 
@@ -104,39 +86,33 @@ def _embedding_kernel(
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 codes of each row with a scale of its own.
-
-    x: float `[rows, n]`, contiguous. Returns codes int8 `[rows, n]` and scale float32 `[rows, 1]`.
-    """
-    return _launch(_quantize_kernel, x, GELU=False)
+    """`affine.quantize_rows`: x contiguous -> codes int8 `[rows, n]`, scale float32 `[rows, 1]`."""
+    return _launch(x)
 
 
 def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass."""
-    return _launch(_quantize_kernel, x, GELU=True)
+    return _launch(x, gelu=True)
 
 
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32; weight, bias:
-    float `[n]`.
-    """
-    return _launch(_layer_norm_quantize_kernel, x, weight, bias, epsilon=epsilon)
+    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32."""
+    return _launch(x, weight, bias, epsilon)
 
 
-def _launch(kernel, x: Tensor, *parameters: Tensor, **options) -> tuple[Tensor, Tensor]:
-    """Codes and scales of a row kernel; block and launch sizes by timing on an H200."""
+def _launch(x: Tensor, weight=None, bias=None, epsilon=0.0, gelu=False) -> tuple[Tensor, Tensor]:
     n_rows, n_columns = x.shape
     codes = torch.empty((n_rows, n_columns), dtype=torch.int8, device=x.device)
     scale = torch.empty((n_rows, 1), dtype=torch.float32, device=x.device)
     if n_rows:
         block = triton.next_power_of_2(n_columns)
-        # Two short rows share a program, on two warps once the GPU is full.
+        # Two short rows share a program, on two warps once the GPU is full (timed on an H200).
         rows, warps = (1, 4) if block > 1024 else (2, 2 if n_rows > 4096 else 1)
-        kernel[(triton.cdiv(n_rows, rows),)](
-            x, *parameters, codes, scale, n_rows=n_rows, n_columns=n_columns, ROWS=rows,
-            BLOCK=block, num_warps=warps, **options, **hopper_options(x.device),
+        _quantize_kernel[(triton.cdiv(n_rows, rows),)](
+            x, weight, bias, codes, scale, n_rows, n_columns, epsilon, GELU=gelu, ROWS=rows,
+            BLOCK=block, num_warps=warps, **hopper_options(x.device),
         )  # fmt: skip
     return codes, scale
 
@@ -149,11 +125,8 @@ def int8_embedding(
     position_codes: Tensor | None = None,
     position_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows of an int8 embedding as floats, optionally plus learned positions.
-
-    ids: integers `[...]`, the last axis being the position; codes int8 `[vocabulary, n]`, scale
-    float32 `[vocabulary]`; position_codes int8 `[positions, n]`, position_scale float32
-    `[positions]`. Returns `dtype` `[..., n]`.
+    """Rows of an int8 embedding, optionally plus learned positions: ids `[...]`, of which the last
+    axis is the position -> `dtype` `[..., n]`. Codes are int8 `[rows, n]`, scales float32 `[rows]`.
     """
     n_columns = codes.shape[1]
     out = torch.empty((*ids.shape, n_columns), dtype=dtype, device=codes.device)
