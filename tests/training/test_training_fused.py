@@ -270,7 +270,7 @@ def test_packing_a_batch_by_hand():
         ids.reshape(3, 8)[:, :4], [[7, 9, 9, 9], [5, 6, 5, 9], [9, 9, 9, 9]]
     )
     assert (
-        last.tolist() == [0, 2, 0]
+        last.tolist() == [0, 10, 16]
         and labels.tolist() == [0, 2, -1]
         and count.tolist() == [2]
         and n.tolist() == [3]

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     """B texts padded to L, int32: views of one packed array, in this order."""
 
     ids: Any  # [B L] token ids
-    last: Any  # [B] position of each text's last token
+    last: Any  # [B] where each text's last token is in ids
     labels: Any  # [B] -1 for texts that an incomplete batch lacks
     count: Any  # [1] texts that are really there
     # The index by token, for the gradient of the token table:
@@ -57,7 +57,7 @@ def pack(tokens: Tokens, rows: np.ndarray, texts: int, pad_id: int) -> tuple[int
     touched, first = np.unique(ids[positions], return_index=True)
     batch = Batch(
         ids=ids,
-        last=_filled(lengths - 1, texts, 0),
+        last=_filled(lengths - 1, texts, 0) + length * np.arange(texts, dtype=np.int32),
         labels=_filled(tokens.labels[rows], texts, -1),
         count=_filled([len(rows)], 1, 0),
         n_touched=_filled([len(touched)], 1, 0),

@@ -47,11 +47,8 @@ class Lanes:
             torch.cuda.current_stream().wait_stream(self.side)
 
     def build(self, launch: Callable[[int], None], lengths: Iterable[int]) -> None:
-        """Build the kernels of `launch(length)` on many threads: one after another takes 20 s.
-
-        A Triton without that mode builds them when they are first launched.
-        """
-        if not self.on_gpu or not hasattr(triton, "AsyncCompileMode"):
+        """Build the kernels of `launch(length)` on many threads: one after another takes 20 s."""
+        if not self.on_gpu:
             return
         self.building = True
         with ThreadPoolExecutor(COMPILE_THREADS) as executor, triton.AsyncCompileMode(executor):
@@ -60,10 +57,9 @@ class Lanes:
         self.building = False
 
     def captured(self, launch: Callable[[int], None], length: int) -> torch.cuda.CUDAGraph:
-        """The launches of an update as a graph, without the slow garbage collection that
-        torch.cuda.graph would begin with.
-        """
+        """The launches of an update as a graph."""
         graph = torch.cuda.CUDAGraph()
+        # torch.cuda.graph would begin with a slow garbage collection.
         with torch.cuda.stream(self.capturing):
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             launch(length)
