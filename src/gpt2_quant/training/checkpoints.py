@@ -1,12 +1,10 @@
 """Checkpoints of an unfinished training: any stop, at any moment, costs minutes at most.
 
-A checkpoint is one safetensors file: weights, AdamW's two moments, losses and the best epoch's
-weights as tensors; progress, identity and CRC-32s as JSON in the header. A thread writes it under
-another name and renames it, so a kill while writing leaves the one before; two are kept.
-
-There are no random states to keep: whatever is random in an update (order of rows, dropout) is
-drawn from generators seeded by (seed, epoch) or (seed, update). On the CPU a resumed run ends in
-the same bits as one that was never stopped.
+A checkpoint is one safetensors file: weights, AdamW's moments, losses and the best epoch's weights
+as tensors; progress, identity and CRC-32s as JSON in the header. A thread writes it under another
+name and renames it, so a kill leaves the one before; two are kept. There are no random states to
+keep: what is random in an update is drawn from generators seeded by (seed, epoch) or (seed,
+update). On the CPU a resumed run ends in the same bits as one that was never stopped.
 
 *Identity* says what was being trained: flags, data, base weights, code, versions. A checkpoint of
 anything else is refused by name: continuing it would give a model that no command describes.
@@ -59,10 +57,7 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints of one training in `folder`, at most one per `minutes`.
-
-    `identity` is a flat dict of what must be equal to go on.
-    """
+    """Those of one training in `folder`, one per `minutes`; `identity` must be equal to go on."""
 
     def __init__(self, folder: Path, identity: dict[str, str], minutes: float):
         self.folder, self.identity, self.interval_s = folder, identity, 60 * minutes
@@ -79,7 +74,7 @@ class Checkpoints:
     def save(self, tensors: dict[str, torch.Tensor], progress: dict) -> None:
         """Copy the state after `progress["update"]` updates, and write it while training goes on.
 
-        A writing still under way is waited for first. Raises as `wait` does.
+        Raises as `wait` does, of the one before.
         """
         self.wait()
         copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}

@@ -49,7 +49,7 @@ class Plan:
     max_steps: int | None = None
 
     def updates(self, rows: int) -> int:
-        """Updates in all for a train split of `rows` rows, incomplete last batches included."""
+        """Updates in all for `rows` train rows, incomplete last batches included."""
         full = self.epochs * math.ceil(rows / self.batch_size)
         return min(full, self.max_steps or full)
 
@@ -68,14 +68,14 @@ class TrainingStep(Protocol):
     losses: torch.Tensor
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
-        """Make ready for an epoch of batches of these train rows."""
+        """Make ready for batches of these train rows."""
 
     def update(self, number: int, batch: int) -> None:
         """Make update `number` (from 0), on this epoch's `batch`-th batch."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """`model.<name>` and both moments, `exp_avg.<name>`, `exp_avg_sq.<name>`, FP32. The model
-        is complete only after this: a step may put off what no update has read.
+        """`model.<name>` and `<moment>.<name>`, FP32. The model is complete only after this: a step
+        may put off what no update has read.
         """
         ...
 

@@ -1,11 +1,10 @@
 """One update, plainly: transformers' own model, autograd and torch's AdamW, through Accelerate.
 
-*Several processes.* Process r of P takes rows r, r + P, r + 2P, … of every batch. DDP averages
-gradients over processes; scaling each process's *sum* of losses by P over the batch's rows makes
-that average the gradient of the batch's mean loss exactly, also where the rows do not divide.
+*Several processes.* Process r of P takes rows r, r + P, … of every batch. DDP averages gradients;
+scaling each process's *sum* of losses by P over the batch's rows makes that average the gradient of
+the batch's mean loss exactly, also where the rows do not divide.
 
-*Too little memory.* The micro-batch is halved until one fits, and gradients accumulate: the update
-is the same sum in another order.
+*Too little memory.* The micro-batch is halved until one fits, and gradients accumulate.
 
 *Dropout* is drawn from a generator seeded by (seed, update, process), so checkpoints keep none.
 """

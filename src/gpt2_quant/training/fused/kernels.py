@@ -1,11 +1,9 @@
 """Triton kernels of the fused training step: what lies between its matrix products.
 
-A GPT-2 step at 16 x 64 tokens is some 140 small matrix products. Each gap between two of them is
-one kernel here, a tenth of the launches; what the backward pass needs again it recomputes.
-
-Residual stream, norms, softmax, loss and every sum are FP32; what enters and leaves a matrix
-product is the compute dtype (bf16), exactly as under autocast. Every sum is taken in a fixed order
-(no atomics): the same inputs give the same bits.
+Each gap between two of some 140 small products is one kernel here, a tenth of the launches; what
+the backward pass needs again it recomputes. Residual stream, norms, softmax, loss and every sum are
+FP32; what enters and leaves a product is the compute dtype (bf16), exactly as under autocast. Every
+sum is taken in a fixed order (no atomics): the same inputs give the same bits.
 
 *Dropout*: whether element i of site s is kept in update u is bit-mixed from (seed, u, s, i), so the
 backward pass, a replayed graph and a resumed run draw the same masks with nothing stored.
@@ -27,16 +25,20 @@ def _mix(word):
 
 @triton.jit
 def random_word(seed, update, site, index):
-    """32 random bits for each element of `index`: a function of all four arguments."""
+    """32 random bits for each element of `index`."""
     key = _mix(_mix(seed.to(tl.uint32) + 0x9E3779B9) ^ (update * 64 + site).to(tl.uint32))
     return _mix(_mix(index.to(tl.uint32) ^ key) + key)
 
 
 @triton.jit
-def _dropped(value, update_ptr, seed_ptr, site, index, threshold, scale):
-    """`value` / (1 - p) where a random word reaches threshold = p 2**32, else 0."""
-    word = random_word(tl.load(seed_ptr), tl.load(update_ptr), site, index)
-    return tl.where(word >= threshold.to(tl.uint32), value * scale, 0.0)
+def _dropped(value, random, site, index):
+    """`value` / (1 - p) where a random word reaches p 2**32, else 0.
+
+    random, int32 [4]: update, seed, p 2**32 as a uint32's bits, 1 / (1 - p) as a float32's.
+    """
+    word = random_word(tl.load(random + 1), tl.load(random), site, index)
+    scale = tl.load(random + 3).to(tl.float32, bitcast=True)
+    return tl.where(word >= tl.load(random + 2).to(tl.uint32), value * scale, 0.0)
 
 
 @triton.jit
@@ -53,23 +55,22 @@ def own_row(width, BLOCK: tl.constexpr):
     return row, column, column < width, row * width + column
 
 
-@triton.jit(do_not_specialize=["length", "site", "threshold"])
+@triton.jit(do_not_specialize=["length", "site"])
 def add_norm(
-    x_in, y, ids, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out,
-    update, seed, site, threshold, scale, length, eps, width,
-    EMBED: tl.constexpr, BLOCK: tl.constexpr,
+    x_in, y, ids, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out, random, site, length,
+    eps, width, EMBED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """x_out = x_in + dropout(y), h = norm(x_out); one program per row. With EMBED, x_in and y are
-    the token and position tables, and x_out = dropout(sum of the row's two embeddings).
+    """x_out = x_in + dropout(y), h = norm(x_out). With EMBED, x_in and y are the token and position
+    tables, and x_out = dropout(sum of the row's two embeddings).
     """
     row, column, inside, at = own_row(width, BLOCK)
     if EMBED:
         token = tl.load(ids + row).to(tl.int64)
         x = read(x_in + token * width + column, inside)
         x += read(y + (row % length) * width + column, inside)
-        x = _dropped(x, update, seed, site, at, threshold, scale)
+        x = _dropped(x, random, site, at)
     else:
-        branch = _dropped(read(y + at, inside), update, seed, site, at, threshold, scale)
+        branch = _dropped(read(y + at, inside), random, site, at)
         x = tl.where(inside, read(x_in + at, inside) + branch, 0.0)
     mean = tl.sum(x, 0) / width
     centred = tl.where(inside, x - mean, 0.0)
@@ -81,14 +82,13 @@ def add_norm(
     tl.store(rstd_out + row, rstd)
 
 
-@triton.jit(do_not_specialize=["site", "threshold"])
+@triton.jit(do_not_specialize=["site"])
 def norm_backward(
-    dh, x, mean_in, rstd_in, norm_weight, dx, dy,
-    update, seed, site, threshold, scale, width, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Backward of x = x' + dropout(y), h = norm(x): dx += d norm(dh), dy = dropout mask of dx.
+    dh, x, mean_in, rstd_in, norm_weight, dx, dy, random, site, width, BLOCK: tl.constexpr
+):
+    """dx += d norm(dh), dy = dropout mask of dx. With u = (x - mean) rstd and g = dh w:
 
-    With u = (x - mean) rstd and g = dh w:  d norm = rstd (g - mean(g) - u mean(g u)).
+    d norm = rstd (g - mean(g) - u mean(g u)).
     """
     row, column, inside, at = own_row(width, BLOCK)
     rstd = tl.load(rstd_in + row)
@@ -97,7 +97,7 @@ def norm_backward(
     total = rstd * (g - tl.sum(g, 0) / width - unit * (tl.sum(g * unit, 0) / width))
     total += read(dx + at, inside)
     tl.store(dx + at, total, inside)
-    tl.store(dy + at, _dropped(total, update, seed, site, at, threshold, scale), inside)
+    tl.store(dy + at, _dropped(total, random, site, at), inside)
 
 
 @triton.jit
@@ -111,7 +111,7 @@ def gelu(u, a, n, BLOCK: tl.constexpr):
     """a = u sigmoid(z), which is 0.5 u (1 + tanh(z / 2))."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = read(u + at, at < n)
-    tl.store(a + at, (value * _sigmoid(value)), at < n)
+    tl.store(a + at, value * _sigmoid(value), at < n)
 
 
 @triton.jit
@@ -132,7 +132,7 @@ def _dot(a, b):
 
 @triton.jit
 def _attention(
-    qkv, update, seed, site, threshold, scale, softmax_scale, length, width,
+    qkv, random, site, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One head of one text: where its rows begin in qkv and in o, which are real; the causal
@@ -154,13 +154,13 @@ def _attention(
     weight = tl.exp(score - tl.max(score, 1)[:, None])
     weight = weight / tl.sum(weight, 1)[:, None]
     at = (program * length + row) * length + column
-    mask = _dropped(1.0, update, seed, site, at, threshold, scale)
+    mask = _dropped(1.0, random, site, at)
     return in_qkv, in_o, inside, weight, mask, q, k, v
 
 
-@triton.jit(do_not_specialize=["length", "site", "threshold"])
+@triton.jit(do_not_specialize=["length", "site"])
 def attention(
-    qkv, o, update, seed, site, threshold, scale, softmax_scale, length, width,
+    qkv, o, random, site, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Causal self-attention, one program per head and text: qkv [B L, 3 width], o [B L, width].
@@ -168,15 +168,15 @@ def attention(
     No padding mask: padding is on the right, and no real token looks to its right.
     """
     _, in_o, inside, weight, mask, _, _, v = _attention(
-        qkv, update, seed, site, threshold, scale, softmax_scale, length, width, HEADS, HEAD, BLOCK
+        qkv, random, site, softmax_scale, length, width, HEADS, HEAD, BLOCK
     )
     out = _dot((weight * mask).to(v.dtype), v)
     tl.store(o + in_o, out, inside)
 
 
-@triton.jit(do_not_specialize=["length", "site", "threshold"])
+@triton.jit(do_not_specialize=["length", "site"])
 def attention_backward(
-    qkv, do, dqkv, update, seed, site, threshold, scale, softmax_scale, length, width,
+    qkv, do, dqkv, random, site, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Backward of `attention`, its weights recomputed. With P the weights, M the scaled mask:
@@ -184,7 +184,7 @@ def attention_backward(
     dV = (P M)ᵀ dO,  dP = (dO Vᵀ) M,  dS = P (dP - rowsum(dP P)) / sqrt(d),  dQ = dS K,  dK = dSᵀ Q.
     """
     in_qkv, in_o, inside, weight, mask, q, k, v = _attention(
-        qkv, update, seed, site, threshold, scale, softmax_scale, length, width, HEADS, HEAD, BLOCK
+        qkv, random, site, softmax_scale, length, width, HEADS, HEAD, BLOCK
     )
     dout = tl.load(do + in_o, inside, 0.0)
     dv = _dot(tl.trans((weight * mask).to(v.dtype)), dout)
@@ -203,9 +203,7 @@ def head(
     h, weight, labels, count, dlogits, text_loss, dh, width,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Logits, cross-entropy and their backward for one text: dlogits = (softmax - onehot) / count;
-    absent texts have label -1.
-    """
+    """One text's logits, cross-entropy and backward: dlogits = (softmax - onehot) / count."""
     text, column, inside, at = own_row(width, BLOCK)
     classes = tl.arange(0, CLASSES)
     label = tl.load(labels + text)

@@ -1,8 +1,8 @@
 """How the fused step's kernels get to the device: built ahead, in two lanes, captured as a graph.
 
-One Python function issues an update's launches in three situations: to build its Triton kernels
-(nothing runs but matrix products on whatever the buffers hold), to run the first batch of a shape,
-and to be recorded as a CUDA graph. Without a GPU it runs on Triton's interpreter, for the tests.
+One function issues an update's launches in three situations: to build its Triton kernels (nothing
+runs but torch's operations, on whatever the buffers hold), to run the first batch of a shape, and
+to be recorded as a CUDA graph. Without a GPU it runs on Triton's interpreter, for the tests.
 """
 
 from collections.abc import Callable, Iterable

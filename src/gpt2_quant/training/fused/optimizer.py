@@ -3,11 +3,10 @@
 AdamW is bound by memory: 28 bytes per parameter (weight and two moments read and written, bf16
 gradient read, bf16 copy for the next products written), so all of it is one pass.
 
-*The token table* is 31% of GPT-2's parameters, and a batch touches about 500 of its 50,257 rows. A
-row without a gradient still moves under AdamW, by its decaying momentum. `catch_up` does that when
-the row is next read, all missed updates at once in registers: the same updates in the same order,
-at 1% of the bytes. After CATCH_UP of them the first moment has shrunk by 0.9**256 = 2e-12 and no
-further update can change an FP32 weight; the rest is two powers.
+*The token table* is 31% of GPT-2's parameters, and a batch touches 1% of its rows. A row without a
+gradient still moves, by its decaying momentum. `catch_up` does that when the row is next read, all
+missed updates at once in registers. After CATCH_UP of them the first moment has shrunk by 0.9**256
+= 2e-12 and no further update can change an FP32 weight; the rest is two powers.
 """
 
 import numpy as np
@@ -88,8 +87,8 @@ def adamw_rows(
 
 @triton.jit
 def catch_up(p, m, v, rows, n_rows, current, schedule, update, width, BLOCK: tl.constexpr):
-    """Give rows the updates that they missed. `current[row]` counts those they have had; -1 means
-    no gradient yet, ever: both moments are zero and there is nothing to give.
+    """Give rows the updates that they missed. `current[row]` counts those they have had; -1: never
+    had a gradient, so there is nothing to give.
     """
     program, column, inside, _ = own_row(width, BLOCK)
     if program < tl.load(n_rows):
@@ -144,7 +143,7 @@ def token_gradient(
     dx, starts, order, n_rows, gradient, width, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
     """Gradient of each touched row of the token table: the sum of dx over its occurrences,
-    `order[starts[i]:starts[i + 1]]`. Rows from n_rows on become zero: all may be summed.
+    `order[starts[i]:starts[i + 1]]`; zero from n_rows on.
     """
     program, column, inside, out = own_row(width, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)

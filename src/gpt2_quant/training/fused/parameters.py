@@ -20,9 +20,9 @@ POSITIONS, TOKENS, HEAD = "transformer.wpe.weight", "transformer.wte.weight", "s
 
 @dataclass(frozen=True)
 class Affine:
-    """Weight and bias of a matrix product (compute dtype) or a norm (FP32), with their gradients.
+    """A matrix product's weight and bias (compute dtype) or a norm's (FP32), and their gradients.
 
-    Gradients of vectors are partial sums, of which chunk c begins `n_vectors` c further on.
+    Those of vectors are partial sums, of which chunk c begins `n_vectors` c further on.
     """
 
     weight: Tensor
@@ -32,8 +32,8 @@ class Affine:
 
 
 class FlatParameters:
-    """`flat` has weights and both moments, each FP32 [all parameters]; `current` says through which
-    update each row of the token table has come (optimizer.catch_up), -1: never had a gradient.
+    """`flat` has weights and both moments, each FP32 [all parameters]; `current` counts the updates
+    of each row of the token table (optimizer.catch_up).
     """
 
     def __init__(self, model: PreTrainedModel, compute: torch.dtype):
@@ -97,7 +97,7 @@ class FlatParameters:
         return tuple(flat[start : start + n] for flat in self.flat.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>`: views, as in a checkpoint."""
+        """Views, named as in a checkpoint."""
         flats = self.flat.items()
         return {f"{part}.{n}": self._view(flat, n) for part, flat in flats for n in self.names}
 

@@ -2,10 +2,9 @@
 
 It computes what `PlainStep` computes under bf16 autocast, launched differently:
 
-* *No autograd, no copies.* Both passes are written out: products write into buffers made once.
-* *No compiler.* Products are cuBLAS's, everything between two of them is one Triton kernel.
-* *No launches.* A batch shape [B, L] runs once as it stands and is captured as a CUDA graph; from
-  then on an update is one small copy and one graph launch.
+* *No autograd, no compiler.* Both passes are written out. Products are cuBLAS's and write into
+  buffers made once; everything between two of them is one Triton kernel.
+* *No launches.* A batch shape [B, L] runs once as it stands and is captured as a CUDA graph.
 * *Two lanes.* Only the optimizer needs a weight's gradient, so it is computed on a second stream
   beside the chain of input gradients: each product alone is too small to fill the GPU.
 * *Nothing that is not read.* After the last attention only each text's last token is left.
@@ -59,14 +58,14 @@ class FusedStep:
         self.buffers = buffers.Buffers(self.config, self.texts, self.longest, compute, device)
         self.coefficient = torch.zeros(1, device=device)
         self.squares = torch.zeros((self.depth + 3) * PARTIALS, device=device)
-        p = self.config.resid_pdrop
-        self.dropout = (int(p * 2**32), 1 / (1 - p))  # threshold of random words, scale
         rates = plan.learning_rates(len(tokens))
         self.schedule = optimizer.schedule(rates).to(device)
         self.losses = torch.full((len(rates),), torch.nan, device=device)
-        self.step = torch.zeros(1, dtype=torch.int32, device=device)
-        seed = int(np.random.SeedSequence(plan.seed).generate_state(1)[0] >> 1)
-        self.seed = torch.tensor([seed], dtype=torch.int32, device=device)
+        p, (seed,) = self.config.resid_pdrop, np.random.SeedSequence(plan.seed).generate_state(1)
+        random = np.array([0, seed >> 1, int(p * 2**32), 0], dtype=np.uint32)
+        random[3:] = np.array([1 / (1 - p)], dtype=np.float32).view(np.uint32)
+        self.random = torch.from_numpy(random.view(np.int32)).to(device)  # see kernels._dropped
+        self.step = self.random[:1]
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.lanes = Lanes(device)
         lengths = [length for length in (16, 32, 64, 128) if length <= self.longest]
@@ -106,10 +105,6 @@ class FusedStep:
         """One program per `block` of n elements; such kernels end with `n`."""
         self.lanes.run(kernel, cdiv(n, block), *arguments, n, BLOCK=block, **options)
 
-    def _random(self, site: int) -> tuple:
-        """The arguments that name a dropout site to a kernel."""
-        return (self.step, self.seed, site, *self.dropout)
-
     def _catch_up(self, tokens: Tensor, n_tokens: Tensor) -> None:
         trained, current = self.parameters.trained(TOKENS), self.parameters.current
         schedule = self.schedule, self.step
@@ -142,11 +137,11 @@ class FusedStep:
         torch.addmm(product.bias, x[:rows], product.weight, out=out[:rows])
 
     def _attention(self, kernel, layer: int, *tensors: Tensor) -> None:
-        heads, random = self.config.n_head, self._random(3 * layer + 1)
-        head, block = self.width // heads, max(16, next_power_of_2(self.length))
+        heads, length, width = self.config.n_head, self.length, self.width
+        head, block, warps = width // heads, next_power_of_2(length), 8 if length > 64 else 4
         self.lanes.run(
-            kernel, self.texts * heads, *tensors, *random, head**-0.5, self.length, self.width,
-            HEADS=heads, HEAD=head, BLOCK=block, num_warps=8 if self.length > 64 else 4,
+            kernel, self.texts * heads, *tensors, self.random, 3 * layer + 1, head**-0.5, length,
+            width, HEADS=heads, HEAD=head, BLOCK=max(16, block), num_warps=warps,
         )  # fmt: skip
 
     def _add_norm(self, x: Tensor, y: Tensor, i: int, site: int, rows: int, embed=False) -> None:
@@ -154,7 +149,7 @@ class FusedStep:
         affine, norm = self.parameters.norms[i], self.buffers.norms[i]
         self._rowwise(
             kernels.add_norm, rows, x, y, self.batch.ids, affine.weight, affine.bias,
-            norm.x, norm.h, norm.mean, norm.rstd, *self._random(site), self.length,
+            norm.x, norm.h, norm.mean, norm.rstd, self.random, site, self.length,
             self.config.layer_norm_epsilon, EMBED=embed,
         )  # fmt: skip
 
@@ -198,7 +193,7 @@ class FusedStep:
     def _product_backward(
         self, dy: Tensor, product: Affine, x: Tensor, dx: Tensor, rows: int
     ) -> None:
-        """dx = dy Wᵀ here; gradients of weight, xᵀ dy, and bias, sum of dy, on the other stream."""
+        """dx = dy Wᵀ; gradients of weight, xᵀ dy, and bias, sum of dy, on the other stream."""
         self.lanes.beside(self._product_gradients, product, x[:rows], dy[:rows])
         torch.mm(dy[:rows], product.weight.t(), out=dx[:rows])
 
@@ -211,7 +206,7 @@ class FusedStep:
         norm, affine = self.buffers.norms[i], self.parameters.norms[i]
         read = norm.x, norm.mean, norm.rstd
         self._rowwise(
-            kernels.norm_backward, rows, norm.dh, *read, affine.weight, dx, dy, *self._random(site)
+            kernels.norm_backward, rows, norm.dh, *read, affine.weight, dx, dy, self.random, site
         )
         self.lanes.beside(self._column_sums, affine, norm.dh, rows, 64, *read)
 
