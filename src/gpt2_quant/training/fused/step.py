@@ -106,11 +106,8 @@ class FusedStep:
         self.lanes.run(kernel, cdiv(n, block), *arguments, n, BLOCK=block, **options)
 
     def _catch_up(self, tokens: Tensor, n_tokens: Tensor) -> None:
-        trained, current = self.parameters.trained(TOKENS), self.parameters.current
-        schedule = self.schedule, self.step
-        self._rowwise(
-            optimizer.catch_up, len(tokens), *trained, tokens, n_tokens, current, *schedule
-        )
+        state = *self.parameters.trained(TOKENS), tokens, n_tokens, self.parameters.current
+        self._rowwise(optimizer.catch_up, len(tokens), *state, self.schedule, self.step)
 
     def _forward(self) -> None:
         parameters, buffers, rows = self.parameters, self.buffers, self.rows
@@ -204,10 +201,9 @@ class FusedStep:
     def _norm_backward(self, i: int, dx: Tensor, site: int, rows: int, dy: Tensor) -> None:
         """dx += d norm(dh), dy its dropped copy; the norm's own gradients on the other stream."""
         norm, affine = self.buffers.norms[i], self.parameters.norms[i]
-        read = norm.x, norm.mean, norm.rstd
-        self._rowwise(
-            kernels.norm_backward, rows, norm.dh, *read, affine.weight, dx, dy, self.random, site
-        )
+        read, random = (norm.x, norm.mean, norm.rstd), (self.random, site)
+        backward, weight = kernels.norm_backward, affine.weight
+        self._rowwise(backward, rows, norm.dh, *read, weight, dx, dy, *random)
         self.lanes.beside(self._column_sums, affine, norm.dh, rows, 64, *read)
 
     def _column_sums(self, affine: Affine, dy: Tensor, rows: int, block: int, *norm: Tensor):
@@ -220,31 +216,23 @@ class FusedStep:
         )  # fmt: skip
 
     def _square_sums(self, slot: int, gradients: Tensor) -> None:
-        out, n = self.squares[slot * PARTIALS :], gradients.numel()
-        self.lanes.run(
-            optimizer.square_sums, PARTIALS, gradients, out, n, PROGRAMS=PARTIALS, BLOCK=1024
-        )
+        sums, out, n = optimizer.square_sums, self.squares[slot * PARTIALS :], gradients.numel()
+        self.lanes.run(sums, PARTIALS, gradients, out, n, PROGRAMS=PARTIALS, BLOCK=1024)
 
     def _clip_and_step(self) -> None:
         parameters, buffers, batch = self.parameters, self.buffers, self.batch
         positions, tokens = buffers.position_gradients, buffers.token_gradients
-        self._rowwise(
-            optimizer.position_gradient, self.longest, buffers.dx0, positions, self.texts,
-            self.length,
-        )  # fmt: skip
-        self._rowwise(
-            optimizer.token_gradient, self.rows, buffers.dx0, batch.starts, batch.order,
-            batch.n_touched, tokens, ROWS=4,
-        )  # fmt: skip
+        dx, shape = buffers.dx0, (self.texts, self.length)
+        self._rowwise(optimizer.position_gradient, self.longest, dx, positions, *shape)
+        index = batch.starts, batch.order, batch.n_touched
+        self._rowwise(optimizer.token_gradient, self.rows, dx, *index, tokens, ROWS=4)
         self.lanes.join()
         vectors, partials = parameters.vector_gradients, parameters.vector_partials
         self._flat(optimizer.reduce_partials, 512, len(vectors), partials, vectors, CHUNKS=CHUNKS)
         for slot, gradients in enumerate((vectors, positions, tokens[: self.rows]), self.depth):
             self._square_sums(slot, gradients)
-        n_squares = len(self.squares), CLIP_NORM
-        self.lanes.run(
-            optimizer.clip_coefficient, 1, self.squares, self.coefficient, *n_squares, BLOCK=1024
-        )
+        clip, squares, n = optimizer.clip_coefficient, self.squares, len(self.squares)
+        self.lanes.run(clip, 1, squares, self.coefficient, n, CLIP_NORM, BLOCK=1024)
         first_vector = parameters.n_matrices
         self._adamw(0, parameters.matrix_gradients, parameters.copy)
         self._adamw(first_vector, vectors, parameters.copy[first_vector:])
@@ -272,10 +260,5 @@ class FusedStep:
         self.step.fill_(update)
 
     def facts(self) -> dict:
-        graphs = len(self.graphs)
-        return {
-            "step": "fused",
-            "shapes_captured": graphs,
-            "processes": 1,
-            "micro_batch": self.texts,
-        }
+        shapes = {"micro_batch": self.texts, "shapes_captured": len(self.graphs)}
+        return {"step": "fused", "processes": 1, **shapes}
