@@ -1,31 +1,26 @@
 """Fine-tuning speed: this repository's training step against transformers' Trainer, same rows,
 batch, updates, machine.
 
-  python benchmarks/bench_training.py --base-model FOLDER --dataset FOLDER                  # ends after --minutes, 3.8
-  python benchmarks/bench_training.py --updates 200 --seeds 0 --variants ours trainer_best   # less of it
+  python benchmarks/bench_training.py --base-model FOLDER --dataset FOLDER  # ends after --minutes
+  python benchmarks/bench_training.py --updates 200 --seeds 0 --variants ours trainer_best
 
 Every variant trains in a process of its own, so that its cold wall time (imports, tokenizing,
-compiling, training, no evaluation) and its peak memory are its own; the peak is of the first
-training whole. ms an update is the time after the first third of the updates, the device waited for
-at both ends, of the fastest seed. What happens once a run is not in it: compiling, which is over by
-then, and our first batch of a length, which is captured as a graph and is left out where one comes
-later. Accuracy is on the validation split after the same number of updates of the same size, mean
-and deviation over seeds: speed that costs accuracy would show there. `ours` and `trainer_default`
-train once a seed, the other two with the first one only. What a variant has not finished after
---minutes of the whole is given up, and one that fails is named with its fault; the seeds that it
-had finished, and the other variants, stand.
+compiling, training, no evaluation) and its peak memory (of the first training) are its own. ms an
+update is the time after the first third of the updates, from idle device to idle device, of the
+fastest seed; without our first batch of a length, which is captured as a graph. Accuracy is on the
+validation split, mean and deviation over seeds: speed that costs accuracy would show there. `ours`
+and `trainer_default` train once a seed, the other two with the first one only. What is not finished
+after --minutes is given up, and what fails is named with its fault; the rest stands.
 
 trainer_best gets what it takes to compile once: lengths dynamic from the start (Accelerate's own
 switch), and the kind of problem named in the config, which transformers else writes there in the
 first forward pass, and torch.compile compiles anew.
 
 The floor is what the update cannot do without on this machine, from ceilings measured here: bytes
-that AdamW must move (28 a parameter in the blocks: weight and two moments read and written, bf16
-gradient read, bf16 copy written) over the rate of a large copy, plus 6 x parameters x real tokens
-operations over the rate of a large bf16 product.
+that AdamW must move (28 a parameter in the blocks) over the rate of a large copy, plus 6 x
+parameters x real tokens operations over the rate of a large bf16 product.
 
-Where the time of one of our updates goes, kernel by kernel, and what did not help, stands in
-benchmarks/README.md. Prints a table, and as the last line the same as JSON.
+Prints a table, and as the last line the same as JSON.
 """
 
 import json
@@ -38,22 +33,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 STARTED = time.perf_counter()
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from gpt2_quant import cli as common  # noqa: E402
+from gpt2_quant.errors import UserError, run  # noqa: E402
 
 BEST = {"bf16": True, "tf32": True, "train_sampling_strategy": "group_by_length"}
 VARIANTS = {  # name: (what it is, Trainer's arguments; None for our own loop)
     "ours": ("this repository", None),
     "trainer_bf16": ("Trainer, bf16, tf32, dynamic padding, grouped by length", BEST),
     "trainer_best": ("the same with torch.compile", BEST | {"torch_compile": True}),
-    "trainer_default": (
-        "Trainer, defaults, padded to 128",
-        {},
-    ),  # last: the slowest, and what a shortage of time costs least
+    # Last: the slowest, and what a shortage of time costs least.
+    "trainer_default": ("Trainer, defaults, padded to 128", {}),
 }
 EVERY_SEED = ("ours", "trainer_default")
 COMPARED_ROWS = 1_000  # validation rows that every variant is scored on
@@ -62,52 +54,27 @@ COMPARED_ROWS = 1_000  # validation rows that every variant is scored on
 def flags():
     parser = common.parser(__doc__)
     add = parser.add_argument_group("benchmark flags").add_argument
-    add(
-        "--updates",
-        type=common.positive_int,
-        default=300,
-        metavar="N",
-        help="updates a training (default: 300)",
-    )
-    add(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2],
-        metavar="N",
-        help="trainings a variant, see above (default: 0 1 2)",
-    )
-    add(
-        "--learning-rate",
-        type=float,
-        default=5e-5,
-        metavar="RATE",
-        help="peak rate, for all (default: 5e-5)",
-    )
-    add(
-        "--variants",
-        nargs="+",
-        choices=sorted(VARIANTS),
-        default=list(VARIANTS),
-        help="which to run (default: all)",
-    )
-    add(
-        "--minutes",
-        type=float,
-        default=3.8,
-        metavar="MIN",
-        help="end of the whole (default: 3.8; a CPU takes longer)",
-    )
-    add(
-        "--worker",
-        choices=sorted(VARIANTS),
-        help="run one variant in this process and print its JSON",
-    )
+    # fmt: off
+    add("--updates", type=common.positive_int, default=300, metavar="N",
+        help="updates a training (default: 300)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N",
+        help="trainings a variant, see above (default: 0 1 2)")
+    add("--learning-rate", type=float, default=5e-5, metavar="RATE",
+        help="peak rate, for all (default: 5e-5)")
+    add("--variants", nargs="+", choices=sorted(VARIANTS), default=list(VARIANTS),
+        help="which to run (default: all)")
+    add("--minutes", type=float, default=3.8, metavar="MIN",
+        help="end of the whole (default: 3.8; a CPU takes longer)")
+    add("--worker", choices=sorted(VARIANTS),
+        help="run one variant in this process and print its JSON")
+    # fmt: on
     return parser.parse_args()
 
 
 def prepare(args):
     """Settings, base folder, tokenizer, and tokens of train and of the compared validation rows."""
+    import numpy as np
+
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.hub import fetch_model_folder
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
@@ -119,12 +86,12 @@ def prepare(args):
     tokenizer = load_tokenizer(base)
     # No cache of tokens: the first variant would fill it for the others, and tokenizing is a part
     # of the cold time.
-    tokens = {
-        n: tokenize(tokenizer, replace(splits[n], cache=None), settings.max_length)
-        for n in ("train", "validation")
-    }
-    kept = range(min(COMPARED_ROWS, len(tokens["validation"])))
-    return settings, base, tokenizer, tokens["train"], select_rows(tokens["validation"], list(kept))
+    train, validation = (
+        tokenize(tokenizer, replace(splits[name], cache=None), settings.max_length)
+        for name in ("train", "validation")
+    )
+    kept = np.arange(min(COMPARED_ROWS, len(validation)))
+    return settings, base, tokenizer, train, select_rows(validation, kept)
 
 
 def plan_of(args, settings, rows: int, seed: int):
@@ -132,9 +99,8 @@ def plan_of(args, settings, rows: int, seed: int):
 
     epochs = math.ceil(args.updates * settings.batch_size / rows)
     precision = "bf16" if settings.device == "cuda" else "fp32"
-    return Plan(
-        epochs, args.learning_rate, settings.batch_size, seed, precision, max_steps=args.updates
-    )
+    rest = settings.batch_size, seed, precision, args.updates
+    return Plan(epochs, args.learning_rate, *rest)
 
 
 def wait(device: str) -> float:
@@ -147,9 +113,7 @@ def wait(device: str) -> float:
 
 
 def train_ours(args, settings, base, tokenizer, train, seed):
-    """Our loop's batches through our step; returns (model, seconds of the updates timed, their
-    number).
-    """
+    """Our loop's batches through our step; returns model, seconds of the updates timed, number."""
     from accelerate import Accelerator
 
     from gpt2_quant.data.tokens import length_grouped_batches
@@ -159,23 +123,20 @@ def train_ours(args, settings, base, tokenizer, train, seed):
 
     common.seed_everything(seed)
     plan = plan_of(args, settings, len(train), seed)
-    accelerator = Accelerator(
-        cpu=settings.device == "cpu", mixed_precision="bf16" if plan.precision == "bf16" else "no"
-    )
+    precision = "bf16" if plan.precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=precision)
     model = load_classifier(base, settings.device, new_head=True)
     step = choose_step(model, train, plan, accelerator)
     number, timed, seconds, met = 0, 0, 0.0, set()
     for epoch in range(plan.epochs):
-        batches = length_grouped_batches(train.lengths, plan.batch_size, seed, epoch)[
-            : args.updates - number
-        ]
+        batches = length_grouped_batches(train.lengths, plan.batch_size, seed, epoch)
+        batches = batches[: args.updates - number]
         step.begin_epoch(batches)
         start = wait(settings.device)
         for batch, rows in enumerate(batches):
             length = padded_length(int(train.lengths[rows].max()))
-            untimed = number < args.updates // 3 or (
-                settings.device == "cuda" and length not in met
-            )
+            captured = settings.device == "cuda" and length not in met
+            untimed = captured or number < args.updates // 3
             if untimed:  # stop the clock while this one runs
                 seconds += wait(settings.device) - start
             step.update(number, batch)
@@ -190,7 +151,7 @@ def train_ours(args, settings, base, tokenizer, train, seed):
 
 
 def train_trainer(args, settings, base, tokenizer, train, seed, options):
-    """transformers' Trainer on the same rows; returns what train_ours does, of the last two thirds."""
+    """transformers' Trainer on the same rows; returns what train_ours does."""
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
     from gpt2_quant.models.loading import load_classifier
@@ -203,35 +164,26 @@ def train_trainer(args, settings, base, tokenizer, train, seed, options):
             if state.global_step in (warm, args.updates):
                 at[state.global_step] = wait(settings.device)
 
-    padded = "longest" if options else "max_length"
-    rows = [
-        {"input_ids": train.row(i).tolist(), "labels": int(train.labels[i])}
-        for i in range(len(train))
-    ]
-    plan = plan_of(args, settings, len(train), seed)
+    labels = train.labels.tolist()
+    rows = [{"input_ids": train.row(i).tolist(), "labels": label} for i, label in enumerate(labels)]
     model = load_classifier(base, settings.device, new_head=True)
-    if settings.device == "cpu":
-        options = {
-            name: value for name, value in options.items() if name != "tf32"
-        }  # which Trainer refuses without a GPU
+    if settings.device == "cpu":  # without a GPU Trainer refuses tf32
+        options = {name: value for name, value in options.items() if name != "tf32"}
     if "torch_compile" in options:
         os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "1"
         model.config.problem_type = "single_label_classification"
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(settings.models_dir / "bench_trainer"),
-            per_device_train_batch_size=settings.batch_size, max_steps=args.updates, learning_rate=args.learning_rate,
-            warmup_steps=math.ceil(0.06 * args.updates), seed=seed, save_strategy="no", report_to="none",
-            use_cpu=settings.device == "cpu", disable_tqdm=True, logging_steps=args.updates, **options,
-        ),
-        train_dataset=rows,
-        data_collator=DataCollatorWithPadding(
-            tokenizer, padding=padded, max_length=settings.max_length, pad_to_multiple_of=8 if options else None
-        ),
-        callbacks=[Clock()],
+    arguments = TrainingArguments(
+        output_dir=str(settings.models_dir / "bench_trainer"), max_steps=args.updates,
+        per_device_train_batch_size=settings.batch_size, learning_rate=args.learning_rate,
+        warmup_steps=math.ceil(0.06 * args.updates), seed=seed, save_strategy="no",
+        report_to="none", use_cpu=settings.device == "cpu", disable_tqdm=True,
+        logging_steps=args.updates, **options,
     )  # fmt: skip
-    assert plan.updates(len(train)) == args.updates
+    padding = {"padding": "longest", "pad_to_multiple_of": 8}
+    if not options:
+        padding = {"padding": "max_length", "max_length": settings.max_length}
+    collator = DataCollatorWithPadding(tokenizer, **padding)
+    trainer = Trainer(model, arguments, collator, rows, callbacks=[Clock()])
     trainer.train()
     return model, at[args.updates] - at[warm], args.updates - warm
 
@@ -241,8 +193,6 @@ def worker(args) -> None:
 
     The first training's wall time, from the start of the process, is the cold one.
     """
-    import torch
-
     settings, base, tokenizer, train, validation = prepare(args)
     from gpt2_quant.measure.predictions import predict
 
@@ -251,35 +201,37 @@ def worker(args) -> None:
     row["tokens_per_update"] = float(train.lengths.mean()) * settings.batch_size
     for seed in args.seeds if args.worker in EVERY_SEED else args.seeds[:1]:
         arguments = (args, settings, base, tokenizer, train, seed)
-        model, seconds, timed = (
-            train_ours(*arguments) if options is None else train_trainer(*arguments, options)
-        )
+        if options is None:
+            model, seconds, timed = train_ours(*arguments)
+        else:
+            model, seconds, timed = train_trainer(*arguments, options)
         if not row["seeds"]:
             row["cold_wall_s"] = wait(settings.device) - STARTED
-            # Of the GPU what tensors took; of a CPU what the whole process did, which Linux counts
-            # in KiB.
-            memory = (
-                torch.cuda.max_memory_allocated()
-                if on_gpu
-                else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            )
-            row |= {"peak_memory_bytes": memory, "parameters": count_parameters(model)}
+            row["peak_memory_bytes"] = peak_memory_bytes(on_gpu)
+            row["parameters"] = count_parameters(model)
             row |= ceilings() if on_gpu else {}
         row["seeds"].append(seed)
         row["ms_per_update"].append(1000 * seconds / timed)
-        logits = predict(
-            model.eval(), validation, 64, tokenizer.pad_token_id, f"{args.worker}, seed {seed}"
-        )
+        words = f"{args.worker}, seed {seed}"
+        logits = predict(model.eval(), validation, 64, tokenizer.pad_token_id, words)
         row["accuracy"].append(float((logits.argmax(1) == validation.labels).mean()))
         row["tokens_per_s"] = 1000 * row["tokens_per_update"] / min(row["ms_per_update"])
         if on_gpu:
-            row["floor_ms"] = 1000 * 28 * row["parameters"] / row["bytes_per_s"]
-            row["floor_ms"] += (
-                1000 * 6 * row["parameters"] * row["tokens_per_update"] / row["operations_per_s"]
-            )
+            seconds = 28 * row["parameters"] / row["bytes_per_s"]
+            operations = 6 * row["parameters"] * row["tokens_per_update"]
+            row["floor_ms"] = 1000 * (seconds + operations / row["operations_per_s"])
             row["share_of_floor"] = row["floor_ms"] / min(row["ms_per_update"])
         print(json.dumps(row), flush=True)
         del model
+
+
+def peak_memory_bytes(on_gpu: bool) -> int:
+    """Of the GPU what tensors took; of a CPU what the whole process did."""
+    import torch
+
+    if on_gpu:
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # which Linux counts in KiB
 
 
 def count_parameters(model) -> int:
@@ -315,9 +267,8 @@ def main() -> None:
         worker(args)
         return
     if args.updates < 3:
-        raise common.UserError(
-            f"--updates {args.updates} leaves too few to time after the first third: give 3 or more"
-        )
+        fault = f"--updates {args.updates} leaves too few to time after the first third"
+        raise UserError(f"{fault}: give 3 or more")
     end, results = STARTED + 60 * args.minutes, []
     for name in args.variants:
         print(f"{name}: {VARIANTS[name][0]}", file=sys.stderr, flush=True)
@@ -327,11 +278,8 @@ def main() -> None:
     baseline = next((row for row in timed if row["variant"] == "trainer_default"), None)
     for row in timed if baseline else []:
         row["times_trainer_default"] = min(baseline["ms_per_update"]) / min(row["ms_per_update"])
-    print(
-        json.dumps(
-            {"updates": args.updates, "wall_s": time.perf_counter() - STARTED, "results": results}
-        )
-    )
+    wall_s = time.perf_counter() - STARTED
+    print(json.dumps({"updates": args.updates, "wall_s": wall_s, "results": results}))
     if any("fault" in row for row in results):
         sys.exit(1)
 
@@ -372,9 +320,11 @@ def line(row: dict) -> str:
     accuracy += f" ± {statistics.stdev(row['accuracy']):.4f}" if len(row["accuracy"]) > 1 else ""
     share = f"  {100 * row['share_of_floor']:3.0f}% of floor" if "share_of_floor" in row else ""
     fault = f"  then: {row['fault']}" if "fault" in row else ""
+    gib = row["peak_memory_bytes"] / 2**30
     return (
-        f"{title} {min(row['ms_per_update']):8.2f} ms  cold {row['cold_wall_s']:6.1f} s  {row['tokens_per_s']:10,.0f} tokens/s  "
-        f"{row['peak_memory_bytes'] / 2**30:5.1f} GiB  {accuracy}, n = {len(row['seeds'])}{share}{fault}"
+        f"{title} {min(row['ms_per_update']):8.2f} ms  cold {row['cold_wall_s']:6.1f} s  "
+        f"{row['tokens_per_s']:10,.0f} tokens/s  {gib:5.1f} GiB  "
+        f"{accuracy}, n = {len(row['seeds'])}{share}{fault}"
     )
 
 
@@ -386,12 +336,10 @@ def tell_and_raise() -> None:
         if "--worker" in sys.argv:
             name = sys.argv[sys.argv.index("--worker") + 1]
             said = (str(fault).strip() or "no message").splitlines()[0]
-            print(
-                json.dumps({"variant": name, "fault": f"{type(fault).__name__}: {said}"}),
-                flush=True,
-            )
+            row = {"variant": name, "fault": f"{type(fault).__name__}: {said}"}
+            print(json.dumps(row), flush=True)
         raise
 
 
 if __name__ == "__main__":
-    common.run(tell_and_raise)
+    run(tell_and_raise)

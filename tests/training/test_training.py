@@ -25,7 +25,6 @@ from torch.nn.functional import cross_entropy
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import length_grouped_batches, pad_batch, tokenize
 from gpt2_quant.errors import UserError
-from gpt2_quant.training import run as training_run
 from gpt2_quant.training.checkpoints import Checkpoints, checksum, exclusive
 from gpt2_quant.training.evaluation import Scorer, select_rows
 from gpt2_quant.training.loop import Plan, Training, curve
@@ -48,13 +47,14 @@ def base(tiny_tokenizer):
 def run(base, tokens, folder, plan=PLAN, minutes=60.0, identity=None, step_class=PlainStep):
     """Train a copy of `base`; returns (best weights, progress, step)."""
     torch.set_num_threads(1)
-    step = step_class(copy.deepcopy(base), tokens, plan, Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    step = step_class(copy.deepcopy(base), tokens, plan, accelerator)
 
     def validate() -> dict:
         return {"accuracy": 0.25, "loss": float(step.losses[~step.losses.isnan()].mean())}
 
     checkpoints = Checkpoints(folder, identity or {"--seed": "3"}, minutes)
-    return *Training(step, tokens, plan, validate, checkpoints, "cpu").run(), step
+    return *Training(step, tokens, plan, validate, checkpoints, accelerator).run(), step
 
 
 def test_learning_rate_rises_over_six_percent_of_the_updates_and_falls_to_almost_zero():
@@ -113,17 +113,15 @@ def test_every_row_is_trained_on_once_an_epoch_in_the_order_of_seed_and_epoch(
             super().update(number, batch)
 
     run(base, tokens, tmp_path, step_class=Recording)
-    assert [rows.tolist() for rows in seen[:8]] == [
-        r.tolist() for r in length_grouped_batches(tokens.lengths, 8, 3, 0)
-    ]
+    expected = length_grouped_batches(tokens.lengths, 8, 3, 0)
+    assert [rows.tolist() for rows in seen[:8]] == [rows.tolist() for rows in expected]
     for epoch in (seen[:8], seen[8:]):
         assert sorted(np.concatenate(epoch).tolist()) == list(range(60))
 
 
 def test_the_best_epoch_is_the_most_accurate_then_the_one_with_least_loss(base, tokens, tmp_path):
-    step = PlainStep(
-        copy.deepcopy(base), tokens, Plan(4, 1e-3, 32, 0, "fp32"), Accelerator(cpu=True)
-    )
+    plan, accelerator = Plan(4, 1e-3, 32, 0, "fp32"), Accelerator(cpu=True)
+    step = PlainStep(copy.deepcopy(base), tokens, plan, accelerator)
     answers = iter([(0.5, 2.0), (0.7, 1.5), (0.7, 1.2), (0.6, 0.1)])
     kept = {}
 
@@ -132,9 +130,8 @@ def test_the_best_epoch_is_the_most_accurate_then_the_one_with_least_loss(base, 
         kept[loss] = step.named["score.weight"].detach().clone()
         return {"accuracy": accuracy, "loss": loss}
 
-    plan = Plan(4, 1e-3, 32, 0, "fp32")
     checkpoints = Checkpoints(tmp_path, {}, 60)
-    weights, progress = Training(step, tokens, plan, validate, checkpoints, "cpu").run()
+    weights, progress = Training(step, tokens, plan, validate, checkpoints, accelerator).run()
     assert progress.best["epoch"] == 3
     assert torch.equal(weights["score.weight"], kept[1.2])
 
@@ -156,34 +153,30 @@ def test_validation_sees_what_a_step_puts_off(base, tokens, tmp_path):
             return super().tensors()
 
     plan = Plan(2, 1e-3, 32, 0, "fp32")
-    step, seen = Late(copy.deepcopy(base), tokens, plan, Accelerator(cpu=True)), []
+    accelerator, seen = Accelerator(cpu=True), []
+    step = Late(copy.deepcopy(base), tokens, plan, accelerator)
 
     def validate():
         seen.append(step.late)
         return {"accuracy": 0.5, "loss": 1.0}
 
-    Training(step, tokens, plan, validate, Checkpoints(tmp_path, {}, 60), "cpu").run()
+    checkpoints = Checkpoints(tmp_path, {}, 60)
+    Training(step, tokens, plan, validate, checkpoints, accelerator).run()
     assert seen == [0, 0]
 
 
 def test_the_curve_has_a_row_an_update_window_and_validation_at_epoch_ends():
     plan = Plan(2, 1e-3, 8, 0, "fp32")
     losses = torch.arange(1200, dtype=torch.float32)
-    frame = curve(
-        losses,
-        plan,
-        4800,
-        [
-            {"update": 600, "loss": 0.5, "accuracy": 0.8},
-            {"update": 1200, "loss": 0.4, "accuracy": 0.9},
-        ],
-    )
+    validations = [
+        {"epoch": 1, "update": 600, "loss": 0.5, "accuracy": 0.8},
+        {"epoch": 2, "update": 1200, "loss": 0.4, "accuracy": 0.9},
+    ]
+    frame = curve(losses, plan, 4800, validations)
     assert len(frame) == 400 and frame["step"].iloc[-1] == 1200  # windows of three
     assert frame["train_loss"].iloc[0] == 1.0  # mean of 0, 1, 2
-    assert frame.set_index("step")["validation_accuracy"].dropna().to_dict() == {
-        600: 0.8,
-        1200: 0.9,
-    }
+    accuracies = frame.set_index("step")["validation_accuracy"].dropna()
+    assert accuracies.to_dict() == {600: 0.8, 1200: 0.9}
 
 
 # Interruptions
@@ -206,12 +199,8 @@ def kill_and_resume(folder: Path) -> None:
     titles, _, labels = generate_corpus(60, seed=7)
     tokenizer = train_tokenizer(titles, vocab_size=400)
     tokens = tokenize(tokenizer, Split("train", titles, labels, "test"), 24)
-    base, context, draw, kills = (
-        make_tiny_gpt2(tokenizer),
-        multiprocessing.get_context("fork"),
-        random.Random(0),
-        0,
-    )
+    base, context = make_tiny_gpt2(tokenizer), multiprocessing.get_context("fork")
+    draw, kills = random.Random(0), 0
     for name in ("whole", "killed"):
         (folder / name).mkdir()
     child = context.Process(target=_train_in_child, args=(base, tokens, folder / "whole", 60.0))
@@ -236,23 +225,18 @@ def kill_and_resume(folder: Path) -> None:
 
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
     """SIGKILL, with a checkpoint after every update: most kills meet one being written."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}",
-    }
+    path = f"{ROOT / 'src'}:{ROOT / 'tests'}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, __file__, str(tmp_path)]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     whole, killed = (load_file(tmp_path / name / "end.safetensors") for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys() and all(
-        torch.equal(whole[name], killed[name]) for name in whole
-    )
-    assert len(list((tmp_path / "killed").glob("update-*"))) == 2 and not list(
-        (tmp_path / "killed").glob(".update-*")
-    )
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert len(list((tmp_path / "killed").glob("update-*"))) == 2
+    assert not list((tmp_path / "killed").glob(".update-*"))
 
 
 def test_an_interrupt_finishes_the_update_and_checkpoints_it(base, tokens, tmp_path):
@@ -265,13 +249,10 @@ def test_an_interrupt_finishes_the_update_and_checkpoints_it(base, tokens, tmp_p
     started = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         run(base, tokens, tmp_path, step_class=Interrupted)
-    assert [path.name for path in sorted(tmp_path.glob("update-*"))] == [
-        "update-00000006.safetensors"
-    ]
+    assert [path.name for path in tmp_path.glob("update-*")] == ["update-00000006.safetensors"]
     state = Checkpoints(tmp_path, {"--seed": "3"}, 60).load()[1]
-    assert (
-        state["update"] == 6 and 0 < state["training_s"] <= time.perf_counter() - started
-    )  # that of its six updates
+    # The time is that of its six updates.
+    assert state["update"] == 6 and 0 < state["training_s"] <= time.perf_counter() - started
     _, progress, _ = run(base, tokens, tmp_path)
     assert progress.resumed_from == [6] and progress.update == 16
 
@@ -296,14 +277,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(two_checkpoints,
     content = bytearray(newest.read_bytes())
     if damage == "one bit":
         content[-100] ^= 4
-    newest.write_bytes(
-        {
-            "cut short": content[:-50],
-            "one bit": content,
-            "empty": b"",
-            "not safetensors": b"x" * 100,
-        }[damage]
-    )
+    damaged = {"cut short": content[:-50], "empty": b"", "not safetensors": b"x" * 100}
+    newest.write_bytes(damaged.get(damage, content))
     tensors, progress = two_checkpoints.load()
     assert progress == {"update": 1, "epoch": 0} and tensors["model.x"][0] == 1
     assert "update-00000002.safetensors is damaged" in capsys.readouterr().err
@@ -340,12 +315,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(two_checkpoints):
 
 
 def test_one_flipped_bit_changes_the_sum_whatever_the_shape():
-    for tensor in (
-        torch.tensor(1.0),
-        torch.ones(3, dtype=torch.uint8),
-        torch.ones(5, 7),
-        torch.ones(4, 4).bfloat16(),
-    ):
+    small, half = torch.ones(3, dtype=torch.uint8), torch.ones(4, 4).bfloat16()
+    for tensor in (torch.tensor(1.0), small, torch.ones(5, 7), half):
         other = tensor.clone()
         other.view(-1).view(torch.uint8)[-1] ^= 1
         assert checksum(other) != checksum(tensor)
@@ -422,20 +393,8 @@ def test_the_progress_in_a_checkpoint_is_json(base, tokens, tmp_path):
     path = next(tmp_path.glob("update-*"))  # written at the end of the first epoch
     with safe_open(path, framework="pt") as file:
         progress = json.loads(file.metadata()["progress"])
-    assert (
-        progress["update"] == 8
-        and progress["epoch"] == 1
-        and progress["validations"][0]["epoch"] == 1
-    )
-
-
-def test_every_source_file_of_the_room_is_in_a_runs_identity_or_draws():
-    package = Path(training_run.__file__).parents[1]
-    found = {p.relative_to(package).as_posix() for p in (package / "training").rglob("*.py")}
-    beside = {"training/figures.py", "training/__init__.py", "training/fused/__init__.py"}
-    named = set(training_run.SOURCES)
-    assert found - beside == {name for name in named if name.startswith("training/")}
-    assert all((package / name).is_file() for name in named)
+    assert progress["update"] == 8
+    assert [validation["epoch"] for validation in progress["validations"]] == [1]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,9 +30,8 @@ def make(dropout: float):
     model = GPT2ForSequenceClassification(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(
-                torch.randn_like(parameter), alpha=0.1
-            )  # biases too, which start at zero
+            # Biases too, which start at zero.
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     lengths = np.array([3, 8, 1, 5, 8, 2, 4])
     random = np.random.default_rng(0)
     flat = random.integers(0, 12, lengths.sum()).astype(np.int32)
@@ -94,16 +94,11 @@ def compare_with_plain():
     fused_model = copy.deepcopy(model)
     step = FusedStep(fused_model, tokens, plan, torch.float32)
     fused = updates(step, order)
-    torch.testing.assert_close(
-        fused[0], plain[0], rtol=2e-5, atol=1e-6, equal_nan=True
-    )  # NaN: updates to come
+    # NaN: updates to come.
+    torch.testing.assert_close(fused[0], plain[0], rtol=2e-5, atol=1e-6, equal_nan=True)
     assert_same_training(fused[1], plain[1])
-    for (
-        name,
-        parameter,
-    ) in (
-        fused_model.named_parameters()
-    ):  # what validation runs, rows of the token table that lagged included
+    # What validation runs, rows of the token table that lagged included.
+    for name, parameter in fused_model.named_parameters():
         assert torch.equal(parameter, fused[1][f"model.{name}"]), name
 
     # A checkpoint of one step continues in the other, and in a fused step of its own, the same way.
@@ -167,16 +162,9 @@ def same_seed_same_bits():
 
     order = [np.array([3, 6])]
     runs = []
-    for dropout, seed in (
-        (0.3, 0),
-        (0.3, 0),
-        (0.3, 1),
-        (0.0, 0),
-    ):  # twice the same, another seed, none
+    for dropout, seed in ((0.3, 0), (0.3, 0), (0.3, 1), (0.0, 0)):
         model, tokens = make(dropout)
-        runs.append(
-            updates(FusedStep(model, tokens, Plan(1, 1e-2, 2, seed, "bf16"), torch.bfloat16), order)
-        )
+        runs.append(updates(FusedStep(model, tokens, Plan(1, 1e-2, 2, seed, "bf16")), order))
     first, second, other_seed, without = runs
     assert first[0][0] == second[0][0] and all(
         torch.equal(first[1][name], second[1][name]) for name in first[1]
@@ -236,20 +224,10 @@ def dropout_keeps_the_right_share():
 )
 def test_in_the_interpreter(check):
     """The interpreter is chosen when Triton is imported, hence a process of its own."""
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": "src",
-    }
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    ours = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": "src"}
+    command, root = [sys.executable, __file__, check], Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, __file__, check],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, env=os.environ | ours, cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -269,17 +247,10 @@ def test_packing_a_batch_by_hand():
     np.testing.assert_array_equal(
         ids.reshape(3, 8)[:, :4], [[7, 9, 9, 9], [5, 6, 5, 9], [9, 9, 9, 9]]
     )
-    assert (
-        last.tolist() == [0, 2, 0]
-        and labels.tolist() == [0, 2, -1]
-        and count.tolist() == [2]
-        and n.tolist() == [3]
-    )
-    assert (
-        touched[:3].tolist() == [5, 6, 7]
-        and order[:4].tolist() == [8, 10, 9, 0]
-        and starts[:4].tolist() == [0, 2, 3, 4]
-    )
+    assert last.tolist() == [0, 10, 16] and labels.tolist() == [0, 2, -1]
+    assert count.tolist() == [2] and n.tolist() == [3]
+    assert touched[:3].tolist() == [5, 6, 7] and order[:4].tolist() == [8, 10, 9, 0]
+    assert starts[:4].tolist() == [0, 2, 3, 4]
 
 
 @pytest.mark.gpu

@@ -1,17 +1,13 @@
 """Checkpoints of an unfinished training: any stop, at any moment, costs minutes at most.
 
-A checkpoint is one safetensors file, `update-00000500.safetensors`: weights, AdamW's two moments,
-losses so far and the best epoch's weights as tensors; progress and identity as JSON in the header.
-It is written by a thread under another name, flushed and renamed, so a kill while writing leaves
-the one before; two are kept.
-
-There are no random states to keep: whatever is random in an update (order of rows, dropout) is
-drawn from generators seeded by (seed, epoch) or (seed, update). On the CPU a resumed run ends in
-the same bits as one that was never stopped.
+A checkpoint is one safetensors file: weights, AdamW's moments, losses and the best epoch's weights
+as tensors; progress, identity and CRC-32s as JSON in the header. A thread writes it under another
+name and renames it, so a kill leaves the one before; two are kept. There are no random states to
+keep: what is random in an update is drawn from generators seeded by (seed, epoch) or (seed,
+update). On the CPU a resumed run ends in the same bits as one that was never stopped.
 
 *Identity* says what was being trained: flags, data, base weights, code, versions. A checkpoint of
-anything else is refused by name: continuing it would produce a model that no command describes.
-*Damage* shows in a CRC-32 of each tensor; a damaged checkpoint is passed over for the one before.
+anything else is refused by name: continuing it would give a model that no command describes.
 """
 
 import fcntl
@@ -51,11 +47,9 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = file.read().strip() or "unknown"
-            raise UserError(
-                f"{folder} is in use by another training (process {holder}): "
-                "wait for it, or give --models-dir another folder"
-            ) from None
+            fault = f"in use by another training (process {file.read().strip() or 'unknown'})"
+            mend = "wait for it, or give --models-dir another folder"
+            raise UserError(f"{folder} is {fault}: {mend}") from None
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
@@ -63,15 +57,10 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The checkpoints of one training in `folder`, at most one per `minutes`.
-
-    `identity` is a flat dict of what must be equal to go on.
-    """
+    """Those of one training in `folder`, one per `minutes`; `identity` must be equal to go on."""
 
     def __init__(self, folder: Path, identity: dict[str, str], minutes: float):
-        self.folder = folder
-        self.identity = identity
-        self.interval_s = 60 * minutes
+        self.folder, self.identity, self.interval_s = folder, identity, 60 * minutes
         self.saved_at = time.monotonic()
         self.writer = ThreadPoolExecutor(1)
         self.writing: Future | None = None
@@ -85,13 +74,13 @@ class Checkpoints:
     def save(self, tensors: dict[str, torch.Tensor], progress: dict) -> None:
         """Copy the state after `progress["update"]` updates, and write it while training goes on.
 
-        A writing still under way is waited for first. Raises as `wait` does.
+        Raises as `wait` does, of the one before.
         """
         self.wait()
         copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
-        self.writing = self.writer.submit(
-            self._write, copies, progress["update"], json.dumps(progress)
-        )
+        header = {"identity": json.dumps(self.identity), "progress": json.dumps(progress)}
+        path = self.folder / f"update-{progress['update']:08d}.safetensors"
+        self.writing = self.writer.submit(self._write, path, copies, header)
         self.saved_at = time.monotonic()
 
     def wait(self) -> None:
@@ -100,20 +89,17 @@ class Checkpoints:
         if writing:
             writing.result()
 
-    def _write(self, tensors: dict[str, torch.Tensor], update: int, progress: str) -> None:
-        """Write a checkpoint, then drop all but the last two."""
-        checksums = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
-        header = {"identity": json.dumps(self.identity), "progress": progress, "crc32": checksums}
-        with atomic_path(self.folder / f"update-{update:08d}.safetensors") as temporary:
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
+        header["crc32"] = json.dumps({name: checksum(tensor) for name, tensor in tensors.items()})
+        with atomic_path(path) as temporary:
             save_file(tensors, temporary, header)
-        for path in self._paths()[:-KEPT]:
-            path.unlink()
+        for old in self._paths()[:-KEPT]:
+            old.unlink()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
         """Tensors (on the CPU) and progress of the newest whole checkpoint; None without one.
 
-        A damaged one is passed over with a sentence. Raises UserError for one with another
-        identity.
+        A damaged one is passed over with a sentence. Raises UserError for another identity.
         """
         for leftover in self.folder.glob(".update-*"):  # of a process killed while it wrote
             leftover.unlink()
@@ -135,10 +121,9 @@ class Checkpoints:
         for name in sorted(self.identity.keys() | found.keys()):
             theirs, ours = found.get(name), self.identity.get(name)
             if theirs != ours:
-                raise UserError(
-                    f"{path} is of a training with {name} {theirs}, and this one has {ours}: "
-                    f"use the same again to go on, or start anew with rm -r {self.folder}"
-                )
+                fault = f"{path} is of a training with {name} {theirs}, and this one has {ours}"
+                mend = f"use the same again to go on, or start anew with rm -r {self.folder}"
+                raise UserError(f"{fault}: {mend}")
 
     def _paths(self) -> list[Path]:
         """Oldest first."""

@@ -1,11 +1,10 @@
 """The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best kept.
 
-One update (forward, backward, clipping, AdamW) is the business of a *step*, of which there are two:
-`PlainStep` runs transformers' model through Accelerate, anywhere; `FusedStep` replays a CUDA graph
-per batch shape. Both take the same rows in the same order at the same rates, and share checkpoints.
+One update is the business of a *step*, of which there are two: `PlainStep` runs transformers' model
+through Accelerate, anywhere; `FusedStep` replays a CUDA graph per batch shape. Both take the same
+rows in the same order at the same rates, and share checkpoints.
 
-Settings, where libraries differ: AdamW with betas 0.9 and 0.999, eps 1e-8 and no weight decay
-(torch's default is 0.01); gradients clipped to norm 1; the rate rises linearly over the first 6% of
+AdamW has no weight decay (torch's default is 0.01). The rate rises linearly over the first 6% of
 the updates and falls linearly to zero (Devlin et al., arXiv 1810.04805, A.2: without the rise,
 GPT-2 with a fresh head can collapse to a constant answer). GPT-2's dropout of 0.1 stays on. Weights
 and moments are FP32; under bf16 only matrix products' operands and results are rounded.
@@ -22,6 +21,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..data.tokens import Tokens, length_grouped_batches
@@ -32,13 +32,14 @@ WARMUP_FRACTION = 0.06
 CLIP_NORM = 1.0
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, by torch's names
 CURVE_POINTS = 500
 REPORT_EVERY = {"cpu": 1, "cuda": 50}  # updates; on a GPU each report waits for the device
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is to do. `max_steps` ends it early, with the learning rate at zero there."""
+    """What a training is to do. `max_steps` ends it early, the learning rate falling to zero."""
 
     epochs: int
     learning_rate: float
@@ -48,7 +49,7 @@ class Plan:
     max_steps: int | None = None
 
     def updates(self, rows: int) -> int:
-        """Updates in all for a train split of `rows` rows, incomplete last batches included."""
+        """Updates in all for `rows` train rows, incomplete last batches included."""
         full = self.epochs * math.ceil(rows / self.batch_size)
         return min(full, self.max_steps or full)
 
@@ -67,14 +68,14 @@ class TrainingStep(Protocol):
     losses: torch.Tensor
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
-        """Make ready for an epoch of batches of these train rows."""
+        """Make ready for batches of these train rows."""
 
     def update(self, number: int, batch: int) -> None:
         """Make update `number` (from 0), on this epoch's `batch`-th batch."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>` of every parameter, FP32. The model
-        is complete only after this: a step may put off what no update has read.
+        """`model.<name>` and `<moment>.<name>`, FP32. The model is complete only after this: a step
+        may put off what no update has read.
         """
         ...
 
@@ -88,11 +89,9 @@ class TrainingStep(Protocol):
 
 @dataclass
 class Progress:
-    """Where a training stands: the next update, its epoch, its batch in the epoch."""
+    """Where a training stands: as many epochs are complete as there are validations."""
 
     update: int = 0
-    epoch: int = 0
-    batch: int = 0
     validations: list[dict] = field(default_factory=list)
     training_s: float = 0.0
     resumed_from: list[int] = field(default_factory=list)
@@ -107,8 +106,7 @@ class Progress:
 class Training:
     """One training, from the newest checkpoint where there is one to the end of `plan`.
 
-    `validate()` returns {"accuracy", "loss"} of the weights as they are; `log(values, update)`
-    receives the curves.
+    `validate()` returns {"accuracy", "loss"} of the weights as they are.
     """
 
     step: TrainingStep
@@ -116,9 +114,7 @@ class Training:
     plan: Plan
     validate: Callable[[], dict]
     checkpoints: Checkpoints
-    device: str
-    main_process: bool = True
-    log: Callable[[dict, int], None] = lambda values, update: None
+    accelerator: Accelerator
 
     def run(self) -> tuple[dict[str, torch.Tensor], Progress]:
         """The best epoch's weights by parameter name (CPU, FP32), and the progress.
@@ -131,13 +127,13 @@ class Training:
         self.reported = self.progress.update
         self.bar = tqdm(
             total=len(self.rates), initial=self.reported, unit="update", desc="fine-tuning",
-            mininterval=1, disable=not self.main_process,
+            mininterval=1, disable=not self.accelerator.is_main_process,
         )  # fmt: skip
+        per_epoch = math.ceil(len(self.tokens) / self.plan.batch_size)
         with self.bar, interrupt_after_update() as self.interrupted:
-            # A checkpoint may lie between the last update and its validation.
-            while self.progress.update < len(self.rates) or self.progress.batch:
-                self._epoch()
-                self._end_epoch()
+            for first in range(0, len(self.rates), per_epoch)[len(self.progress.validations) :]:
+                self._train_epoch(first)
+                self._validate()
         self.checkpoints.wait()
         return self.best_weights, self.progress
 
@@ -151,85 +147,78 @@ class Training:
         progress.resumed_from.append(progress.update)
         self.step.losses.copy_(tensors.pop("losses"))
         self.step.load(tensors, progress.update)
-        if self.main_process:
-            where = f"update {progress.update} of {len(self.rates)}"
-            print(f"going on after {where}, from the checkpoint in {self.checkpoints.folder}")
+        where = f"update {progress.update} of {len(self.rates)}"
+        folder = self.checkpoints.folder
+        self.accelerator.print(f"going on after {where}, from the checkpoint in {folder}")
         return progress, _take(tensors, "best.") or _take(tensors, "model.")
 
-    def _epoch(self) -> None:
-        """Update on those batches of the epoch that are still to come."""
-        progress, plan = self.progress, self.plan
-        batches = length_grouped_batches(
-            self.tokens.lengths, plan.batch_size, plan.seed, progress.epoch
-        )
-        batches = batches[: len(self.rates) - progress.update + progress.batch]
-        self.step.begin_epoch(batches)
-        self.clock = time.perf_counter()
-        while progress.batch < len(batches):
-            self.step.update(progress.update, progress.batch)
-            progress.update += 1
-            progress.batch += 1
-            stop = self.interrupted()
-            save = stop or self.checkpoints.due()
-            last = progress.batch == len(batches)
-            # Between reports the host never waits for the device.
-            if save or last or progress.update % REPORT_EVERY[self.device] == 0:
-                self._report(batches)
-            if save:
-                self._add_time()  # a checkpoint holds the time of exactly its updates
-                self._save(stop)
-        self._add_time()
+    def _train_epoch(self, first: int) -> None:
+        """Make those updates that are still to come of the epoch that begins with update `first`.
 
-    def _end_epoch(self) -> None:
+        There may be none: a checkpoint may lie between an epoch's last update and its validation.
+        """
+        progress, plan, epoch = self.progress, self.plan, len(self.progress.validations)
+        batches = length_grouped_batches(self.tokens.lengths, plan.batch_size, plan.seed, epoch)
+        batches = batches[: len(self.rates) - first]
+        self.step.begin_epoch(batches)
+        report_every = REPORT_EVERY[self.accelerator.device.type]
+        self.clock = time.perf_counter()
+        while progress.update < first + len(batches):
+            self.step.update(progress.update, progress.update - first)
+            progress.update += 1
+            save = self.interrupted() or self.checkpoints.due()
+            last = progress.update == first + len(batches)
+            # Between reports the host never waits for the device.
+            if save or last or progress.update % report_every == 0:
+                self._report(batches, first)
+            if save:
+                self._save()
+
+    def _validate(self) -> None:
         """Validate, keep the weights if they are the best so far, save."""
-        progress = self.progress
-        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress, validations = self.progress, self.progress.validations
         tensors = self.step.tensors()  # first: this brings weights that lag behind up to date
         scores = self.validate()
-        validation = {"epoch": progress.epoch, "update": progress.update, **scores}
-        progress.validations.append(validation)
-        self.log({f"validation/{name}": value for name, value in scores.items()}, progress.update)
-        if progress.best is validation:
+        validations.append({"epoch": len(validations) + 1, "update": progress.update, **scores})
+        values = {f"validation/{name}": value for name, value in scores.items()}
+        self.accelerator.log(values, progress.update)
+        if progress.best is validations[-1]:
             # Copies: the next update writes into the tensors that hold these weights.
             best = _take(tensors, "model.")
             self.best_weights = {name: t.detach().clone().cpu() for name, t in best.items()}
-        stop = self.interrupted()
-        if stop or progress.update < len(self.rates):
-            self._save(stop)
+        if self.interrupted() or progress.update < len(self.rates):
+            self._save()
 
-    def _report(self, batches: list[np.ndarray]) -> None:
+    def _report(self, batches: list[np.ndarray], first: int) -> None:
         """Show and log the mean of the losses since the last report; all must be finite."""
         progress = self.progress
         losses = self.step.losses[self.reported : progress.update].cpu().numpy()
+        now = time.perf_counter()  # the device is done
+        progress.training_s, self.clock = progress.training_s + now - self.clock, now
         bad = np.flatnonzero(~np.isfinite(losses))
         if len(bad):
             update = self.reported + int(bad[0])
-            rows = batches[progress.batch - (progress.update - update)].tolist()
-            raise UserError(
-                f"the loss of update {update + 1} is {losses[bad[0]]} (learning rate "
-                f"{self.rates[update]:.2e}, train rows {rows}): give a lower --learning-rate, or "
-                "--precision fp32; the last checkpoint is kept"
-            )
+            rate, rows = self.rates[update], batches[update - first].tolist()
+            fault = f"the loss of update {update + 1} is {losses[bad[0]]}"
+            where = f"(learning rate {rate:.2e}, train rows {rows})"
+            mend = "give a lower --learning-rate, or --precision fp32"
+            raise UserError(f"{fault} {where}: {mend}; the last checkpoint is kept")
         loss, rate = float(losses.mean()), float(self.rates[progress.update - 1])
         self.bar.set_postfix(loss=f"{loss:.3f}", rate=f"{rate:.1e}", refresh=False)
-        self.bar.update(progress.update - self.bar.n)
-        self.log({"train/loss": loss, "train/learning_rate": rate}, progress.update)
+        self.bar.update(len(losses))
+        values = {"train/loss": loss, "train/learning_rate": rate}
+        self.accelerator.log(values, progress.update)
         self.reported = progress.update
 
-    def _add_time(self) -> None:
-        now = time.perf_counter()
-        self.progress.training_s += now - self.clock
-        self.clock = now
-
-    def _save(self, stop: bool) -> None:
-        """Write a checkpoint; with `stop`, wait for the disk and raise KeyboardInterrupt."""
+    def _save(self) -> None:
+        """Write a checkpoint; after an interrupt, wait for the disk and raise KeyboardInterrupt."""
         tensors = self.step.tensors() | {"losses": self.step.losses}
         # Right after the best validation the best weights are the model's own.
         if self.progress.best.get("update", self.progress.update) < self.progress.update:
             tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
-        if self.main_process:
+        if self.accelerator.is_main_process:
             self.checkpoints.save(tensors, vars(self.progress))
-        if stop:
+        if self.interrupted():
             self.checkpoints.wait()
             raise KeyboardInterrupt
 
@@ -241,10 +230,7 @@ def _take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 @contextmanager
 def interrupt_after_update() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C and SIGTERM wait until the update in progress is whole; a second one does not.
-
-    Yields a function that tells whether one has come.
-    """
+    """Let a first Ctrl-C or SIGTERM wait; yields a function that tells whether one has come."""
     received: list[int] = []
 
     def remember(number: int, frame: object) -> None:
@@ -267,11 +253,9 @@ def curve(losses: torch.Tensor, plan: Plan, rows: int, validations: list[dict]) 
     """
     values = losses.cpu().numpy().astype(np.float64)
     window = math.ceil(len(values) / CURVE_POINTS)
-    epoch_ends = [validation["update"] for validation in validations]
-    ends = sorted({*range(window, len(values) + 1, window), len(values), *epoch_ends})
+    validated = pd.DataFrame(validations).set_index("update")[["loss", "accuracy"]]
+    ends = np.union1d([*range(window, len(values), window), len(values)], validated.index)
     frame = pd.DataFrame({"step": ends})
     frame["train_loss"] = [part.mean() for part in np.split(values, ends[:-1])]
-    frame["learning_rate"] = plan.learning_rates(rows)[np.array(ends) - 1]
-    for name in ("loss", "accuracy"):
-        frame[f"validation_{name}"] = frame["step"].map({v["update"]: v[name] for v in validations})
-    return frame
+    frame["learning_rate"] = plan.learning_rates(rows)[ends - 1]
+    return frame.join(validated.add_prefix("validation_"), on="step")

@@ -1,8 +1,8 @@
 """What one run of script 1 shares between its seeds, and what it notes of each.
 
-Seeds after the first are trained to learn how far scores move by chance alone; only their scores
-are kept. What is finished is noted as `outcome.json` beside the seed's checkpoints, so a run that
-is stopped between two seeds, or before its evaluation, does not train again.
+Seeds after the first show how far scores move by chance alone; only their scores are kept. What is
+finished is noted as `outcome.json` beside the seed's checkpoints, so a run that is stopped between
+two seeds, or before its evaluation, does not train again.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import json
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -35,14 +35,6 @@ from .loop import Plan, Training, TrainingStep, curve
 from .plain_step import PlainStep
 
 OUTCOME = "outcome.json"
-# What decides the weights that a training ends with: a checkpoint of other code is not continued.
-SOURCES = (
-    *("data/datasets.py", "data/tokens.py", "training/checkpoints.py", "training/evaluation.py"),
-    *("training/loop.py", "training/plain_step.py", "training/run.py"),
-    *("training/fused/batches.py", "training/fused/buffers.py", "training/fused/kernels.py"),
-    *("training/fused/launch.py", "training/fused/optimizer.py"),
-    *("training/fused/parameters.py", "training/fused/step.py"),
-)
 
 
 def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, Plan]:
@@ -50,8 +42,7 @@ def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, 
 
     Raises UserError for bf16 on a GPU without it.
     """
-    preset = PRESETS[settings.preset]
-    on_gpu, precision = settings.device == "cuda", args.precision
+    preset, precision, on_gpu = PRESETS[settings.preset], args.precision, settings.device == "cuda"
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
         precision = "bf16" if has_bf16 else "fp32"
@@ -63,17 +54,11 @@ def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, 
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=settings.results_dir / "logs",
     )
-    if accelerator.log_with:
-        config = {name: str(value) for name, value in settings.as_dict().items()}
-        accelerator.init_trackers("fine-tuning", config=config)
-    return accelerator, Plan(
-        epochs=args.epochs or preset.epochs,
-        learning_rate=args.learning_rate or preset.learning_rate,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        precision=precision,
-        max_steps=args.max_steps,
-    )
+    config = {name: str(value) for name, value in settings.as_dict().items()}
+    accelerator.init_trackers("fine-tuning", config)  # none without log_with
+    epochs, rate = args.epochs or preset.epochs, args.learning_rate or preset.learning_rate
+    rest = settings.batch_size, settings.seed, precision, args.max_steps
+    return accelerator, Plan(epochs, rate, *rest)
 
 
 def training_folder(settings: Settings) -> Path:
@@ -84,25 +69,21 @@ def training_folder(settings: Settings) -> Path:
 def checkpoints(
     args: argparse.Namespace, settings: Settings, plan: Plan, base: Path, splits: dict[str, Split]
 ) -> Checkpoints:
-    """Those of the seed of `plan`. Their identity, what must be the same for one of them to be
-    continued, has the names that a user knows.
-    """
+    """Those of the seed of `plan`, with an identity in names that a user knows."""
     package = Path(__file__).parents[1]
-    code = hashlib.sha256(b"".join((package / name).read_bytes() for name in SOURCES)).hexdigest()
-    identity = {
+    # What decides the weights: a checkpoint of other code is not continued.
+    sources = [package / "data/datasets.py", package / "data/tokens.py"]
+    sources += sorted((package / "training").rglob("*.py"))
+    code = b"".join(path.read_bytes() for path in sources)
+    identity = {f"--{name.replace('_', '-')}": value for name, value in asdict(plan).items()}
+    identity |= {
         "--base-model weights": records.file_sha256(weights_file(base))[:16],
-        "--batch-size": plan.batch_size,
-        "--epochs": plan.epochs,
-        "--learning-rate": plan.learning_rate,
         "--max-length": settings.max_length,
-        "--max-steps": plan.max_steps,
-        "--precision": plan.precision,
-        "--seed": plan.seed,
         "device": settings.device,
         "number of processes": PartialState().num_processes,
         "train data": splits["train"].sha256[:16],
         "validation data": splits["validation"].sha256[:16],
-        "code version": code[:16],
+        "code version": hashlib.sha256(code).hexdigest()[:16],
         "torch version": torch.__version__,
         "transformers version": transformers.__version__,
     }
@@ -117,11 +98,11 @@ def choose_step(
     """The fastest step for this machine and model: fused on one CUDA GPU, plain elsewhere."""
     one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
     if one_gpu and importlib.util.find_spec("triton"):
-        from .fused import step as fused_step
+        from .fused.step import FusedStep, serves
 
-        if fused_step.serves(model, tokens, plan):
+        if serves(model, tokens, plan):
             try:
-                return fused_step.FusedStep(model, tokens, plan)
+                return FusedStep(model, tokens, plan)
             except torch.OutOfMemoryError:
                 # Nothing is trained yet, and the plain step can take a batch in parts.
                 print("too little GPU memory for the fused step: training with the plain one")
@@ -154,11 +135,8 @@ def fine_tune(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     step = choose_step(model, tokens, plan, accelerator)
-    best, progress = Training(
-        step, tokens, plan, lambda: scorer.validation(model), checkpoints,
-        device=accelerator.device.type, main_process=accelerator.is_main_process,
-        log=lambda values, update: accelerator.log(values, step=update),
-    ).run()  # fmt: skip
+    validate = partial(scorer.validation, model)
+    best, progress = Training(step, tokens, plan, validate, checkpoints, accelerator).run()
     model.load_state_dict(best)
     updates, seconds = progress.update, progress.training_s
     texts_per_s = plan.batch_size * updates / seconds
@@ -212,10 +190,8 @@ def describe(settings: Settings, plan: Plan, outcomes: list[dict], scorer: Score
 def spread(outcomes: list[dict]) -> dict:
     """Mean and sample standard deviation of test scores over seeds: what chance alone does."""
     result = {"n": len(outcomes), "seeds": [outcome["identity"]["--seed"] for outcome in outcomes]}
-    for name in ("accuracy", "f1_macro"):
-        values = [outcome["test"][name] for outcome in outcomes]
-        sd = float(np.std(values, ddof=1))
-        result[name] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
+    for name, values in pd.DataFrame([outcome["test"] for outcome in outcomes]).items():
+        result[str(name)] = {"mean": values.mean(), "sd": values.std(), "values": values.tolist()}
     return result
 
 

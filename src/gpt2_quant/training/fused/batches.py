@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     """B texts padded to L, int32: views of one packed array, in this order."""
 
     ids: Any  # [B L] token ids
-    last: Any  # [B] position of each text's last token
+    last: Any  # [B] where each text's last token is in ids
     labels: Any  # [B] -1 for texts that an incomplete batch lacks
     count: Any  # [1] texts that are really there
     # The index by token, for the gradient of the token table:
@@ -45,34 +45,25 @@ def padded_length(longest: int) -> int:
 
 def pack(tokens: Tokens, rows: np.ndarray, texts: int, pad_id: int) -> tuple[int, np.ndarray]:
     """The padded length L of the batch of these rows, and its packed array."""
-    lengths = tokens.lengths[rows]
+    lengths, labels = tokens.lengths[rows], tokens.labels[rows]
     length = padded_length(int(lengths.max()))
-    n = texts * length
     real = np.zeros((texts, length), dtype=bool)
     real[: len(rows)] = np.arange(length) < lengths[:, None]
     positions = np.flatnonzero(real)
-    ids = np.full(n, pad_id, dtype=np.int32)
+    ids = np.full(real.size, pad_id)
     ids[positions] = np.concatenate([tokens.row(i) for i in rows])
     positions = positions[np.argsort(ids[positions], kind="stable")]
     touched, first = np.unique(ids[positions], return_index=True)
-    batch = Batch(
-        ids=ids,
-        last=_filled(lengths - 1, texts, 0),
-        labels=_filled(tokens.labels[rows], texts, -1),
-        count=_filled([len(rows)], 1, 0),
-        n_touched=_filled([len(touched)], 1, 0),
-        touched=_filled(touched, n, 0),
-        order=_filled(positions, n, 0),
-        starts=_filled(first, n + 1, len(positions)),
-    )
-    return length, np.concatenate(batch)
-
-
-def _filled(values, size: int, rest: int) -> np.ndarray:
-    """`values`, then `rest` up to `size`, int32."""
-    result = np.full(size, rest, dtype=np.int32)
-    result[: len(values)] = values
-    return result
+    last = length * np.arange(texts)
+    last[: len(rows)] += lengths - 1
+    fields = Batch(ids, last, labels, [len(rows)], [len(touched)], touched, positions, first)
+    # What fills each field up:
+    rest = Batch(0, 0, -1, 0, 0, 0, 0, len(positions))
+    sizes = field_sizes(texts, length)
+    packed = np.repeat(np.array(rest, dtype=np.int32), sizes)
+    for start, values in zip(np.cumsum([0, *sizes[:-1]]), fields, strict=True):
+        packed[start : start + len(values)] = values
+    return length, packed
 
 
 def to_device(

@@ -1,8 +1,8 @@
 """How the fused step's kernels get to the device: built ahead, in two lanes, captured as a graph.
 
-One Python function issues an update's launches in three situations: to build its Triton kernels
-(nothing runs but matrix products on whatever the buffers hold), to run the first batch of a shape,
-and to be recorded as a CUDA graph. Without a GPU it runs on Triton's interpreter, for the tests.
+One function issues an update's launches in three situations: to build its Triton kernels (nothing
+runs but torch's operations, on whatever the buffers hold), to run the first batch of a shape, and
+to be recorded as a CUDA graph. Without a GPU it runs on Triton's interpreter, for the tests.
 """
 
 from collections.abc import Callable, Iterable
@@ -47,11 +47,8 @@ class Lanes:
             torch.cuda.current_stream().wait_stream(self.side)
 
     def build(self, launch: Callable[[int], None], lengths: Iterable[int]) -> None:
-        """Build the kernels of `launch(length)` on many threads: one after another takes 20 s.
-
-        A Triton without that mode builds them when they are first launched.
-        """
-        if not self.on_gpu or not hasattr(triton, "AsyncCompileMode"):
+        """Build the kernels of `launch(length)` on many threads: one after another takes 20 s."""
+        if not self.on_gpu:
             return
         self.building = True
         with ThreadPoolExecutor(COMPILE_THREADS) as executor, triton.AsyncCompileMode(executor):
@@ -60,10 +57,9 @@ class Lanes:
         self.building = False
 
     def captured(self, launch: Callable[[int], None], length: int) -> torch.cuda.CUDAGraph:
-        """The launches of an update as a graph, without the slow garbage collection that
-        torch.cuda.graph would begin with.
-        """
+        """The launches of an update as a graph."""
         graph = torch.cuda.CUDAGraph()
+        # torch.cuda.graph would begin with a slow garbage collection.
         with torch.cuda.stream(self.capturing):
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             launch(length)

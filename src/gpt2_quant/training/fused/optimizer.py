@@ -1,15 +1,12 @@
 """Triton kernels of the fused training step: gradients of vectors and embeddings, clipping, AdamW.
 
 AdamW is bound by memory: 28 bytes per parameter (weight and two moments read and written, bf16
-gradient read, bf16 copy for the next products written), which for GPT-2's 85 million in matrices is
-2.4 GB per update, 0.57 ms at an H200's 4.2 TB/s. Casts, zeroing and scaling of gradients as passes
-of their own would more than double that.
+gradient read, bf16 copy for the next products written), so all of it is one pass.
 
-*The token table* is 31% of GPT-2's parameters, and a batch touches about 500 of its 50,257 rows. A
-row without a gradient still moves under AdamW, by its decaying momentum. `catch_up` does that when
-the row is next read, all missed updates at once in registers: the same updates with the same rates
-in the same order, at 1% of the bytes. After CATCH_UP of them the first moment has shrunk by
-0.9**256 = 2e-12 and no further update can change an FP32 weight; the rest is two powers.
+*The token table* is 31% of GPT-2's parameters, and a batch touches 1% of its rows. A row without a
+gradient still moves, by its decaying momentum. `catch_up` does that when the row is next read, all
+missed updates at once in registers. After CATCH_UP of them the first moment has shrunk by 0.9**256
+= 2e-12 and no further update can change an FP32 weight; the rest is two powers.
 """
 
 import numpy as np
@@ -17,20 +14,18 @@ import torch
 import triton
 import triton.language as tl
 
-from ..loop import BETAS
-from ..loop import EPS as ADAM_EPS
+from .. import loop
+from .kernels import own_row, read
 
 CATCH_UP = tl.constexpr(256)
-BETA1, BETA2, EPS = tl.constexpr(BETAS[0]), tl.constexpr(BETAS[1]), tl.constexpr(ADAM_EPS)
+BETA1, BETA2, EPS = (tl.constexpr(value) for value in (*loop.BETAS, loop.EPS))
 
 
 def schedule(rates: np.ndarray) -> torch.Tensor:
-    """What AdamW needs of each update t = 1, 2, …: rate / (1 - beta1**t), 1 / sqrt(1 - beta2**t);
-    FP32 [updates, 2].
-    """
+    """Of each update t = 1, 2, …: rate / (1 - beta1**t), 1 / sqrt(1 - beta2**t); FP32 [n, 2]."""
     t = np.arange(1, len(rates) + 1)
-    corrected = rates.astype(np.float64) / (1 - BETAS[0] ** t)
-    scale = 1 / np.sqrt(1 - BETAS[1] ** t)
+    corrected = rates.astype(np.float64) / (1 - loop.BETAS[0] ** t)
+    scale = 1 / np.sqrt(1 - loop.BETAS[1] ** t)
     return torch.tensor(np.stack([corrected, scale], axis=1), dtype=torch.float32)
 
 
@@ -45,71 +40,62 @@ def _updated(p, m, v, g, schedule, update):
 
 @triton.jit
 def _load(p, m, v, at, inside):
-    return tl.load(p + at, inside, 0.0), tl.load(m + at, inside, 0.0), tl.load(v + at, inside, 0.0)
+    return read(p + at, inside), read(m + at, inside), read(v + at, inside)
 
 
 @triton.jit
-def _store(p, m, v, at, inside, weight, m1, v1):
-    tl.store(p + at, weight, inside)
+def _store(p, m, v, at, inside, p1, m1, v1):
+    tl.store(p + at, p1, inside)
     tl.store(m + at, m1, inside)
     tl.store(v + at, v1, inside)
 
 
 @triton.jit
 def _step(p, m, v, at, inside, g, schedule, update):
-    weight, m1, v1 = _load(p, m, v, at, inside)
-    weight, m1, v1 = _updated(weight, m1, v1, g, schedule, update)
-    _store(p, m, v, at, inside, weight, m1, v1)
-    return weight
+    p1, m1, v1 = _load(p, m, v, at, inside)
+    p1, m1, v1 = _updated(p1, m1, v1, g, schedule, update)
+    _store(p, m, v, at, inside, p1, m1, v1)
+    return p1
 
 
 @triton.jit
-def adamw(
-    p, m, v, g, copy, coefficient, schedule, update, n, COPY: tl.constexpr, BLOCK: tl.constexpr
-):
-    """AdamW over flat arrays of n: p, m, v FP32; g times the clipping `coefficient`; `copy` gets p
-    in its own dtype.
+def adamw(p, m, v, g, copy, coefficient, schedule, update, n, BLOCK: tl.constexpr):
+    """AdamW over flat arrays of n: p, m, v FP32; g times the clipping `coefficient`; `copy`, where
+    there is one, gets p in its own dtype.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
-    gradient = tl.load(g + at, inside, 0.0).to(tl.float32) * tl.load(coefficient)
+    gradient = read(g + at, inside) * tl.load(coefficient)
     weight = _step(p, m, v, at, inside, gradient, schedule, tl.load(update))
-    if COPY:
-        tl.store(copy + at, weight.to(copy.dtype.element_ty), inside)
+    if copy is not None:
+        tl.store(copy + at, weight, inside)
 
 
 @triton.jit
 def adamw_rows(
     p, m, v, g, rows, n_rows, current, coefficient, schedule, update, width, BLOCK: tl.constexpr
 ):
-    """AdamW on the rows of a table that a batch touched, one program per row; g [n_rows, width] is
-    compact.
-    """
-    program = tl.program_id(0)
+    """AdamW on the rows of a table that a batch touched; g [n_rows, width] is compact."""
+    program, column, inside, source = own_row(width, BLOCK)
     if program < tl.load(n_rows):
         row = tl.load(rows + program).to(tl.int64)
-        column = tl.arange(0, BLOCK)
-        inside = column < width
-        at = row * width + column
         now = tl.load(update)
-        gradient = tl.load(g + program * width + column, inside, 0.0) * tl.load(coefficient)
-        _step(p, m, v, at, inside, gradient, schedule, now)
+        gradient = read(g + source, inside) * tl.load(coefficient)
+        _step(p, m, v, row * width + column, inside, gradient, schedule, now)
         tl.store(current + row, now + 1)
 
 
 @triton.jit
 def catch_up(p, m, v, rows, n_rows, current, schedule, update, width, BLOCK: tl.constexpr):
-    """Give rows the updates that they missed. `current[row]` counts those they have had; -1 means
-    no gradient yet, ever: both moments are zero and there is nothing to give.
+    """Give rows the updates that they missed. `current[row]` counts those they have had; -1: never
+    had a gradient, so there is nothing to give.
     """
-    program = tl.program_id(0)
+    program, column, inside, _ = own_row(width, BLOCK)
     if program < tl.load(n_rows):
         row = tl.load(rows + program).to(tl.int64)
         had = tl.load(current + row)
         now = tl.load(update)
         if (had >= 0) & (had < now):
-            column = tl.arange(0, BLOCK)
-            inside = column < width
             at = row * width + column
             weight, m1, v1 = _load(p, m, v, at, inside)
             end = tl.minimum(now, had + CATCH_UP)
@@ -125,10 +111,10 @@ def catch_up(p, m, v, rows, n_rows, current, schedule, update, width, BLOCK: tl.
 @triton.jit
 def column_sums(
     dy, x, mean_in, rstd_in, partial_bias, partial_weight, rows, columns, stride,
-    NORM: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over rows of dy [rows, columns], a bias's gradient, in CHUNKS partial sums; with NORM
-    also of dy (x - mean) rstd, the gradient of a norm's weight.
+    """Sums over rows of dy [rows, columns], a bias's gradient, in CHUNKS partial sums; where there
+    is an x, also of dy (x - mean) rstd, the gradient of a norm's weight.
     """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     chunk = tl.program_id(1)
@@ -141,14 +127,14 @@ def column_sums(
         real = (within < per_chunk) & (row < rows)
         inside = real[:, None] & (column < columns)[None, :]
         at = row[:, None] * columns + column[None, :]
-        g = tl.load(dy + at, inside, 0.0).to(tl.float32)
+        g = read(dy + at, inside)
         bias += tl.sum(g, 0)
-        if NORM:
-            mean = tl.load(mean_in + row, real, 0.0)[:, None]
-            rstd = tl.load(rstd_in + row, real, 0.0)[:, None]
-            weight += tl.sum(g * ((tl.load(x + at, inside, 0.0) - mean) * rstd), 0)
+        if x is not None:
+            mean = read(mean_in + row, real)[:, None]
+            rstd = read(rstd_in + row, real)[:, None]
+            weight += tl.sum(g * ((read(x + at, inside) - mean) * rstd), 0)
     tl.store(partial_bias + chunk * stride + column, bias, column < columns)
-    if NORM:
+    if x is not None:
         tl.store(partial_weight + chunk * stride + column, weight, column < columns)
 
 
@@ -157,11 +143,9 @@ def token_gradient(
     dx, starts, order, n_rows, gradient, width, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
     """Gradient of each touched row of the token table: the sum of dx over its occurrences,
-    `order[starts[i]:starts[i + 1]]`. Rows from n_rows on become zero: all may be summed.
+    `order[starts[i]:starts[i + 1]]`; zero from n_rows on.
     """
-    program = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
-    inside = column < width
+    program, column, inside, out = own_row(width, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     if program < tl.load(n_rows):
         end = tl.load(starts + program + 1)
@@ -169,23 +153,19 @@ def token_gradient(
             index = start + tl.arange(0, ROWS)
             source = tl.load(order + index, index < end, 0)
             at = source[:, None] * width + column[None, :]
-            total += tl.sum(tl.load(dx + at, (index < end)[:, None] & inside[None, :], 0.0), 0)
-    tl.store(gradient + program * width + column, total, inside)
+            total += tl.sum(read(dx + at, (index < end)[:, None] & inside[None, :]), 0)
+    tl.store(gradient + out, total, inside)
 
 
 @triton.jit(do_not_specialize=["length"])
 def position_gradient(dx, gradient, texts, length, width, BLOCK: tl.constexpr):
-    """Gradient of one row of the position table: the sum of dx over texts; zero beyond the batch's
-    length.
-    """
-    position = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
-    inside = column < width
+    """Gradient of a position's row: the sum of dx over texts; zero beyond the batch's length."""
+    position, column, inside, out = own_row(width, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     if position < length:
         for text in range(texts):
-            total += tl.load(dx + (text * length + position) * width + column, inside, 0.0)
-    tl.store(gradient + position * width + column, total, inside)
+            total += read(dx + (text * length + position) * width + column, inside)
+    tl.store(gradient + out, total, inside)
 
 
 @triton.jit
@@ -194,7 +174,7 @@ def reduce_partials(partial, gradient, n, CHUNKS: tl.constexpr, BLOCK: tl.conste
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for chunk in range(CHUNKS):
-        total += tl.load(partial + chunk * n + at, at < n, 0.0)
+        total += read(partial + chunk * n + at, at < n)
     tl.store(gradient + at, total, at < n)
 
 
@@ -205,7 +185,7 @@ def square_sums(g, out, n, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(program * BLOCK, n, PROGRAMS * BLOCK):
         at = start + tl.arange(0, BLOCK)
-        value = tl.load(g + at, at < n, 0.0).to(tl.float32)
+        value = read(g + at, at < n)
         total += value * value
     tl.store(out + program, tl.sum(total, 0))
 
@@ -216,5 +196,5 @@ def clip_coefficient(squares, coefficient, n, limit, BLOCK: tl.constexpr):
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, n, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        total += tl.load(squares + at, at < n, 0.0)
+        total += read(squares + at, at < n)
     tl.store(coefficient, tl.minimum(1.0, limit / (tl.sqrt(tl.sum(total, 0)) + 1e-6)))

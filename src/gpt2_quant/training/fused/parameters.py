@@ -1,9 +1,8 @@
 """A GPT-2 classifier's parameters, AdamW's moments and gradients as flat arrays.
 
 Order: the blocks' matrices | biases, norms and head | position table | token table. The first two
-parts have a copy in the compute dtype, which matrix products read. Matrix gradients are kept as the
-products write them, in the compute dtype; gradients of vectors as CHUNKS partial FP32 sums. The
-model's own parameters become views of the FP32 array.
+parts have a copy in the compute dtype, which products read; gradients of matrices are kept as the
+products write them, in that dtype too. The model's parameters become views of the FP32 array.
 """
 
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ POSITIONS, TOKENS, HEAD = "transformer.wpe.weight", "transformer.wte.weight", "s
 
 @dataclass(frozen=True)
 class Affine:
-    """Weight and bias of a matrix product (compute dtype) or a norm (FP32), with their gradients.
+    """A matrix product's weight and bias (compute dtype) or a norm's (FP32), and their gradients.
 
-    Gradients of vectors are partial sums, of which chunk c begins `n_vectors` c further on.
+    Those of vectors are partial sums, of which chunk c begins `n_vectors` c further on.
     """
 
     weight: Tensor
@@ -33,60 +32,57 @@ class Affine:
 
 
 class FlatParameters:
-    """`flat` has weights and both moments, each FP32 [all parameters]; `current` says through which
-    update each row of the token table has come (optimizer.catch_up), -1: never had a gradient.
+    """`flat` has weights and both moments, each FP32 [all parameters]; `current` counts the updates
+    of each row of the token table (optimizer.catch_up).
     """
 
     def __init__(self, model: PreTrainedModel, compute: torch.dtype):
-        named = dict(model.named_parameters())
-        config, self.device = model.config, model.device
-        blocks = [f"transformer.h.{i}" for i in range(config.n_layer)]
-        matrices = [f"{block}.{name}.weight" for block in blocks for name in MATRICES]
-        vectors = [f"{block}.{name}" for block in blocks for name in VECTORS]
+        named, n_layer, device = dict(model.named_parameters()), model.config.n_layer, model.device
+        self.device = device
+        blocks = [f"transformer.h.{i}." for i in range(n_layer)]
+        matrices = [f"{block}{name}.weight" for block in blocks for name in MATRICES]
+        vectors = [block + name for block in blocks for name in VECTORS]
         vectors += ["transformer.ln_f.weight", "transformer.ln_f.bias", HEAD]
         self.names = [*matrices, *vectors, POSITIONS, TOKENS]
         assert set(self.names) == set(named), "a GPT-2 classifier with parameters unknown here"
-        *starts, size = np.cumsum([0, *(named[name].numel() for name in self.names)]).tolist()
-        self.start = dict(zip(self.names, starts, strict=True))
         self.shape = {name: named[name].shape for name in self.names}
+        sizes = [shape.numel() for shape in self.shape.values()]
+        self.start = dict(zip(self.names, np.cumsum([0, *sizes]).tolist(), strict=False))
         self.n_matrices = self.start[vectors[0]]
         self.n_vectors = self.start[POSITIONS] - self.n_matrices
-        self.weights = torch.empty(size, device=self.device)
-        moments = {name: torch.zeros_like(self.weights) for name in ("exp_avg", "exp_avg_sq")}
-        self.flat = {"model": self.weights, **moments}
+        parts = ("model", "exp_avg", "exp_avg_sq")
+        self.flat = {part: torch.zeros(sum(sizes), device=device) for part in parts}
         for name in self.names:
             self.weight(name).copy_(named[name].data)
             named[name].data = self.weight(name)
-        self.copy = self.weights[: self.n_matrices + self.n_vectors].to(compute)
+        self.copy = self.flat["model"][: self.n_matrices + self.n_vectors].to(compute)
         self.matrix_gradients = torch.zeros_like(self.copy[: self.n_matrices])
-        self.vector_partials = torch.zeros(CHUNKS, self.n_vectors, device=self.device)
-        self.vector_gradients = torch.zeros(self.n_vectors, device=self.device)
-        n_tokens = config.vocab_size
-        self.current = torch.full((n_tokens,), -1, dtype=torch.int32, device=self.device)
+        self.vector_partials = torch.zeros(CHUNKS, self.n_vectors, device=device)
+        self.vector_gradients = torch.zeros(self.n_vectors, device=device)
+        self.current = torch.full_like(self.weight(TOKENS)[:, 0], -1, dtype=torch.int32)
 
-        norms = [f"{block}.{name}" for block in blocks for name in ("ln_1", "ln_2")]
+        norms = [block + name for block in blocks for name in ("ln_1", "ln_2")]
         self.norms = [self._norm(name) for name in (*norms, "transformer.ln_f")]
-        # Per block, in the order of MATRICES.
-        self.products = [[self._product(f"{block}.{m}") for m in MATRICES] for block in blocks]
-        self.block_gradients = self.matrix_gradients.chunk(config.n_layer)
+        self.products = [[self._product(block + name) for name in MATRICES] for block in blocks]
+        self.block_gradients = self.matrix_gradients.chunk(n_layer)
 
     def _view(self, flat: Tensor, name: str) -> Tensor:
         start = self.start[name]
         return flat[start : start + self.shape[name].numel()].view(self.shape[name])
 
     def _norm(self, name: str) -> Affine:
-        weight, bias = f"{name}.weight", f"{name}.bias"
-        gradients = self.partials(weight), self.partials(bias)
-        return Affine(self.weight(weight), self.weight(bias), *gradients)
+        return self._affine(name, self.flat["model"], self.partials(f"{name}.weight"))
 
     def _product(self, name: str) -> Affine:
-        weight, bias = f"{name}.weight", f"{name}.bias"
-        gradients = self._view(self.matrix_gradients, weight), self.partials(bias)
-        return Affine(self._view(self.copy, weight), self._view(self.copy, bias), *gradients)
+        return self._affine(name, self.copy, self._view(self.matrix_gradients, f"{name}.weight"))
+
+    def _affine(self, name: str, values: Tensor, weight_gradient: Tensor) -> Affine:
+        weight, bias = (self._view(values, f"{name}.{part}") for part in ("weight", "bias"))
+        return Affine(weight, bias, weight_gradient, self.partials(f"{name}.bias"))
 
     def weight(self, name: str) -> Tensor:
         """A parameter, FP32."""
-        return self._view(self.weights, name)
+        return self._view(self.flat["model"], name)
 
     def partials(self, name: str) -> Tensor:
         """Where the partial sums of a vector's gradient begin."""
@@ -101,15 +97,13 @@ class FlatParameters:
         return tuple(flat[start : start + n] for flat in self.flat.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """`model.<name>`, `exp_avg.<name>`, `exp_avg_sq.<name>`: views, as in a checkpoint."""
-        result: dict[str, Tensor] = {}
-        for part, flat in self.flat.items():
-            result |= {f"{part}.{name}": self._view(flat, name) for name in self.names}
-        return result
+        """Views, named as in a checkpoint."""
+        flats = self.flat.items()
+        return {f"{part}.{n}": self._view(flat, n) for part, flat in flats for n in self.names}
 
     def load(self, tensors: dict[str, Tensor], update: int) -> None:
         for name, view in self.tensors().items():
             view.copy_(tensors[name])
-        self.copy.copy_(self.weights[: len(self.copy)])
+        self.copy.copy_(self.flat["model"][: len(self.copy)])
         touched = self._view(self.flat["exp_avg_sq"], TOKENS).any(dim=1)
         self.current.copy_(torch.where(touched, update, -1))
