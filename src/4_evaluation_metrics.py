@@ -53,7 +53,7 @@ def main() -> None:
     from gpt2_quant.metrics import suite
     from gpt2_quant.metrics.studies import coherence_study, edit_study, figures, human_study, values
     from gpt2_quant.metrics.studies.human_judgements import judgements_or_none
-    from gpt2_quant.metrics.studies.quantization_cost import cached_cost_table
+    from gpt2_quant.metrics.studies.quantization_cost import cost_of_all
     from gpt2_quant.metrics.studies.study import SIZES, Study
     from gpt2_quant.reports.metrics_report import write_report
 
@@ -99,7 +99,7 @@ def main() -> None:
 
     if "quantization" in parts:  # the language model as every variant, on held-out news
         held_out = news.texts[: size.quantization_texts]
-        table, missing = cached_cost_table(tools.language_model, base, held_out, tools.cache)
+        table, missing = cost_of_all(tools.language_model, base, held_out)
         study.write("language_model_quantization", table, figures.quantization_cost)
         study.keep("quantization", [table], source="test split", table=table, missing=missing)
 
