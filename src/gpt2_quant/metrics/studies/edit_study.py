@@ -2,10 +2,9 @@
 original, how it ranks edits.
 
 A text is scored against *another* human's reference where there is one (SummEval has eleven per
-document), so that the original's own score is that of a good text and not of a copy; news items,
-which have none, are scored against themselves. Falls are in units of the metric's standard
-deviation over the originals, so that metrics on different scales share one figure: 1.0 means that
-the edit costs as much as one standard deviation between good texts.
+document), so that the original scores as a good text and not as a copy; news items, which have
+none, are scored against themselves. Falls are in standard deviations of the metric over the
+originals, so that metrics on different scales share one figure.
 """
 
 import hashlib
@@ -38,9 +37,7 @@ def choose_originals(people: People | None, news: Sequence[str], limit: int) -> 
 
 
 def originals_from_summeval(data: SummEval) -> Originals:
-    """References 2 to 7 of each document as texts, the first as their reference, the next
-    document's as the other matter.
-    """
+    """References 2 to 7 of each document, against its first; other matter: the next document's."""
     groups = data.references
     return Originals(
         [text for group in groups for text in group[1:7]],
@@ -51,7 +48,7 @@ def originals_from_summeval(data: SummEval) -> Originals:
 
 
 def originals_from_news(texts: Sequence[str]) -> Originals:
-    """News items scored against themselves; the other matter is the next item's."""
+    """News items against themselves; other matter: the next item."""
     texts = list(texts)
     return Originals(texts, texts, texts[1:] + texts[:1], "AG News test items against themselves")
 
@@ -59,10 +56,10 @@ def originals_from_news(texts: Sequence[str]) -> Originals:
 def edit_pairs(
     originals: Originals, limit: int, strengths: Sequence[int] = STRENGTHS
 ) -> pd.DataFrame:
-    """One row per edited text: edit, effect, strength, text (number of the original), edited. At
-    most `limit` texts per edit, the same at every strength, so that strengths compare.
+    """One row per edited text: edit, effect, strength, text (number of the original), edited; at
+    most `limit` texts per edit, the same at every strength.
     """
-    # By hash: a choice that depends on the texts alone and is random otherwise.
+    # In the order of hashes: at random, yet by the texts alone.
     digests = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in originals.texts]
     order = sorted(range(len(digests)), key=digests.__getitem__)
     rows: list[tuple[str, str, int, int, str | None]] = []
@@ -84,8 +81,8 @@ def edit_pairs(
 def score_edits(
     originals: Originals, pairs: pd.DataFrame, tools: Tools
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(scores of the edited texts, in the order of `pairs`; scores of their originals, by number);
-    one column per metric, higher meant to be better.
+    """(scores of the edited texts, in the order of `pairs`; of their originals, by number); one
+    column per metric, higher meant to be better.
     """
     used = sorted(set(pairs["text"]))
     texts = [originals.texts[i] for i in used]
@@ -102,17 +99,15 @@ def _scores(texts: list[str], references: list[str], tools: Tools) -> pd.DataFra
 
 
 def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
-    """One row per metric, edit and strength: n, mean fall in standard deviations with its interval,
-    fraction of texts whose original is preferred (a tie counts half) with its interval.
-
-    Rows where the original or the edited text is undefined are left out; `n` counts the others.
+    """One row per metric, edit and strength, over the n texts with both scores defined: mean fall
+    in standard deviations, fraction of originals preferred (a tie counts half); with intervals.
     """
     rng = np.random.default_rng(0)
     rows = []
     for name in before:
         unit = before[name].std(ddof=0)
         if unit < 1e-6:
-            # Texts scored against themselves score all alike: the spread of the edited ones, then.
+            # Texts against themselves score all alike: the spread of the edited ones, then.
             unit = after[name].std(ddof=0) or 1.0
         original = pairs["text"].map(before[name])
         falls = pairs.assign(fall=(original - after[name]) / unit)
@@ -130,9 +125,8 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
 
 def meaning_ranking(pairs: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """For each metric the fraction of (text, meaning-keeping edit, meaning-breaking edit) where the
-    kept meaning scores higher, with its bootstrap interval over texts.
-
-    0.5 is chance, and below it the metric prefers wrong texts to clumsy ones.
+    kept meaning scores higher, with its interval over texts. Below 0.5, chance, the metric prefers
+    wrong texts to clumsy ones.
     """
     rng = np.random.default_rng(0)
     rows = []

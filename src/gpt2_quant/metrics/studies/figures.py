@@ -17,18 +17,11 @@ RED, BLUE, DARK_BLUE = "#b5452c", "#2b6ca3", "#1f4e79"
 
 
 def _heatmap(axes: Axes, values: pd.DataFrame, limits: tuple[float, float], colours: list) -> None:
-    """A labelled heat map with its numbers written in."""
+    numbers = values.map("{:z.2f}".format).replace("-", "−", regex=True)
     sns.heatmap(
-        values,
-        vmin=limits[0],
-        vmax=limits[1],
-        cmap=LinearSegmentedColormap.from_list("", colours),
-        annot=values.map("{:z.2f}".format).replace("-", "−", regex=True),
-        fmt="",
-        annot_kws={"size": 7.5},
-        cbar=False,
-        ax=axes,
-    )
+        values, vmin=limits[0], vmax=limits[1], annot=numbers, fmt="", annot_kws={"size": 7.5},
+        cmap=LinearSegmentedColormap.from_list("", colours), cbar=False, ax=axes,
+    )  # fmt: skip
     axes.set(xlabel="", ylabel="")
     axes.tick_params(length=0)
     axes.set_xticks(axes.get_xticks(), values.columns, rotation=40, ha="right")
@@ -40,9 +33,7 @@ def _pivot(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
 
 
 def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Metric x edit, each at its greatest strength: mean fall in standard deviations; red means
-    noticed.
-    """
+    """Metric x edit at its greatest strength: mean fall in standard deviations; red is noticed."""
     strongest = table.groupby(["metric", "edit"])["strength"].transform("max")
     chosen = _pivot(table[table["strength"] == strongest], "edit", "mean_fall")
     effects = {edit.name: edit.effect for edit in EDITS if edit.name in chosen}
@@ -61,9 +52,7 @@ def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def human_agreement(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Summary-level Spearman with its interval, a panel per quality, a line per metric; the
-    published value as a cross.
-    """
+    """Summary-level Spearman with its interval, a panel per quality, a line per metric."""
     rows = table[(table["level"] == "summary") & (table["statistic"] == "spearman")]
     rows = rows[~rows["metric"].str.startswith("SCS ")][::-1]
     qualities = list(table["quality"].unique())
@@ -85,9 +74,7 @@ def human_agreement(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def coherence_controls(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Metric x control: fraction of damaged versions put below the original; 0.5 is white, blue is
-    right, red is wrong.
-    """
+    """Metric x control: fraction of damaged versions put below the original; blue is right."""
     shown = _pivot(table, "control", "prefers_original")
     with look():
         figure = Figure(figsize=(9.6, 0.27 * len(shown) + 1.3), layout="constrained")
@@ -96,9 +83,7 @@ def coherence_controls(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def quantization_cost(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Variant against what it costs the language model: perplexity ratio, mean KL, disagreement of
-    the first choice.
-    """
+    """What each variant costs the language model, in three measures."""
     rows = table[table["scheme"] != BASELINE.key].iloc[::-1]
     rows = rows.assign(other=1 - rows["top1_agreement"])
     styles = style(rows["scheme"])

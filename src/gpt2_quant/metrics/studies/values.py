@@ -1,6 +1,4 @@
-"""Every metric as plain values per text, with a higher value meant to be better: what the studies
-compare. Perplexity therefore enters as -log.
-"""
+"""Every metric as plain values per text, higher meant to be better: perplexity enters as -log."""
 
 from collections.abc import Callable, Sequence
 
@@ -47,8 +45,8 @@ def unrelated_bertscore(texts: Sequence[str], tools: Tools) -> dict[str, float]:
 
 
 def coherence_metrics(tools: Tools) -> dict[str, Metric]:
-    """The metrics that need the text alone: SCS and rivals, then SCS without some of its parts;
-    name -> function from n texts to values [n].
+    """The metrics that need the text alone, as functions from n texts to values [n]: SCS, rivals,
+    SCS without some of its parts.
     """
     encoder, model, cache = tools.encoder, tools.language_model, tools.cache
 
