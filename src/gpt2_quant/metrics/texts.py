@@ -16,10 +16,10 @@ from ..errors import UserError
 def read_files(
     candidates: Path, references: Path | None
 ) -> tuple[list[str], list[list[str]] | None]:
-    """(texts, the references of each, or None without a file of them).
+    """(texts, references of each, or None without a file of them).
 
-    Raises UserError for a file that is missing, empty, not UTF-8 or not what its suffix says, and
-    for files of unequal length.
+    Raises UserError for a file that is missing, empty, not UTF-8, not what its suffix says, or of
+    another length.
     """
     texts = [_text(candidates, *line) for line in _values(candidates)]
     if not texts:

@@ -16,14 +16,14 @@ import pandas as pd
 
 from ..suite import Tools
 from .edits import EDITS, ONE_STRENGTH, STRENGTHS, edited
-from .human_judgements import People, SummEval
+from .human_judgements import People
 from .resampling import RESAMPLES, interval, preferred
 from .values import coherence_metrics, overlap_values
 
 
 @dataclass(frozen=True)
 class Originals:
-    """n texts with one reference each, and for each another text on another matter."""
+    """n texts, each with one reference and another text on another matter."""
 
     texts: list[str]
     references: list[str]
@@ -32,25 +32,17 @@ class Originals:
 
 
 def choose_originals(people: People | None, news: Sequence[str], limit: int) -> Originals:
-    """SummEval's references where they are at hand, else enough news for `limit` texts per edit."""
-    return originals_from_summeval(people[0]) if people else originals_from_news(news[: 60 * limit])
-
-
-def originals_from_summeval(data: SummEval) -> Originals:
-    """References 2 to 7 of each document, against its first; other matter: the next document's."""
-    groups = data.references
-    return Originals(
-        [text for group in groups for text in group[1:7]],
-        [group[0] for group in groups for _ in range(6)],
-        [text for group in [*groups[1:], groups[0]] for text in group[1:7]],
-        "SummEval references 2 to 7 against reference 1",
-    )
-
-
-def originals_from_news(texts: Sequence[str]) -> Originals:
-    """News items against themselves; other matter: the next item."""
-    texts = list(texts)
-    return Originals(texts, texts, texts[1:] + texts[:1], "AG News test items against themselves")
+    """SummEval's references where they are at hand, else enough news for `limit` texts per edit;
+    the other matter is the next document's, or the next item.
+    """
+    if not people:
+        texts, source = list(news[: 60 * limit]), "AG News test items against themselves"
+        return Originals(texts, texts, texts[1:] + texts[:1], source)
+    groups = people[0].references
+    texts = [text for group in groups for text in group[1:7]]
+    first = [group[0] for group in groups for _ in range(6)]
+    others = texts[6:] + texts[:6]
+    return Originals(texts, first, others, "SummEval references 2 to 7 against reference 1")
 
 
 def edit_pairs(
@@ -62,19 +54,17 @@ def edit_pairs(
     # In the order of hashes: at random, yet by the texts alone.
     digests = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in originals.texts]
     order = sorted(range(len(digests)), key=digests.__getitem__)
-    rows: list[tuple[str, str, int, int, str | None]] = []
+    rows: list[tuple] = []
     for edit in EDITS:
         levels = (3,) if edit.name in ONE_STRENGTH else strengths
-        taken = 0
+        most = len(rows) + limit * len(levels)
         for i in order:
-            if taken == limit:
+            if len(rows) == most:
                 break
-            text, other = originals.texts[i], originals.others[i]
-            versions = [edited(edit, text, other, level) for level in levels]
-            if all(version and version.strip() for version in versions):
-                taken += 1
-                pairs = zip(levels, versions, strict=True)
-                rows += [(edit.name, edit.effect, level, i, version) for level, version in pairs]
+            texts = originals.texts[i], originals.others[i]
+            versions = [(level, edited(edit, *texts, level)) for level in levels]
+            if all(version and version.strip() for _, version in versions):
+                rows += [(edit.name, edit.effect, level, i, text) for level, text in versions]
     return pd.DataFrame(rows, columns=["edit", "effect", "strength", "text", "edited"])
 
 

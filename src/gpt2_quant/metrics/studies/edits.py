@@ -1,9 +1,9 @@
 """Edits with a known effect, done to real text by a program: what a metric should notice.
 
-An edit *keeps* the meaning, *breaks* it, *loses* content, *repeats* it, or disturbs its *order*. One
-that finds nothing to do gives None rather than the text as it was, so "no fall" always means that
-the metric did not see a change that is there. Strength 1 touches one of the positions that the edit
-could touch, 2 about half, 3 all; which ones depends on text, edit and strength alone.
+An edit *keeps* the meaning, *breaks* it, *loses* content, *repeats* it, or disturbs its *order*.
+One that finds nothing to do gives None, so that "no fall" always means an unseen change. Strength 1
+touches one of the positions that the edit could touch, 2 about half, 3 all; text, edit and strength
+alone decide which.
 """
 
 import hashlib
@@ -35,9 +35,8 @@ _NAME = re.compile(r"\b[A-Z][\w’'-]+(?: [A-Z][\w’'-]+)*")
 _WORD = re.compile(r"[A-Za-z]{4,}")
 _SYNONYM = re.compile(rf"\b(?:{'|'.join(sorted(_SYNONYMS, key=len, reverse=True))})\b")
 
-# (text, text on another matter, strength, rng) -> edited text or None; the same with sentences
+# (text, text on another matter, strength, rng) -> edited text or None
 Apply = Callable[[str, str, int, Generator], str | None]
-Change = Callable[[list[str], list[str], int, Generator], list[str]]
 
 
 class Edit(NamedTuple):
@@ -135,7 +134,7 @@ def _role_swap(text, other, strength, rng):
     return _replace_names(text, mapping)
 
 
-def _on_sentences(change: Change, at_least: int = 2) -> Apply:
+def _on_sentences(change: Callable, at_least: int = 2) -> Apply:
     """An edit of the sentences of a text that has `at_least` so many."""
 
     def apply(text, other, strength, rng):
@@ -148,32 +147,28 @@ def _on_sentences(change: Change, at_least: int = 2) -> Apply:
 
 
 def _sentence_order(sentences, others, strength, rng):
-    order = np.arange(len(sentences))
     if strength == 1:  # two neighbours change places
-        i = int(rng.integers(len(order) - 1))
-        order[[i, i + 1]] = order[[i + 1, i]]
-    elif strength == 2:  # the second half comes first
-        order = np.roll(order, len(order) // 2)
-    else:
-        order = permutation(len(order), rng)
-    return [sentences[i] for i in order]
+        i = int(rng.integers(len(sentences) - 1))
+        return [*sentences[:i], *sentences[i : i + 2][::-1], *sentences[i + 2 :]]
+    if strength == 2:  # the second half comes first
+        half = len(sentences) - len(sentences) // 2
+        return sentences[half:] + sentences[:half]
+    return [sentences[i] for i in permutation(len(sentences), rng)]
 
 
 def permutation(n: int, rng: Generator) -> np.ndarray:
     """A random order of n >= 2 that is not the original one."""
-    while True:
-        order = rng.permutation(n)
-        if (order != np.arange(n)).any():
-            return order
+    while (order := rng.permutation(n)).tolist() == list(range(n)):
+        pass
+    return order
 
 
 def _word_order(sentences, others, strength, rng):
     width = (2, 4, 10**6)[strength - 1]  # words change places within blocks of this many
-    result = []
+    blocks = []
     for words in map(str.split, sentences):
-        blocks = [rng.permutation(words[i : i + width]) for i in range(0, len(words), width)]
-        result.append(" ".join(np.concatenate(blocks)))
-    return result
+        blocks += [rng.permutation(words[i : i + width]) for i in range(0, len(words), width)]
+    return np.concatenate(blocks)
 
 
 def _dropped(sentences, others, strength, rng):

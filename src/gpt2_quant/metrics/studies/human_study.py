@@ -18,14 +18,14 @@ from .meta_evaluation import partial_spearman, spearman
 from .resampling import draws
 from .values import Values, coherence_metrics, overlap_values
 
-# Summary-level Spearman with each of QUALITIES (Liu et al. 2023, G-Eval, table 1).
+# Summary-level Spearman by quality (Liu et al. 2023, G-Eval, table 1).
 PUBLISHED = {
     "ROUGE-1": (0.167, 0.160, 0.115, 0.326),
     "ROUGE-2": (0.184, 0.187, 0.159, 0.290),
     "ROUGE-L": (0.128, 0.115, 0.105, 0.311),
     "BERTScore": (0.284, 0.110, 0.193, 0.312),
 }
-LENGTH = "fewer sentences"  # no metric: what counting sentences alone would reach
+LENGTH = "fewer sentences"  # what counting sentences alone would reach
 COSINE = "MiniLM cosine"
 RIVALS = (
     "adjacent cosine", "all-pairs cosine", "perplexity", "context gain", "ROUGE-L, one reference",
@@ -34,7 +34,7 @@ RIVALS = (
 
 
 def summeval_metrics(data: SummEval, tools: Tools) -> Values:
-    """Metric -> values [documents, systems], higher meant to be better, NaN where undefined."""
+    """Metric -> values [documents, systems], higher meant to be better."""
     summaries = [text for group in data.summaries for text in group]
     result: Values = {}
     # Eleven first: their pairs hold those of one reference, whose scores are then in the cache.
@@ -77,12 +77,11 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
 
 def by_quality(table: pd.DataFrame) -> pd.DataFrame:
     """Summary-level Spearman, a row per metric, a column per quality."""
-    rows = table[(table["level"] == "summary") & (table["statistic"] == "spearman")]
+    rows = table.query("level == 'summary' and statistic == 'spearman'")
     return rows.pivot(index="metric", columns="quality", values="value").reset_index()
 
 
 def undefined(values: np.ndarray) -> int:
-    """How many texts have no value."""
     return int(np.isnan(values).sum())
 
 

@@ -1,15 +1,14 @@
 """What quantization costs the language model, token by token: the bridge between the two tasks.
 
-Accuracy on four classes hides damage: a classifier reads one position and its argmax is robust. A
-language model is asked for a whole distribution at every position of the same held-out text:
+Accuracy on four classes hides damage, since an argmax is robust. A language model is asked for a
+whole distribution at every position of the same held-out text:
 
     KL = mean over tokens of sum_v p(v) (log p(v) - log q(v)),  in nats,
          p the FP32 model's distribution, q the quantized one's
     top-1 agreement = fraction of tokens at which both would write the same word
 
-KL is at least 0 whichever way perplexity moves: a quantized model with a *better* perplexity on
-some text is still another model. All variants read each batch in turn, so that the FP32 logits are
-computed once and never stored.
+KL is at least 0 whichever way perplexity moves: a quantized model with a *better* perplexity is
+still another model. All variants read each batch in turn, so no logits are computed twice or kept.
 """
 
 import copy
@@ -39,9 +38,7 @@ RESAMPLES = 1000
 def cost_of_all(
     reference: LanguageModel, folder: Path, texts: Sequence[str]
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """(`cost_table` of every variant, key -> why it is missing); `folder` holds the FP32
-    checkpoint.
-    """
+    """(`cost_table` of every variant, key -> why it is missing); `folder` holds `reference`."""
     missing = {}
     try:
         require()
@@ -56,20 +53,17 @@ def cost_of_all(
 def quantized_language_models(
     reference: LanguageModel, folder: Path, keys: Iterable[str]
 ) -> dict[str, LanguageModel]:
-    """Variant -> language model, each made from `reference`, whose checkpoint lies in `folder`.
-
-    FP16 keeps float16's rounding of the weights and computes in float32 where the device has no
-    float16 arithmetic.
-    """
-    device, models = reference.device, {}
+    """Variant -> language model, each made from `reference`, whose checkpoint lies in `folder`."""
+    models = {}
     for key in keys:
         variant = VARIANTS[key]
-        dtype = float_dtype(variant, device)
+        dtype = float_dtype(variant, reference.device)
         if variant.method:
             model = variant.how.quantize(key, reference.model, folder, dtype)
         else:
             model = copy.deepcopy(reference.model).to(dtype)
-            model = model if has_half_arithmetic(device) else model.float()
+            if not has_half_arithmetic(reference.device):
+                model.float()  # rounded to float16 all the same
         models[key] = replace(reference, model=model.eval())
     return models
 
@@ -77,10 +71,8 @@ def quantized_language_models(
 def cost_table(
     reference: LanguageModel, models: dict[str, LanguageModel], texts: Sequence[str]
 ) -> pd.DataFrame:
-    """One row per variant, FP32 first: perplexity, its ratio to FP32 with a 95% interval, mean and
-    99th percentile of KL, top-1 agreement, tokens.
-
-    Intervals are bootstrapped over texts, since the tokens of one text are not independent.
+    """One row of NUMBERS per variant, FP32 first. Intervals are bootstrapped over texts, since the
+    tokens of one text are not independent.
     """
     ids = reference.encode(texts)
     text = np.repeat(np.arange(len(ids)), [len(sequence) for sequence in ids])
@@ -88,8 +80,8 @@ def cost_table(
     base = base_drawn = None
     rows = []
     for key, costs in _token_costs(reference, models, ids).items():
-        per_text = costs.assign(tokens=1.0).groupby(text).sum()
-        per_text = per_text.reindex(range(len(texts)), fill_value=0).to_numpy()
+        summed = costs.assign(tokens=1.0).groupby(text).sum()
+        per_text = summed.reindex(range(len(texts)), fill_value=0).to_numpy()
         sums, sums_drawn = per_text.sum(0), per_text[drawn].sum(1)  # [4], [RESAMPLES, 4]
         nll, kl, agreement, _ = sums / sums[3]
         nll_drawn, kl_drawn, *_ = (sums_drawn / sums_drawn[:, 3:]).T

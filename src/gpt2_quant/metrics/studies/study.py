@@ -1,4 +1,4 @@
-"""What a preset reads, and the record of the study, which grows part by part."""
+"""What a preset reads; the study's record, which grows part by part."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Size:
     strengths: tuple[int, ...]
     permutations: int
     coherence_texts: int
-    quantization_texts: int
+    held_out: int
     baseline_texts: int
 
 
