@@ -36,10 +36,10 @@ def bertscore(
     signature += f"|first {N_POSITIONS} tokens|F1|raw"
     # The package crashes on blank texts.
     pairs = [
-        (i, candidate, reference)
-        for i, (candidate, group) in enumerate(zip(candidates, references, strict=True))
+        (i, candidates[i], reference)
+        for i, group in enumerate(references)
         for reference in group
-        if has_words(candidate) and has_words(reference)
+        if has_words(candidates[i]) and has_words(reference)
     ]
     score = functools.partial(_score, encoder=encoder)
     rows = cached_rows(cache, "bertscore", signature, [pair[1:] for pair in pairs], score, width=3)

@@ -9,11 +9,10 @@ text alone. For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C ·
                     u = min over 3 <= k <= n - 3 of the mean of x_i · x_j over i <= k < j
                     U = 1 for n < 6
 
-Cosines alone cannot do it: shuffling does not change the mean over all pairs, and saying one
-sentence again and again raises the mean over neighbours. So a small learned judge gives the p_i
-(`order_model.py`). Repetition and a change of subject barely change a mean over positions and are
-discounts; in a sound text N and U are close to 1. Constants were chosen on held-out documents, not
-on people's ratings (`dev/LOG.md`).
+Cosines alone cannot do it: shuffling does not change the mean over all pairs, and repetition raises
+the mean over neighbours. So a small learned judge gives the p_i (`order_model.py`). Repetition and
+a change of subject barely change a mean over positions and are discounts; in a sound text N and U
+are close to 1. Constants were chosen on held-out documents, not on ratings (`dev/LOG.md`).
 """
 
 from collections.abc import Callable, Sequence

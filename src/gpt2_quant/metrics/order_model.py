@@ -57,7 +57,7 @@ def order_model_hash() -> str:
 
 @cache
 def load_order_model() -> nn.ModuleList:
-    """The networks, in float32; too small to gain from another device than the CPU."""
+    """The networks, in float32 on the CPU: too small to gain from another device."""
     from safetensors.torch import load_file
 
     networks = nn.ModuleList(PairNetwork() for _ in range(N_NETWORKS))

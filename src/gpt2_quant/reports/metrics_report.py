@@ -32,8 +32,9 @@ def write_report(results_dir: Path) -> Path:
     """
     data = report_data(load_record(results_dir / "records" / "text_metrics.json"))
     images = {name: results_dir / f"{name}.pdf" for name in IMAGES}
-    compile_report("report_1.typ", data, images, results_dir / "report_1.pdf")
-    return results_dir / "report_1.pdf"
+    output = results_dir / "report_1.pdf"
+    compile_report("report_1.typ", data, images, output)
+    return output
 
 
 def report_data(record: dict) -> dict:
@@ -50,10 +51,10 @@ def report_data(record: dict) -> dict:
 
 def _facts(record: dict) -> list[tuple[str, str]]:
     made, data = record["provenance"], record["data"]
-    installed = made["packages"]
     commit = (made["git_commit"] or "unknown")[:10]
     commit += " with local changes" if made["git_dirty"] else ""
-    versions = [f"{name} {installed[name]}" for name in PACKAGES if installed.get(name)]
+    packages = made["packages"]
+    versions = [f"{name} {packages[name]}" for name in PACKAGES if packages.get(name)]
     return [
         ("Language model", record["models"]["language_model"]),
         ("Embeddings", record["models"]["encoder"].split("|")[0]),
@@ -127,14 +128,14 @@ def _edits(section: dict) -> dict:
 
 
 def _runs(before: str, after: str) -> list[tuple[str, bool]]:
-    """`after` as runs of words, each with whether it differs from `before`."""
+    """Runs of words of `after`, each with whether it differs from `before`."""
     old, new = before.split(), after.split()
     matches = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     return [(" ".join(new[i:j]), what != "equal") for what, _, _, i, j in matches if j > i]
 
 
 def _humans(section: dict) -> dict:
-    table = pd.DataFrame(section["summeval"])
+    table, stsb = pd.DataFrame(section["summeval"]), section["stsb"]
     whole = table[~table["metric"].str.startswith("SCS ")]  # no SCS without some of its parts
     system = whole.query("level == 'system' and statistic == 'kendall'")
     by_quality = system.pivot_table("value", "metric", "quality", sort=False)
@@ -149,7 +150,7 @@ def _humans(section: dict) -> dict:
         ],
         "system": _rows(by_quality, "metric", "values"),
         "differences": section["coherence_differences"],
-        "stsb": section["stsb"],
+        "stsb": stsb,
         "compared": _beside_published(spearman),
         "qualities": QUALITIES,
         "undefined": section["undefined_scs"],

@@ -1,13 +1,11 @@
 """Does a coherence metric see what it should? The fraction of damaged versions of texts that score
 below the original; 0.5 is chance, a tie counts half.
 
-* shuffle: sentences permuted (the shuffle test of Barzilay and Lapata 2008); block shuffle: blocks
-  of three kept whole
+* shuffle: sentences permuted (Barzilay and Lapata 2008); block shuffle: blocks of three kept whole
 * intrusion: one sentence of another text inserted; topic switch: the second half is another text's
 * repetition: one sentence twice in a row; all twice in a row; the whole text twice
 
-Intervals are bootstrapped over texts. A language model has to read every permutation anew, so
-perplexity gets fewer texts and permutations than metrics that reorder sentence vectors.
+A language model reads every permutation anew: perplexity gets fewer texts and permutations.
 """
 
 from collections.abc import Sequence

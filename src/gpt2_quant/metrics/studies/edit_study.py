@@ -1,10 +1,9 @@
 """What each metric does when a text is damaged on purpose: its mean fall, how often it prefers the
 original, how it ranks edits.
 
-A text is scored against *another* human's reference where there is one (SummEval has eleven per
-document), so that the original scores as a good text and not as a copy; news items, which have
-none, are scored against themselves. Falls are in standard deviations of the metric over the
-originals, so that metrics on different scales share one figure.
+A text is scored against *another* human's reference where there is one, so that the original
+scores as a good text and not as a copy; news items are scored against themselves. Falls are in
+standard deviations of the metric over the originals, so that all metrics share one figure.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """What people said, from the hub or a folder.
 
-SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, each with 11 reference summaries and 16
-systems' summaries, rated 1 to 5 (means of three experts). STS Benchmark test (Cer et al. 2017):
-1,379 pairs of sentences, similarity 0 to 5.
+SummEval (Fabbri et al. 2021): 100 news articles, each with 11 reference summaries and those of 16
+systems, rated 1 to 5. STS Benchmark test (Cer et al. 2017): 1,379 pairs of sentences, similarity 0
+to 5.
 
 A folder holds `summeval.jsonl` (per line a document: id, source, references, systems: {name:
 {summary, coherence, …}}) and `stsb_test.csv` (tab-separated, no header: genre, file, year, id,
@@ -40,7 +40,7 @@ class SummEval:
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """n pairs with the mean human similarity, float64 [n], on a scale of 0 to 5 or 0 to 1."""
+    """n pairs with their similarity float64 [n], of 0 to 5 or 0 to 1."""
 
     first: list[str]
     second: list[str]
