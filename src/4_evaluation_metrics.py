@@ -1,12 +1,11 @@
 """Task 1: what ROUGE, BLEU, chrF, BERTScore, perplexity and the Semantic Coherence Score see.
 
-Parts of the study, all run unless --only names some:
+Parts of the study, all run unless --only names some, reported in report_1.pdf:
   scores        every metric on a built-in set of retold stories       -> metric_scores.csv
   edits         controlled damage: what does each metric notice?       -> metric_edits.csv, .png
   humans        SummEval and STS Benchmark: agreement with people      -> metric_meta_evaluation.csv
   coherence     shuffle test and controls for coherence metrics        -> metric_coherence.csv, .png
   quantization  the language model as every variant       -> language_model_quantization.csv, .png
-All go into records/text_metrics.json and report_1.pdf. Scores are cached in results/cache.
 
     python src/4_evaluation_metrics.py --human-judgements path/to/folder --only humans coherence
     python src/4_evaluation_metrics.py --candidates mine.txt --references theirs.txt   # your texts
@@ -14,7 +13,9 @@ All go into records/text_metrics.json and report_1.pdf. Scores are cached in res
 
 from pathlib import Path
 
-from gpt2_quant.cli import parser, seed_everything, settings_from
+from gpt2_quant.cache import Step
+from gpt2_quant.cli import parser, settings_from
+from gpt2_quant.data import demo, hub
 from gpt2_quant.errors import UserError, run
 
 PARTS = ("scores", "edits", "humans", "coherence", "quantization")
@@ -22,8 +23,8 @@ PARTS = ("scores", "edits", "humans", "coherence", "quantization")
 
 def flags():
     result = parser(__doc__)
-    add, parts = result.add_argument, ", ".join(PARTS)
-    add("--only", nargs="+", choices=PARTS, metavar="PART", help=f"run some parts: {parts}")
+    add = result.add_argument
+    add("--only", nargs="+", choices=PARTS, help="run some parts")
     add("--human-judgements", metavar="hub|FOLDER", help="ratings (default: hub; demo: none)")
     add("--candidates", type=Path, metavar="FILE", help="score it: one text per line, or JSONL")
     add("--references", type=Path, metavar="FILE", help="its references, line by line")
@@ -35,17 +36,13 @@ def main() -> None:
     settings = settings_from(args)
     if args.references and not args.candidates:
         raise UserError("--references needs --candidates: name the file to score")
-
-    from gpt2_quant.cache import Step
-    from gpt2_quant.data import demo, hub
-
     if settings.preset == "demo":
         demo.prepare(settings)
     if args.candidates:
         return score_own_texts(args, settings)
     base = hub.fetch_model_folder(settings.base_model, settings.base_revision)
-    weights = base / "model.safetensors"
-    step = Step(settings.results_dir, "4_evaluation_metrics", vars(args), [weights])
+    weights = [base / "model.safetensors"]
+    step = Step(settings.results_dir, "4_evaluation_metrics", vars(args), weights)
     if step.complete():
         return
 
@@ -53,12 +50,11 @@ def main() -> None:
     from gpt2_quant.metrics import suite
     from gpt2_quant.metrics.studies import coherence_study, edit_study, figures, human_study, values
     from gpt2_quant.metrics.studies.human_judgements import judgements_or_none
-    from gpt2_quant.metrics.studies.quantization_cost import cached_cost_table
+    from gpt2_quant.metrics.studies.quantization_cost import cost_of_all
     from gpt2_quant.metrics.studies.study import SIZES, Study
     from gpt2_quant.reports.metrics_report import write_report
 
     news = load_splits(settings)["test"]
-    seed_everything(settings.seed)
     size, parts = SIZES[settings.preset], set(args.only or PARTS)
     people = judgements_or_none(args.human_judgements, settings.preset, parts)
     tools = suite.load_tools(settings, with_encoder=parts != {"quantization"})
@@ -87,9 +83,9 @@ def main() -> None:
         stsb = human_study.stsb_table(sentence_pairs, tools)
         study.write("metric_meta_evaluation", table)
         study.draw("metric_human_agreement", table, figures.human_agreement)
-        shown, undefined = human_study.by_quality(table), human_study.undefined(metrics["SCS"])
         tables = {"summeval": table, "coherence_differences": rivals, "stsb": stsb}
-        study.keep("humans", [shown, rivals, stsb], **tables, undefined_scs=undefined)
+        shown = [human_study.by_quality(table), rivals, stsb]
+        study.keep("humans", shown, **tables, undefined_scs=human_study.undefined(metrics["SCS"]))
 
     if "coherence" in parts:  # texts against versions with order or unity broken
         wholes, source = coherence_study.choose_texts(people, news.texts, size.coherence_texts)
@@ -98,8 +94,7 @@ def main() -> None:
         study.keep("coherence", [coherence_study.by_control(table)], source=source, table=table)
 
     if "quantization" in parts:  # the language model as every variant, on held-out news
-        held_out = news.texts[: size.quantization_texts]
-        table, missing = cached_cost_table(tools.language_model, base, held_out, tools.cache)
+        table, missing = cost_of_all(tools.language_model, base, news.texts[: size.held_out])
         study.write("language_model_quantization", table, figures.quantization_cost)
         study.keep("quantization", [table], source="test split", table=table, missing=missing)
 

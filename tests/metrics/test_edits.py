@@ -7,10 +7,10 @@ import pytest
 
 from gpt2_quant.metrics.sentences import split_sentences
 from gpt2_quant.metrics.studies.edit_study import (
+    choose_originals,
     edit_pairs,
     edit_table,
     meaning_ranking,
-    originals_from_news,
 )
 from gpt2_quant.metrics.studies.edits import EDITS, NUMBER_WORDS, STRENGTHS, edited
 
@@ -80,7 +80,7 @@ def test_sentence_edits_keep_the_sentences():
 
 
 def test_study_tables_by_hand():
-    originals = originals_from_news([TEXT, OTHER, "One number 5. And 7."])
+    originals = choose_originals(None, [TEXT, OTHER, "One number 5. And 7."], 1)
     pairs = edit_pairs(originals, limit=1, strengths=(1,))
     assert set(pairs.groupby(["edit", "strength"]).size()) == {1}
     scores = pairs[["text"]].rename(columns={"text": "m"}).astype(float)

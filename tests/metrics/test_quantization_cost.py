@@ -2,17 +2,14 @@
 logits.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
-from gpt2_quant.cache import Cache
 from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.studies import quantization_cost
 from gpt2_quant.metrics.studies.quantization_cost import (
-    cached_cost_table,
+    cost_of_all,
     cost_table,
     quantized_language_models,
 )
@@ -28,7 +25,7 @@ def folder(tiny_language_model, tmp_path):
 
 def test_table_equals_a_direct_computation(tiny_language_model, tiny_texts, folder):
     texts = [*tiny_texts[0][:6], ""]
-    table, missing = cached_cost_table(tiny_language_model, folder, texts, Cache(None))
+    table, missing = cost_of_all(tiny_language_model, folder, texts)
     assert [*table["scheme"], *missing] == list(VARIANTS)
     quantized = INT8.how.quantize(INT8.key, tiny_language_model.model, folder, torch.float32)
     kl, agree, nll, base_nll = [], [], [], []
@@ -72,26 +69,6 @@ def test_without_bitsandbytes_its_variants_are_missing(
         raise UserError("bitsandbytes cannot be imported")
 
     monkeypatch.setattr(quantization_cost, "require", require)
-    table, missing = cached_cost_table(tiny_language_model, folder, tiny_texts[0][:3], Cache(None))
+    table, missing = cost_of_all(tiny_language_model, folder, tiny_texts[0][:3])
     assert list(missing) == [v.key for v in made_by(3) if v.method]
     assert not set(missing) & set(table["scheme"])
-
-
-def test_rows_are_read_back_until_texts_or_weights_change(
-    tiny_language_model, tiny_texts, folder, monkeypatch
-):
-    texts, cache = tiny_texts[0][:3], Cache(folder.parent / "cache")
-    first, _ = cached_cost_table(tiny_language_model, folder, texts, cache)
-    measured = []
-
-    def count(*arguments):
-        measured.append(arguments)
-        return cost_table(*arguments)
-
-    monkeypatch.setattr(quantization_cost, "cost_table", count)
-    again, _ = cached_cost_table(tiny_language_model, folder, texts, Cache(cache.folder))
-    assert again.equals(first) and not measured
-    cached_cost_table(tiny_language_model, folder, texts[:2], cache)
-    other = replace(tiny_language_model, signature="other weights")
-    cached_cost_table(other, folder, texts, cache)
-    assert len(measured) == 2

@@ -125,7 +125,7 @@ def test_faults_end_with_one_sentence_and_code_2(run_script, demo, flags, senten
 def test_hub_out_of_reach(run_script, demo):
     """Ratings that were asked for are missed; those that are only the default are left out."""
     folder, flags = demo
-    out_of_reach = "the hub is out of reach and mteb/summeval is not in the local cache"
+    out_of_reach = "--human-judgements mteb/summeval: the hub is out of reach"
     only = ("--only", "humans", "--results-dir", folder / "out_of_reach")
     done = run_script(SCRIPT, *flags, *only, "--human-judgements", "hub")
     assert done.returncode == 2 and done.stderr.startswith(f"error: {out_of_reach}")

@@ -4,10 +4,10 @@ other, by cosine in context.
     P = mean over candidate tokens of max over reference tokens of cos(c, r)
     R = the same from the reference's side,   F = 2PR / (P + R)
 
-The special tokens at both ends may be matched but carry no weight of their own; with several
-references P, R and F each take their best. The arithmetic is the bert-score package's. Unrelated
-texts do not score 0 (0.19 under MiniLM, above 0.8 under roberta-large): `random_pair_baseline`
-measures what they score. Values of different models never compare.
+The special tokens at both ends may be matched but carry no weight; with several references P, R
+and F each take their best. The arithmetic is the bert-score package's. Unrelated texts do not score
+0 (0.19 under MiniLM, above 0.8 under roberta-large; see `random_pair_baseline`), and values of
+different models never compare.
 """
 
 import functools
@@ -28,23 +28,18 @@ BASELINE_PAIRS = 1000
 def bertscore(
     candidates: Sequence[str], references: References, encoder: Encoder, cache: Cache | None = None
 ) -> Scored:
-    """BERTScore under MiniLM's last layer, without idf; values are F, `parts` has precision and
-    recall.
-
-    Blank texts are undefined; a text beyond the model's positions counts with its beginning. The
-    corpus value is the mean.
+    """BERTScore under MiniLM's last layer, without idf; values are F, NaN for blank texts; `parts`
+    has precision and recall. A text beyond the model's positions counts with its beginning.
     """
     check_pairs(candidates, references)
-    signature = (
-        f"BERTScore|all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|layer {N_LAYERS}|no idf"
-        f"|first {N_POSITIONS} tokens|F1|raw"
-    )
-    # The package crashes on blank texts, so they never reach it.
+    signature = f"BERTScore|all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|layer {N_LAYERS}|no idf"
+    signature += f"|first {N_POSITIONS} tokens|F1|raw"
+    # The package crashes on blank texts.
     pairs = [
-        (i, candidate, reference)
-        for i, (candidate, group) in enumerate(zip(candidates, references, strict=True))
+        (i, candidates[i], reference)
+        for i, group in enumerate(references)
         for reference in group
-        if has_words(candidate) and has_words(reference)
+        if has_words(candidates[i]) and has_words(reference)
     ]
     score = functools.partial(_score, encoder=encoder)
     rows = cached_rows(cache, "bertscore", signature, [pair[1:] for pair in pairs], score, width=3)
@@ -57,9 +52,7 @@ def bertscore(
 def random_pair_baseline(
     texts: Sequence[str], encoder: Encoder, cache: Cache | None = None
 ) -> np.ndarray:
-    """Mean P, R, F [3] over pairs of different `texts` drawn with a fixed seed: the score that
-    means "nothing in common".
-    """
+    """Mean P, R, F [3] over random pairs of different `texts`: what "nothing in common" scores."""
     texts = sorted({text for text in texts if has_words(text)})
     rng = np.random.default_rng(0)
     left = rng.integers(len(texts), size=BASELINE_PAIRS)
@@ -69,9 +62,7 @@ def random_pair_baseline(
 
 
 def _score(pairs: list[tuple[str, str]], encoder: Encoder) -> np.ndarray:
-    """P, R, F float64 [len(pairs), 3]. One call: the package embeds each distinct text once, in
-    batches of similar length.
-    """
+    """P, R, F float64 [len(pairs), 3]."""
     candidates, references = zip(*pairs, strict=True)
     scores = _scorer(encoder.folder, encoder.device).score(list(candidates), list(references))
     rows = torch.stack(scores, dim=1).double().numpy()

@@ -1,17 +1,15 @@
 """BLEU and chrF: overlap with a reference as machine translation counts it.
 
-BLEU (Papineni et al. 2002) is precision only, with a penalty for brevity standing in for recall:
+BLEU (Papineni et al. 2002) is precision, with a penalty for brevity standing in for recall (c, r:
+lengths of candidate and closest reference). Over a corpus the counts are summed before the ratio.
 
-    BLEU = min(1, exp(1 - r / c)) * exp( mean over n = 1..4 of log(matched n-grams / candidate
-    n-grams) )
+    BLEU = min(1, exp(1 - r/c)) * exp( mean over n = 1..4 of log(matched / candidate n-grams) )
 
-c and r being the lengths of candidate and closest reference. It was made for a corpus, where counts
-are summed over texts before the ratio. In one text a single n-gram order without a match makes it
-0, so sentence BLEU is *smoothed*, and published numbers differ by how: sacrebleu's `exp` halves an
-invisible count at each empty order and, with `effective_order`, leaves out orders that the text is
-too short to have. NLTK's BLEU (method 4, Chen and Cherry 2014) stands beside it to show by how much
-two implementations differ. chrF (Popović 2015) counts character n-grams, F with recall weighted
-twice: no tokenizer, so inflected and non-Latin text is not punished. All are on the scale 0 to 100.
+In one text a single n without a match makes it 0, so sentence BLEU is *smoothed*, and published
+numbers differ by how: sacrebleu's `exp` halves an invisible count at each empty order; NLTK's
+method 4 (Chen and Cherry 2014) stands beside it to show by how much two implementations differ.
+chrF (Popović 2015) is F over character n-grams, recall weighted twice: no tokenizer, so inflected
+and non-Latin text is not punished. All are on the scale 0 to 100.
 """
 
 import functools
@@ -25,11 +23,8 @@ from .scored import References, Scored, cached_rows, check_pairs, has_words, ver
 
 
 def bleu(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
-    """sacrebleu's BLEU, 0 to 100: smoothed with effective order per text; corpus value from summed
-    counts.
-
-    A blank candidate, or one with blank references only, is undefined and stays out of the corpus
-    value.
+    """sacrebleu's BLEU, 0 to 100, without orders that a text is too short to have; corpus value
+    from summed counts. A blank candidate, or one with blank references only, is undefined.
     """
     from sacrebleu.metrics import BLEU
 
@@ -39,7 +34,7 @@ def bleu(candidates: Sequence[str], references: References, cache: Cache | None 
 
 
 def chrf(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
-    """sacrebleu's chrF2 (character 6-grams, beta 2), 0 to 100; undefined as `bleu` is."""
+    """sacrebleu's chrF2 (character 6-grams, beta 2); scale and undefined as `bleu`."""
     from sacrebleu.metrics import CHRF
 
     settings = "char 6, word 0, beta 2"
@@ -51,20 +46,18 @@ def _sacrebleu(name, sentence, corpus, settings, candidates, references, cache) 
     items = _items(candidates, references)
     fixed = f"{name}|{version('sacrebleu')}|{settings}"
 
-    def compute(missing):
-        return [
-            sentence.sentence_score(candidate, group).score
-            if group and has_words(candidate)
-            else np.nan
-            for candidate, *group in missing
-        ]
+    def score(candidate: str, *group: str) -> float:
+        defined = group and has_words(candidate)
+        return sentence.sentence_score(candidate, group).score if defined else np.nan
 
-    values = cached_rows(cache, name.lower(), fixed, items, compute)[:, 0]
+    values = cached_rows(
+        cache, name.lower(), fixed, items, lambda some: [score(*item) for item in some]
+    )[:, 0]
     defined = [item for item, value in zip(items, values, strict=True) if np.isfinite(value)]
     if not defined:
         return Scored(name, values, fixed)
-    # sacrebleu knows how many references there were only once it has scored the corpus, which is
-    # left until somebody asks for it; -1 means that their number varies.
+    # sacrebleu would know the number of references once it has scored the corpus, which waits until
+    # somebody asks for it; -1: their number varies.
     sizes = {len(item) - 1 for item in defined}
     corpus.num_refs = sizes.pop() if len(sizes) == 1 else -1
     signature = f"{name}|{corpus.get_signature().format(short=False)}|a text: {fixed}"
@@ -77,7 +70,6 @@ def _sacrebleu(name, sentence, corpus, settings, candidates, references, cache) 
 
 
 def _items(candidates, references, keep=has_words) -> list[tuple[str, ...]]:
-    """(candidate, its references that are worth keeping …) of each text."""
     pairs = zip(candidates, references, strict=True)
     return [(candidate, *filter(keep, group)) for candidate, group in pairs]
 
@@ -85,9 +77,7 @@ def _items(candidates, references, keep=has_words) -> list[tuple[str, ...]]:
 def nltk_bleu(
     candidates: Sequence[str], references: References, cache: Cache | None = None
 ) -> Scored:
-    """NLTK's sentence BLEU with smoothing method 4 on NLTK's word tokens, times 100; corpus value
-    the mean.
-    """
+    """NLTK's sentence BLEU (smoothing method 4, NLTK's words), times 100; corpus value the mean."""
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
@@ -96,8 +86,7 @@ def nltk_bleu(
     signature = f"BLEU (NLTK)|{version('nltk')}|NLTKWordTokenizer|smoothing method 4"
 
     def score(candidate: str, *group: str) -> float:
-        # A text of fewer than four tokens has no 4-grams: like sacrebleu's effective order, count
-        # the orders it has.
+        # Like sacrebleu's effective order: a text of three tokens has no 4-grams.
         order = min(4, len(tokens(candidate)))
         if not group or not order:
             return np.nan

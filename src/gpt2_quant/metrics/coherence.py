@@ -1,7 +1,5 @@
 """Semantic Coherence Score (SCS): is each sentence in its place, given what came before? From the
-text alone, in [0, 1].
-
-For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C · N · U, each factor in [0, 1]:
+text alone. For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C · N · U in [0, 1]:
 
     continuity  C = mean over i of p_i,                      is each sentence in its place?
                     p_1: s_1 opens a text; p_i: s_i follows s_1 … s_i-1
@@ -11,18 +9,10 @@ For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C · N · U, eac
                     u = min over 3 <= k <= n - 3 of the mean of x_i · x_j over i <= k < j
                     U = 1 for n < 6
 
-Cosines alone cannot do it: the mean over all pairs does not change when sentences are shuffled, and
-the mean over neighbours is highest when one sentence is said again and again. So the p_i come from
-a small learned judge (`order_model.py`) that was shown news texts and imitation summaries with
-known faults. Two faults of whole texts barely change a mean over positions and are charged as
-discounts: repetition (N; a quadratic mean, so that one verbatim repetition weighs more than a
-little overlap everywhere) and a change of subject, which reads smoothly at every joint but one (U:
-halves of at least three sentences that have nothing to do with each other). In a sound text both
-are close to 1.
-
-The form and the constants were chosen on held-out documents, not on people's ratings;
-`dev/LOG.md` lists what was tried. A text of one sentence has no joints: its score is
-undefined (NaN), and so is that of a blank text.
+Cosines alone cannot do it: shuffling does not change the mean over all pairs, and repetition raises
+the mean over neighbours. So a small learned judge gives the p_i (`order_model.py`). Repetition and
+a change of subject barely change a mean over positions and are discounts; in a sound text N and U
+are close to 1. Constants were chosen on held-out documents, not on ratings (`dev/LOG.md`).
 """
 
 from collections.abc import Callable, Sequence
@@ -46,10 +36,8 @@ FLOOR = 1e-3  # of a part, so that one part at 0 leaves the order of the others 
 
 
 def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PARTS) -> Scored:
-    """SCS of each text in [0, 1], NaN for fewer than two sentences; `parts` selects what enters
-    (for ablations).
-
-    The result's `parts` has every part's values and the number of sentences.
+    """SCS of each text in [0, 1], NaN below two sentences; `parts` selects its factors (for
+    ablations). The result's `parts` has every factor and the number of sentences.
     """
     version = f"SCS|v2|order model {order_model_hash()}|{encoder.signature}"
 
@@ -65,9 +53,7 @@ def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PAR
 
 
 def _all_parts(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
-    """Every part and the number of sentences of each text, float64 [len(texts), 4]; parts are NaN
-    below two sentences.
-    """
+    """Continuity, novelty, unity, number of sentences, float64 [len(texts), 4]."""
     table = np.full((len(texts), len(PARTS) + 1), np.nan)
     for row, (sentences, vectors) in zip(table, _embedded(texts, encoder), strict=True):
         row[-1] = len(sentences)
@@ -87,22 +73,21 @@ def coherence_parts(in_place: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     repeated = np.clip((nearest - REPETITION_KNEE) / (1 - REPETITION_KNEE), 0, 1)
     across = [similarity[:k, k:].mean() for k in range(SIDE, n - SIDE + 1)]
     unity = 1 - np.exp(-((max(0.0, min(across)) / UNRELATED) ** 2)) if across else 1.0
+    # A quadratic mean: one verbatim repetition weighs more than a little overlap everywhere.
     return np.array([in_place.mean(), 1 - np.sqrt((repeated**2).mean()), unity])
 
 
 def adjacent_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
-    """Mean cosine of neighbouring sentences, the usual coherence score: rewards repetition. NaN for
-    fewer than two sentences.
-    """
-    return _cosines(
-        "adjacent cosine", texts, encoder, lambda n: (np.arange(n - 1), np.arange(1, n))
-    )
+    """Mean cosine of neighbouring sentences, the usual score: rewards repetition. NaN below two."""
+
+    def neighbours(n: int):
+        return np.arange(n - 1), np.arange(1, n)
+
+    return _cosines("adjacent cosine", texts, encoder, neighbours)
 
 
 def all_pairs_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
-    """Mean cosine over all pairs of sentences: blind to their order. NaN for fewer than two
-    sentences.
-    """
+    """Mean cosine over all pairs of sentences: blind to their order. NaN below two."""
     return _cosines("all-pairs cosine", texts, encoder, lambda n: np.triu_indices(n, 1))
 
 

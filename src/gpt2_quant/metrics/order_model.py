@@ -1,26 +1,17 @@
-"""A small learned judge of each sentence's position: does it open a text, or follow from the
-sentences before it?
+"""A small learned judge: does a sentence open a text, or follow from the sentences before it?
 
-A network of 48 hidden units reads the sentence b, the one before it a (nothing, all zeros, where b
-opens the text), their vectors x (MiniLM, 384) and their cues c, with what b takes up from all
-sentences before it, c_b|before (`cues.py`) and the highest and the mean cosine of x_b with theirs:
+A network of 48 hidden units reads sentence b, the one before it, a (zeros where b opens the text),
+as vectors x (MiniLM) and cues c, what b takes up from all sentences before it, c_b|before
+(`cues.py`), and the highest and the mean cosine of x_b with theirs:
 
     p = P x_a,  q = Q x_b   (48 each)
     h = w · gelu( W [ p, q, p*q, |p - q|, x_a · x_b, c_a, c_b, c_b|before, highest, mean ] )
     p(b is in its place) = mean over three networks of sigmoid(h)
 
-The three differ in their random draws alone; the mean depends less on luck than each of them. They
-learned to tell the positions in news texts as their authors wrote them from those in imitation
-summaries with known faults (`benchmarks/order_training.py`): 4,647 documents of public news and
-encyclopedia collections (BBC, Reuters-21578, Brown, a few of WikiText-2), no rating, no summary
-made by a system, and none of the data that the scores are judged on. On 429 held-out documents
-(`benchmarks/fit_order_model.py`) continuity puts 94.8% of shuffles below the original and the whole
-score 92.9%; of summaries of three to five sentences the whole score puts below the lead of as many
-sentences 70% of those with gaps, 86% of those that open in the middle, 85% of those out of order,
-98% of those with a foreign sentence and 82% of those with a broken one.
-
-Learning local coherence from adjacency is Xu et al. 2019 ("A Cross-Domain Transferable Neural
-Coherence Model").
+The three differ in their random draws alone; the mean depends less on luck than each. They learned
+to tell positions in public news texts from those in imitation summaries with known faults (after Xu
+et al. 2019, "A Cross-Domain Transferable Neural Coherence Model"; `benchmarks/fit_order_model.py`,
+results in `dev/LOG.md`): no rating, no system's summary, no data that the scores are judged on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,7 +30,7 @@ EMBEDDING, WIDTH, N_NETWORKS = 384, 48, 3
 
 
 class PairNetwork(nn.Module):
-    """h of the module's docstring. Vectors a, b [n, 384], cues [n, N_CUES] each, context [n,
+    """h of the module's docstring: vectors a, b [n, 384], cues [n, N_CUES] each, context [n,
     N_CONTEXT_CUES + 2] -> [n].
     """
 
@@ -66,9 +57,7 @@ def order_model_hash() -> str:
 
 @cache
 def load_order_model() -> nn.ModuleList:
-    """The networks, in float32 on the CPU: so small that moving them would cost more than it
-    saves.
-    """
+    """The networks, in float32 on the CPU: too small to gain from another device."""
     from safetensors.torch import load_file
 
     networks = nn.ModuleList(PairNetwork() for _ in range(N_NETWORKS))
@@ -99,8 +88,8 @@ def network_inputs(vectors: np.ndarray, cues: Sequence[Cues]) -> tuple[torch.Ten
 def judge(
     vectors: np.ndarray, cues: Sequence[Cues], networks: Iterable[nn.Module] | None = None
 ) -> np.ndarray:
-    """Probability of each sentence to be in its place, float64 [n], from the sentences' unit
-    vectors [n, 384] and cues.
+    """Probability of each sentence to be in its place, float64 [n]; arguments as
+    `network_inputs`.
     """
     inputs = network_inputs(vectors, cues)
     judged = [network(*inputs).sigmoid() for network in networks or load_order_model()]

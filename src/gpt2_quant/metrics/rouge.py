@@ -1,18 +1,14 @@
-"""ROUGE (Lin 2004): how much of the reference's wording the candidate has, counted in n-grams or in
-a longest common subsequence.
+"""ROUGE (Lin 2004): how much of the reference's wording the candidate has.
 
     recall = matches / n-grams of the reference,  precision = matches / n-grams of the candidate
     F = 2PR / (P + R)
 
-ROUGE-L takes the longest common subsequence of the whole text as its matches; ROUGE-Lsum takes the
-union of the subsequences that each reference sentence shares with the candidate, and so needs
-sentences (`sentences.py`). With several references each text counts with the one that gives the
-highest F, as rouge-score's `score_multi` does. It reads no meaning: a negation costs one word, a
-paraphrase nearly all of them.
+ROUGE-L takes the longest common subsequence as its matches; ROUGE-Lsum the union of those that each
+reference sentence shares with the candidate. Several references: the one with the highest F counts.
+It reads no meaning: a negation costs one word, a paraphrase nearly all of them.
 
-The counting is the rouge-score package's. Its tokenizer knows ASCII letters and digits alone, and
-gives two identical Russian texts a 0; the one here adds the letters and digits of any alphabet and
-makes each Chinese or Japanese character and each emoji a token. On ASCII text the two agree.
+The counting is the rouge-score package's. Its tokenizer, which knows ASCII alone, gives two
+identical Russian texts a 0; the one here reads any alphabet, and on ASCII text the two agree.
 """
 
 import functools
@@ -33,7 +29,9 @@ _ASCII_WORD = re.compile(r"[a-z0-9]{4,}")
 
 
 class UnicodeTokenizer:
-    """rouge-score's tokenizer for every alphabet; a drop-in for its `tokenizer` argument."""
+    """rouge-score's `tokenizer` for every alphabet: a Chinese or Japanese character, and an emoji,
+    is a token each.
+    """
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer
@@ -41,9 +39,7 @@ class UnicodeTokenizer:
         self._stem = functools.cache(PorterStemmer().stem)
 
     def tokenize(self, text: str) -> list[str]:
-        """Lower-case tokens of `text`, stemmed where they are ASCII words of more than three
-        characters.
-        """
+        """Lower-case tokens, stemmed where they are ASCII words of more than three characters."""
         lowered = text.lower()
         if not lowered.isascii():
             lowered = unicodedata.normalize("NFC", lowered)
@@ -57,20 +53,16 @@ def rouge(
     cache: Cache | None = None,
     variants: Sequence[str] = tuple(LABELS),
 ) -> dict[str, Scored]:
-    """ROUGE of each candidate against its references, by variant; values are F, in [0, 1], `parts`
-    has precision and recall.
-
-    A candidate without a single token, or whose references have none, is undefined (NaN), as is the
-    ROUGE-2 of a single word. The corpus value is the mean F.
+    """ROUGE by variant; values are F in [0, 1], `parts` has precision and recall. Undefined for a
+    candidate without a token, or whose references have none, as is the ROUGE-2 of a single word.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     check_pairs(candidates, references)
     tokenizer = UnicodeTokenizer()
     scorer = RougeScorer(list(variants), tokenizer=tokenizer)
-    signature = (
-        f"{version('rouge-score')}|tokens: any alphabet, lower case|porter stems|best of references"
-    )
+    signature = version("rouge-score")
+    signature += "|tokens: any alphabet, lower case|porter stems|best of references"
     lines = functools.cache(lambda text: "\n".join(split_sentences(text)))
     n_tokens = functools.cache(lambda text: len(tokenizer.tokenize(text)))
 
@@ -86,11 +78,13 @@ def rouge(
                 row[[name == "rouge2" for name in variants]] = np.nan
         return row
 
+    def compute(missing):
+        return [score(*item).ravel() for item in missing]
+
     items = [(text, *group) for text, group in zip(candidates, references, strict=True)]
     table, width = "rouge_" + "_".join(variants), 3 * len(variants)
-    rows = cached_rows(
-        cache, table, signature, items, lambda some: [score(*item) for item in some], width
-    ).reshape(-1, len(variants), 3)
+    rows = cached_rows(cache, table, signature, items, compute, width)
+    rows = rows.reshape(-1, len(variants), 3)
     scored = {}
     for name, (precision, recall, f) in zip(variants, rows.transpose(1, 2, 0), strict=True):
         label, parts = LABELS[name], {"precision": precision, "recall": recall}

@@ -1,9 +1,8 @@
-"""What every metric returns: a value per text, a value for the corpus, and the signature without
-which neither means anything.
+"""What every metric returns: a value per text, one for the corpus, and the signature that makes
+them reproducible.
 
-A value of NaN means *undefined*: the question has no answer for this text (the BLEU of an empty
-candidate, the coherence of one sentence). That is a statement, where a 0 would be a verdict. Corpus
-values are over the defined texts, and `n` says how many.
+NaN means *undefined*: the question has no answer for this text (the BLEU of an empty candidate, the
+coherence of one sentence), where a 0 would be a verdict. Corpus values are over the defined texts.
 """
 
 import importlib.metadata
@@ -21,8 +20,8 @@ References = Sequence[Sequence[str]]  # each candidate's references
 
 @dataclass(frozen=True)
 class Scored:
-    """One metric over n texts. `values` float64 [n], NaN where undefined; `parts` more of the same
-    shape (precision, recall …). `pooled` computes the corpus value where it is not the mean.
+    """One metric over n texts: `values` float64 [n], `parts` more of that shape (precision, recall
+    …); `pooled` gives the corpus value where it is not the mean.
     """
 
     name: str
@@ -53,7 +52,7 @@ def cached_rows(
     width: int = 1,
 ) -> np.ndarray:
     """Rows float [len(items), width]; `compute` gets the items (tuples of texts) that table `name`
-    of the cache does not hold under `signature`, each once, some hundred at a time.
+    of the cache lacks under `signature`, some hundred at a time.
     """
     with tqdm(total=len(items), desc=name, disable=len(items) < 200, leave=False) as bar:
 
@@ -69,10 +68,8 @@ def cached_rows(
 def check_pairs(candidates: Sequence[str], references: References) -> None:
     """Raise UserError unless there is one list of references, not empty, for each candidate."""
     if len(candidates) != len(references):
-        raise UserError(
-            f"{len(candidates)} candidates but {len(references)} lists of references: "
-            "give one list per candidate"
-        )
+        fault = f"{len(candidates)} candidates but {len(references)} lists of references"
+        raise UserError(f"{fault}: give one list per candidate")
     if any(isinstance(group, str) or not group for group in references):
         raise UserError("each candidate needs a list of at least one reference")
 
@@ -83,5 +80,4 @@ def has_words(text: str) -> bool:
 
 
 def version(package: str) -> str:
-    """`package-1.2.3`, as signatures write it."""
     return f"{package}-{importlib.metadata.version(package)}"

@@ -1,12 +1,10 @@
-"""Where sentences end: rules only, so no download and the same answer everywhere.
+"""Where sentences end: by rules, so without a trained splitter's download.
 
-A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close behind it) when
-white space follows and the next character is no lower-case letter. Chinese and Japanese stops end
-one without white space; a line break always does. Three surprises are handled: abbreviations ("Mr.
-Lee", "the U.S. team", "J. K. Rowling") do not end a sentence; a stop after a blank, as tokenized
-text has it ("in Turin . townsend hit back"), always does; and a closing quote that was split off
-(`. ' Merson said`) belongs to the sentence before it. Trained splitters (NLTK's punkt, spaCy) need
-data that a machine without a hub cannot get.
+A sentence ends at `.`, `!`, `?` or `…`, with the quotes and brackets that close behind it, when
+white space and no lower-case letter follow; at a Chinese or Japanese stop; and at a line break.
+Abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end one; a stop after a blank, as
+tokenized text has it ("in Turin . townsend hit back"), always does; and a closing quote that was
+split off (`. ' Merson said`) belongs to the sentence before it.
 """
 
 import re
@@ -23,9 +21,7 @@ _LAST_WORD = re.compile(r"[\w.&-]+$")
 
 
 def split_sentences(text: str) -> list[str]:
-    """`text` as its sentences in order, stripped; blank text gives an empty list. Joining them with
-    a blank keeps every word.
-    """
+    """The sentences of `text` in order, stripped, with every word of it; none of a blank text."""
     sentences, start = [], 0
     for match in _STOP.finditer(text):
         if match["stop"] and not _ends_here(text, match):

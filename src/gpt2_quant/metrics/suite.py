@@ -21,7 +21,7 @@ from .scored import References, Scored
 
 @dataclass
 class Tools:
-    """What the metrics need: MiniLM, a GPT-2 language model, the cache of earlier scores."""
+    """What the metrics need."""
 
     encoder: Encoder
     language_model: LanguageModel
@@ -29,8 +29,8 @@ class Tools:
 
 
 def load_tools(settings: Settings, with_encoder: bool = True) -> Tools:
-    """The models, and the cache under `results_dir/cache`. The demo never asks the hub; without
-    `with_encoder` MiniLM need not be there.
+    """The models, and the cache in `results_dir/cache`. The demo never asks the hub for MiniLM,
+    which need not be there without `with_encoder`.
     """
     cache, device = Cache(settings.results_dir / "cache"), settings.device
     language_model = load_language_model(settings.base_model, settings.base_revision, device)
@@ -43,21 +43,18 @@ def load_tools(settings: Settings, with_encoder: bool = True) -> Tools:
 def score_texts(
     candidates: Sequence[str], references: References | None, tools: Tools
 ) -> dict[str, Scored]:
-    """Every metric that these texts allow, by name; without references those that need none:
-    perplexity and coherence.
-    """
+    """Every metric by name; without references only perplexity and coherence."""
     scored: list[Scored] = []
     if references is not None:
         scored += rouge(candidates, references, tools.cache).values()
         scored += [m(candidates, references, tools.cache) for m in (bleu, nltk_bleu, chrf)]
-        scored.append(bertscore(candidates, references, tools.encoder, tools.cache))
-    scored.append(perplexity(candidates, tools.language_model, tools.cache))
-    scored.append(coherence(candidates, tools.encoder))
+        scored += [bertscore(candidates, references, tools.encoder, tools.cache)]
+    scored += [perplexity(candidates, tools.language_model, tools.cache)]
+    scored += [coherence(candidates, tools.encoder)]
     return {metric.name: metric for metric in scored}
 
 
 def summary(scored: dict[str, Scored]) -> pd.DataFrame:
-    """One row per metric: corpus value, number of defined texts, signature."""
     rows = [(name, metric.corpus, metric.n, metric.signature) for name, metric in scored.items()]
     return pd.DataFrame(rows, columns=["metric", "corpus", "defined", "signature"])
 
@@ -65,10 +62,8 @@ def summary(scored: dict[str, Scored]) -> pd.DataFrame:
 def score_own_texts(
     texts: Sequence[str], references: References | None, tools: Tools, output: Path
 ) -> pd.DataFrame:
-    """Score a user's texts; writes one row per text to `output` (CSV), returns the summary. They
-    are no part of the study, so they leave its cache alone.
-    """
-    memory = Cache(None)
+    """Score a user's texts; writes one row per text to `output` (CSV), returns the summary."""
+    memory = Cache(None)  # they are no part of the study and stay out of its cache
     tools = replace(tools, cache=memory, encoder=replace(tools.encoder, cache=memory))
     scored = score_texts(texts, references, tools)
     lines = np.arange(1, len(texts) + 1)

@@ -1,9 +1,8 @@
-"""A user's own files: candidates and references, one text a line, or JSONL.
+"""A user's own files: candidates and references.
 
-A `.txt` (or any other) file has one text a line; a blank line is an empty text, whose scores are
-undefined. A `.jsonl` file has one JSON value a line: a string; or for references a list of strings;
-or an object with `text`, and `references` respectively. Both files are read in full before anything
-is scored, so a fault in the last line costs seconds and leaves nothing half-written.
+A `.jsonl` file has one JSON value a line: a string, or an object with `text`; for references also a
+list of strings, or an object with `references`. Any other file has one text a line; a blank line is
+an empty text, whose scores are undefined. Files are read in full before anything is scored.
 """
 
 import json
@@ -17,10 +16,10 @@ from ..errors import UserError
 def read_files(
     candidates: Path, references: Path | None
 ) -> tuple[list[str], list[list[str]] | None]:
-    """(texts, the references of each, or None without a file of them).
+    """(texts, references of each, or None without a file of them).
 
-    Raises UserError for a file that is missing, empty, not UTF-8 or not what its suffix says, and
-    for files of unequal length.
+    Raises UserError for a file that is missing, empty, not UTF-8, not what its suffix says, or of
+    another length.
     """
     texts = [_text(candidates, *line) for line in _values(candidates)]
     if not texts:
@@ -29,10 +28,8 @@ def read_files(
         return texts, None
     groups = [_group(references, *line) for line in _values(references)]
     if len(groups) != len(texts):
-        raise UserError(
-            f"{candidates} has {len(texts):,} texts but {references} has {len(groups):,}: "
-            "line n of one belongs to line n of the other"
-        )
+        fault = f"{candidates} has {len(texts):,} texts but {references} has {len(groups):,}"
+        raise UserError(f"{fault}: line n of one belongs to line n of the other")
     return texts, groups
 
 
@@ -55,9 +52,7 @@ def _group(path: Path, number: int, value: Any) -> list[str]:
 
 
 def _values(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of each line; a last line break ends the last line and begins no
-    other.
-    """
+    """(line number from 1, value) of each line."""
     if not path.is_file():
         raise UserError(f"{path} is not a file: name an existing text file")
     with open(path, "rb") as file:

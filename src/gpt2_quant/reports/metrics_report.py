@@ -1,9 +1,7 @@
-"""What `report_1.typ` shows: the record of script 4 as plain values, and the sentences that depend
-on them.
+"""What `report_1.typ` shows: the record of script 4 as plain values, and its findings.
 
-The template holds the words that are true of any run. Whatever depends on this run's numbers is
-decided here, from the same rows as the tables, so that no sentence of the report can outlive the
-result it was written about.
+The template holds the words that are true of any run; what depends on this run's numbers is decided
+here, from the rows of the tables, so that no sentence can outlive the result it was written about.
 """
 
 from difflib import SequenceMatcher
@@ -19,51 +17,44 @@ from ..models.variants import BASELINE
 from ..records import load_record
 from . import compile_report
 
-IMAGES = ["metric_edits", "metric_human_agreement", "metric_coherence"]
-IMAGES += ["language_model_quantization"]
-STRENGTH_NAMES = {1: "one place", 2: "half", 3: "all"}
+IMAGES = (
+    "metric_edits", "metric_human_agreement", "metric_coherence", "language_model_quantization",
+)  # fmt: skip
+STRENGTH_NAMES = ("", "one place", "half", "all")
 SHUFFLE_TARGET, AGREEMENT_TARGET, CONTROL_TARGET = 0.85, 0.30, 0.95
 REPETITIONS = ("one sentence twice", "each sentence twice", "whole text twice")
 PACKAGES = ("rouge-score", "sacrebleu", "nltk", "torch", "transformers")
 
 
 def write_report(results_dir: Path) -> Path:
-    """Typeset `results_dir/report_1.pdf` from records/text_metrics.json and the figures beside it;
-    returns its path.
-
-    Raises UserError when the record is missing or damaged. A part that was not run is a sentence in
-    the report.
+    """Typeset `results_dir/report_1.pdf` from records/text_metrics.json and the figures; returns
+    its path. Raises UserError when the record is missing or damaged.
     """
     data = report_data(load_record(results_dir / "records" / "text_metrics.json"))
     images = {name: results_dir / f"{name}.pdf" for name in IMAGES}
-    compile_report("report_1.typ", data, images, results_dir / "report_1.pdf")
-    return results_dir / "report_1.pdf"
+    output = results_dir / "report_1.pdf"
+    compile_report("report_1.typ", data, images, output)
+    return output
 
 
 def report_data(record: dict) -> dict:
-    """All values of the report as JSON-able data; a part that the record lacks is None."""
-    builders = {
-        "scores": _scores,
-        "edits": _edits,
-        "humans": _humans,
-        "coherence": _coherence,
-        "quantization": _quantization,
-    }
-    parts = {name: build(record[name]) for name, build in builders.items() if name in record}
-    return {
-        "facts": _facts(record),
-        "findings": [sentence for part in parts.values() for sentence in part.pop("findings")],
-        "preset": record["settings"]["preset"],
-        **{name: parts.get(name) for name in builders},
-    }
+    """All values of the report; a part that the record lacks is None."""
+    builders = (_scores, _edits, _humans, _coherence, _quantization)
+    parts, findings = {}, []
+    for build in builders:
+        name = build.__name__[1:]
+        parts[name] = build(record[name]) if name in record else None
+        findings += (parts[name] or {}).pop("findings", [])
+    preset = record["settings"]["preset"]
+    return {"facts": _facts(record), "findings": findings, "preset": preset, **parts}
 
 
 def _facts(record: dict) -> list[tuple[str, str]]:
     made, data = record["provenance"], record["data"]
-    installed = made["packages"]
-    changes = " with local changes" if made["git_dirty"] else ""
-    commit = f"{(made['git_commit'] or 'unknown')[:10]}{changes}"
-    versions = [f"{name} {installed[name]}" for name in PACKAGES if installed.get(name)]
+    commit = (made["git_commit"] or "unknown")[:10]
+    commit += " with local changes" if made["git_dirty"] else ""
+    packages = made["packages"]
+    versions = [f"{name} {packages[name]}" for name in PACKAGES if packages.get(name)]
     return [
         ("Language model", record["models"]["language_model"]),
         ("Embeddings", record["models"]["encoder"].split("|")[0]),
@@ -75,7 +66,6 @@ def _facts(record: dict) -> list[tuple[str, str]]:
 
 
 def _rows(table: pd.DataFrame, key: str, values: str) -> list[dict]:
-    """A table as rows of its index, named `key`, and a list of its `values`."""
     numbers = table.to_numpy(float).tolist()
     return [{key: name, values: row} for name, row in zip(table.index, numbers, strict=True)]
 
@@ -103,24 +93,23 @@ def _edits(section: dict) -> dict:
     table = pd.DataFrame(section["table"])
     ranking = sorted(section["ranking"], key=lambda row: -row["kept_above_broken"])
     best, worst = ranking[0], ranking[-1]
+    high, low = (_percent(row["kept_above_broken"]) for row in (best, worst))
     findings = [
         "Edits that keep the meaning should score above edits that break it (chance: 50% of "
-        f"pairs). The best, {best['metric']}, manages {_percent(best['kept_above_broken'])}, "
-        f"{worst['metric']} {_percent(worst['kept_above_broken'])}."
+        f"pairs). The best, {best['metric']}, manages {high}, {worst['metric']} {low}."
     ]
-    strongest = table["strength"].max()
-    negation = table[(table["edit"] == "negation") & (table["strength"] == strongest)]
+    negation = table.query("edit == 'negation' and strength == strength.max()")
     if len(negation):
         fall, metric = max(zip(negation["mean_fall"], negation["metric"], strict=True))
         findings.append(
             "Denying statements with “not”, at the greatest strength tried, lowers no metric by "
             f"more than {max(fall, 0):.2f} of its standard deviations ({metric})."
         )
-    dose = table[table["metric"] == "BERTScore"].pivot_table(
-        index="edit", columns="strength", values="mean_fall", sort=False
+    dose = table.query("metric == 'BERTScore'").pivot_table(
+        "mean_fall", "edit", "strength", sort=False
     )
     strengths = sorted(table["strength"].unique())
-    versions = {edit: edited(edit, EDIT_STORY, OTHER_STORY, 1) or "" for edit in EDITS}
+    versions = [(edit, edited(edit, EDIT_STORY, OTHER_STORY, 1) or "") for edit in EDITS]
     return {
         "source": section["source"],
         "n_low": table["n"].min(),
@@ -132,27 +121,26 @@ def _edits(section: dict) -> dict:
         "story": EDIT_STORY,
         "edited": [
             {"edit": edit.name, "effect": edit.effect, "runs": _runs(EDIT_STORY, text)}
-            for edit, text in versions.items()
+            for edit, text in versions
         ],
         "findings": findings,
     }
 
 
 def _runs(before: str, after: str) -> list[tuple[str, bool]]:
-    """`after` as runs of words, each with whether it stands in `before` otherwise or not at all."""
+    """Runs of words of `after`, each with whether it differs from `before`."""
     old, new = before.split(), after.split()
     matches = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     return [(" ".join(new[i:j]), what != "equal") for what, _, _, i, j in matches if j > i]
 
 
 def _humans(section: dict) -> dict:
-    table = pd.DataFrame(section["summeval"])
-    summary = table[table["level"] == "summary"]
+    table, stsb = pd.DataFrame(section["summeval"]), section["stsb"]
     whole = table[~table["metric"].str.startswith("SCS ")]  # no SCS without some of its parts
-    system = whole[(whole["level"] == "system") & (whole["statistic"] == "kendall")]
-    by_quality = system.pivot_table(index="metric", columns="quality", values="value", sort=False)
-    spearman = whole[(whole["level"] == "summary") & (whole["statistic"] == "spearman")]
-    of_coherence = summary[summary["quality"] == "coherence"]
+    system = whole.query("level == 'system' and statistic == 'kendall'")
+    by_quality = system.pivot_table("value", "metric", "quality", sort=False)
+    spearman = whole.query("level == 'summary' and statistic == 'spearman'")
+    of_coherence = table.query("level == 'summary' and quality == 'coherence'")
     agreement = of_coherence.pivot(index="metric", columns="statistic", values="value")
     agreement = agreement.rename(columns={"spearman without length": "partial"})
     return {
@@ -162,7 +150,7 @@ def _humans(section: dict) -> dict:
         ],
         "system": _rows(by_quality, "metric", "values"),
         "differences": section["coherence_differences"],
-        "stsb": section["stsb"],
+        "stsb": stsb,
         "compared": _beside_published(spearman),
         "qualities": QUALITIES,
         "undefined": section["undefined_scs"],
@@ -172,22 +160,20 @@ def _humans(section: dict) -> dict:
 
 
 def _human_findings(section: dict, spearman: pd.DataFrame) -> list[str]:
-    rows = spearman[(spearman["metric"] == "SCS") & (spearman["quality"] == "coherence")]
-    scs = rows.to_dict("records")[0]
+    scs = spearman.query("metric == 'SCS' and quality == 'coherence'").iloc[0]
     cosine = next(row for row in section["stsb"] if row["metric"] == "MiniLM cosine")
-    reached = "reaches" if scs["value"] >= AGREEMENT_TARGET else "misses"
     rivals = [row for row in section["coherence_differences"] if row["statistic"] == "spearman"]
     ahead = [row["rival"] for row in rivals if (row["low"] or 0) > 0]
     others = [row["rival"] for row in rivals if row["rival"] not in ahead]
-    lead = f"It is ahead, by an interval above 0, of {', '.join(ahead)}."
-    if not ahead:
-        lead = "It is ahead of no rival."
+    lead = "It is ahead of no rival."
+    if ahead:
+        lead = f"It is ahead, by an interval above 0, of {', '.join(ahead)}."
     if others:
         lead += f" The interval of the difference does not exclude 0 for {', '.join(others)}."
     return [
         f"SCS agrees with people on coherence by a summary-level Spearman of {scs['value']:.3f} "
         f"[{scs['low']:.3f}, {scs['high']:.3f}] with neither reference nor source; "
-        f"this {reached} the target of {AGREEMENT_TARGET:.2f}.",
+        f"this {_verdict(scs['value'], AGREEMENT_TARGET)} the target of {AGREEMENT_TARGET:.2f}.",
         lead,
         f"MiniLM's cosine reaches Spearman {cosine['spearman']:.4f} on the STS Benchmark test "
         "(published: 0.8203).",
@@ -195,38 +181,36 @@ def _human_findings(section: dict, spearman: pd.DataFrame) -> list[str]:
 
 
 def _beside_published(spearman: pd.DataFrame) -> list[dict]:
-    """Metric and quality with our value on eleven references and on one, and the published one."""
+    """Metric and quality with our values on eleven references and on one, and the published."""
     rows = spearman[spearman["published"].notna()]
-    names = rows["metric"].str.extract(r"(?P<metric>.+), (?P<n>one|eleven)")
-    rows = rows.assign(metric=names["metric"], n=names["n"])
-    keys = ["metric", "quality", "published"]
-    values = rows.pivot_table(index=keys, columns="n", values="value", sort=False)
+    rows = rows.assign(**rows["metric"].str.extract(r"(?P<metric>.+), (?P<n>one|eleven)"))
+    values = rows.pivot_table("value", ["metric", "quality", "published"], "n", sort=False)
     return values.reset_index().to_dict("records")
 
 
 def _coherence(section: dict) -> dict:
-    rows = {(row["metric"], row["control"]): row for row in section["table"]}
-    fractions = {key: row["prefers_original"] for key, row in rows.items()}
-    scs, few = rows["SCS", "shuffle"], rows["perplexity", "shuffle"]
-    worst = min(fractions["SCS", control] for control in ("topic switch", *REPETITIONS))
-    reached = "reaches" if fractions["SCS", "shuffle"] >= SHUFFLE_TARGET else "misses"
-    sound = "reaches" if worst >= CONTROL_TARGET else "misses"
+    won = {(row["metric"], row["control"]): row["prefers_original"] for row in section["table"]}
+    shuffle = [row for row in section["table"] if row["control"] == "shuffle"]
+    of = {row["metric"]: row for row in shuffle}
+    scs, few = of["SCS"], of["perplexity"]
+    worst = min(won["SCS", control] for control in ("topic switch", *REPETITIONS))
+    reached = _verdict(scs["prefers_original"], SHUFFLE_TARGET)
     shuffled, low, high = (_percent(scs[key], 1) for key in ("prefers_original", "low", "high"))
-    neighbours, surprise = (
-        _percent(fractions[name, "shuffle"], 1) for name in ("adjacent cosine", "perplexity")
-    )
+    neighbours = _percent(won["adjacent cosine", "shuffle"], 1)
+    surprise = _percent(few["prefers_original"], 1)
     findings = [
         f"Shuffle test ({section['source']}, {scs['versions']} permutations each): SCS prefers the "
         f"original to {shuffled} of permutations [{low}, {high}], which {reached} the target of "
         f"{_percent(SHUFFLE_TARGET)}; the cosine of neighbours to {neighbours}, perplexity (read "
         f"on {few['texts']} texts × {few['versions']}) to {surprise}.",
         "SCS prefers the original to every repetition and topic-switch control in at least "
-        f"{_percent(worst)} of texts, which {sound} the target of {_percent(CONTROL_TARGET)}.",
+        f"{_percent(worst)} of texts, which {_verdict(worst, CONTROL_TARGET)} the target of "
+        f"{_percent(CONTROL_TARGET)}.",
     ]
     return {
         "source": section["source"],
         "texts": max(row["texts"] for row in section["table"]),
-        "shuffle": [row for row in section["table"] if row["control"] == "shuffle"],
+        "shuffle": shuffle,
         "findings": findings,
     }
 
@@ -234,10 +218,11 @@ def _coherence(section: dict) -> dict:
 def _quantization(section: dict) -> dict:
     quantized = [row for row in section["table"] if row["scheme"] != BASELINE.key]
     least, *_, most = sorted(quantized, key=lambda row: row["kl_mean"])
+    low, high = (f"{row['kl_mean']:.2g}" for row in (least, most))
     finding = (
-        f"For the language model quantization costs between {least['kl_mean']:.2g} nats per token "
-        f"({least['label']}) and {most['kl_mean']:.2g} ({most['label']}), whose first choice "
-        f"differs at {_percent(1 - most['top1_agreement'])} of positions."
+        f"For the language model quantization costs between {low} nats per token "
+        f"({least['label']}) and {high} ({most['label']}), whose first choice differs at "
+        f"{_percent(1 - most['top1_agreement'])} of positions."
     )
     return {
         "rows": section["table"],
@@ -245,6 +230,10 @@ def _quantization(section: dict) -> dict:
         "tokens": max(row["tokens"] for row in section["table"]),
         "findings": [finding],
     }
+
+
+def _verdict(value: float, target: float) -> str:
+    return "reaches" if value >= target else "misses"
 
 
 def _percent(fraction: float, digits: int = 0) -> str:

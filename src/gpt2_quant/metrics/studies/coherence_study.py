@@ -1,14 +1,11 @@
-"""Does a coherence metric see what it should? Texts against their own damaged versions: the
-fraction of versions that score below the original.
+"""Does a coherence metric see what it should? The fraction of damaged versions of texts that score
+below the original; 0.5 is chance, a tie counts half.
 
-* shuffle: sentences permuted (the shuffle test of Barzilay and Lapata 2008); block shuffle: blocks
-  of three kept whole
+* shuffle: sentences permuted (Barzilay and Lapata 2008); block shuffle: blocks of three kept whole
 * intrusion: one sentence of another text inserted; topic switch: the second half is another text's
 * repetition: one sentence twice in a row; all twice in a row; the whole text twice
 
-0.5 is chance; a tie counts half. Intervals are bootstrap intervals over texts. Perplexity reads
-every permutation anew, at the cost of a language model's pass, so it gets fewer texts and
-permutations than the metrics that only reorder sentence vectors.
+A language model reads every permutation anew: perplexity gets fewer texts and permutations.
 """
 
 from collections.abc import Sequence
@@ -27,7 +24,7 @@ PERPLEXITY_TEXTS = 30
 
 
 def choose_texts(people: People | None, news: Sequence[str], n: int) -> tuple[list[str], str]:
-    """(n texts, their source): whole articles, or the longest news items where there are none."""
+    """(n texts, their source): whole articles, or else the longest news items."""
     if people:
         return people[0].sources[:n], "SummEval source articles, whole"
     texts = sorted(news, key=lambda text: -len(split_sentences(text)))
@@ -35,9 +32,8 @@ def choose_texts(people: People | None, news: Sequence[str], n: int) -> tuple[li
 
 
 def damaged_versions(texts: Sequence[str], permutations: int) -> pd.DataFrame:
-    """One row per version: text (its number), control, version. Each text of at least four
-    sentences has an "original", `permutations` versions of both shuffles and one of each other
-    control.
+    """One row per version of a text of at least four sentences: text (its number), control
+    ("original" among them), version; `permutations` of both shuffles, one of each other control.
     """
     rng = np.random.default_rng(0)
     split = [sentences for sentences in map(split_sentences, texts) if len(sentences) >= 4]
@@ -48,11 +44,10 @@ def damaged_versions(texts: Sequence[str], permutations: int) -> pd.DataFrame:
         before, after = sentences[:position], sentences[position:]
         blocks = [sentences[i : i + 3] for i in range(0, n, 3)]
         versions = [("original", sentences)]
-        for _ in range(permutations):
-            versions += [("shuffle", [sentences[i] for i in permutation(n, rng)])]
-        for _ in range(permutations):
-            order = permutation(len(blocks), rng)
-            versions += [("block shuffle", [s for i in order for s in blocks[i]])]
+        for control, units in (("shuffle", [[s] for s in sentences]), ("block shuffle", blocks)):
+            for _ in range(permutations):
+                order = permutation(len(units), rng)
+                versions += [(control, [s for i in order for s in units[i]])]
         intruder = other[int(rng.integers(len(other)))]
         versions += [
             ("intrusion", [*before, intruder, *after]),
@@ -67,8 +62,8 @@ def damaged_versions(texts: Sequence[str], permutations: int) -> pd.DataFrame:
 
 
 def control_table(texts: Sequence[str], tools: Tools, permutations: int) -> pd.DataFrame:
-    """One row per metric and control: the fraction of versions that the metric puts below the
-    original, its interval, the number of texts, of versions per text.
+    """One row per metric and control: fraction of versions put below the original, its interval,
+    numbers of texts and of versions per text.
     """
     versions = damaged_versions(texts, permutations)
     few = versions[versions["text"] < PERPLEXITY_TEXTS].groupby(["text", "control"]).head(1)

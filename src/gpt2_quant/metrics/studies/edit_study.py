@@ -1,11 +1,9 @@
 """What each metric does when a text is damaged on purpose: its mean fall, how often it prefers the
 original, how it ranks edits.
 
-A text is scored against *another* human's reference where there is one (SummEval has eleven per
-document), so that the original's own score is that of a good text and not of a copy; news items,
-which have none, are scored against themselves. Falls are in units of the metric's standard
-deviation over the originals, so that metrics on different scales share one figure: 1.0 means that
-the edit costs as much as one standard deviation between good texts.
+A text is scored against *another* human's reference where there is one, so that the original
+scores as a good text and not as a copy; news items are scored against themselves. Falls are in
+standard deviations of the metric over the originals, so that all metrics share one figure.
 """
 
 import hashlib
@@ -17,14 +15,14 @@ import pandas as pd
 
 from ..suite import Tools
 from .edits import EDITS, ONE_STRENGTH, STRENGTHS, edited
-from .human_judgements import People, SummEval
+from .human_judgements import People
 from .resampling import RESAMPLES, interval, preferred
 from .values import coherence_metrics, overlap_values
 
 
 @dataclass(frozen=True)
 class Originals:
-    """n texts with one reference each, and for each another text on another matter."""
+    """n texts, each with one reference and another text on another matter."""
 
     texts: list[str]
     references: list[str]
@@ -33,59 +31,47 @@ class Originals:
 
 
 def choose_originals(people: People | None, news: Sequence[str], limit: int) -> Originals:
-    """SummEval's references where they are at hand, else enough news for `limit` texts per edit."""
-    return originals_from_summeval(people[0]) if people else originals_from_news(news[: 60 * limit])
-
-
-def originals_from_summeval(data: SummEval) -> Originals:
-    """References 2 to 7 of each document as texts, the first as their reference, the next
-    document's as the other matter.
+    """SummEval's references where they are at hand, else enough news for `limit` texts per edit;
+    the other matter is the next document's, or the next item.
     """
-    groups = data.references
-    return Originals(
-        [text for group in groups for text in group[1:7]],
-        [group[0] for group in groups for _ in range(6)],
-        [text for group in [*groups[1:], groups[0]] for text in group[1:7]],
-        "SummEval references 2 to 7 against reference 1",
-    )
-
-
-def originals_from_news(texts: Sequence[str]) -> Originals:
-    """News items scored against themselves; the other matter is the next item's."""
-    texts = list(texts)
-    return Originals(texts, texts, texts[1:] + texts[:1], "AG News test items against themselves")
+    if not people:
+        texts, source = list(news[: 60 * limit]), "AG News test items against themselves"
+        return Originals(texts, texts, texts[1:] + texts[:1], source)
+    groups = people[0].references
+    texts = [text for group in groups for text in group[1:7]]
+    first = [group[0] for group in groups for _ in range(6)]
+    others = texts[6:] + texts[:6]
+    return Originals(texts, first, others, "SummEval references 2 to 7 against reference 1")
 
 
 def edit_pairs(
     originals: Originals, limit: int, strengths: Sequence[int] = STRENGTHS
 ) -> pd.DataFrame:
-    """One row per edited text: edit, effect, strength, text (number of the original), edited. At
-    most `limit` texts per edit, the same at every strength, so that strengths compare.
+    """One row per edited text: edit, effect, strength, text (number of the original), edited; at
+    most `limit` texts per edit, the same at every strength.
     """
-    # By hash: a choice that depends on the texts alone and is random otherwise.
+    # In the order of hashes: at random, yet by the texts alone.
     digests = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in originals.texts]
     order = sorted(range(len(digests)), key=digests.__getitem__)
-    rows: list[tuple[str, str, int, int, str | None]] = []
+    rows: list[tuple] = []
     for edit in EDITS:
         levels = (3,) if edit.name in ONE_STRENGTH else strengths
-        taken = 0
+        most = len(rows) + limit * len(levels)
         for i in order:
-            if taken == limit:
+            if len(rows) == most:
                 break
-            text, other = originals.texts[i], originals.others[i]
-            versions = [edited(edit, text, other, level) for level in levels]
-            if all(version and version.strip() for version in versions):
-                taken += 1
-                pairs = zip(levels, versions, strict=True)
-                rows += [(edit.name, edit.effect, level, i, version) for level, version in pairs]
+            texts = originals.texts[i], originals.others[i]
+            versions = [(level, edited(edit, *texts, level)) for level in levels]
+            if all(version and version.strip() for _, version in versions):
+                rows += [(edit.name, edit.effect, level, i, text) for level, text in versions]
     return pd.DataFrame(rows, columns=["edit", "effect", "strength", "text", "edited"])
 
 
 def score_edits(
     originals: Originals, pairs: pd.DataFrame, tools: Tools
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(scores of the edited texts, in the order of `pairs`; scores of their originals, by number);
-    one column per metric, higher meant to be better.
+    """(scores of the edited texts, in the order of `pairs`; of their originals, by number); one
+    column per metric, higher meant to be better.
     """
     used = sorted(set(pairs["text"]))
     texts = [originals.texts[i] for i in used]
@@ -102,17 +88,15 @@ def _scores(texts: list[str], references: list[str], tools: Tools) -> pd.DataFra
 
 
 def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
-    """One row per metric, edit and strength: n, mean fall in standard deviations with its interval,
-    fraction of texts whose original is preferred (a tie counts half) with its interval.
-
-    Rows where the original or the edited text is undefined are left out; `n` counts the others.
+    """One row per metric, edit and strength, over the n texts with both scores defined: mean fall
+    in standard deviations, fraction of originals preferred (a tie counts half); with intervals.
     """
     rng = np.random.default_rng(0)
     rows = []
     for name in before:
         unit = before[name].std(ddof=0)
         if unit < 1e-6:
-            # Texts scored against themselves score all alike: the spread of the edited ones, then.
+            # Texts against themselves score all alike: the spread of the edited ones, then.
             unit = after[name].std(ddof=0) or 1.0
         original = pairs["text"].map(before[name])
         falls = pairs.assign(fall=(original - after[name]) / unit)
@@ -130,9 +114,8 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
 
 def meaning_ranking(pairs: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """For each metric the fraction of (text, meaning-keeping edit, meaning-breaking edit) where the
-    kept meaning scores higher, with its bootstrap interval over texts.
-
-    0.5 is chance, and below it the metric prefers wrong texts to clumsy ones.
+    kept meaning scores higher, with its interval over texts. Below 0.5, chance, the metric prefers
+    wrong texts to clumsy ones.
     """
     rng = np.random.default_rng(0)
     rows = []

@@ -1,21 +1,17 @@
-"""Edits with a known effect: what a metric should notice, done to real text by a program, at three
-strengths.
+"""Edits with a known effect, done to real text by a program: what a metric should notice.
 
-An edit *keeps* the meaning (a synonym, lost punctuation, lower case, typos), *breaks* it (a
-negation, another number, swapped names), *loses* content, *repeats* it, or disturbs its *order*.
-It is made reliably or not at all: one that finds nothing to do gives None rather than the text as
-it was, so "no fall" always means that the metric did not see a change that is there.
-
-Strength 1 touches one place, 2 about half of the places that the edit could touch, 3 all of them.
-What is chosen depends on the text, the edit and the strength alone.
+An edit *keeps* the meaning, *breaks* it, *loses* content, *repeats* it, or disturbs its *order*.
+One that finds nothing to do gives None, so that "no fall" always means an unseen change. Strength 1
+touches one of the positions that the edit could touch, 2 about half, 3 all; text, edit and strength
+alone decide which.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -23,13 +19,12 @@ from numpy.random import Generator
 from ..sentences import split_sentences
 
 STRENGTHS = (1, 2, 3)
-FRACTIONS = (0, 0.5, 1)  # of the places, and always one
+FRACTIONS = (0, 0.5, 1)  # of the positions, by strength, and always one
 ONE_STRENGTH = {"lower case", "no punctuation"}
 
 _WORDS = json.loads(Path(__file__).with_name("edit_words.json").read_text(encoding="utf-8"))
 NUMBER_WORDS, _WEEKDAYS, _MONTHS = (_WORDS[name] for name in ("numbers", "weekdays", "months"))
-# Each pair means the same wherever the left word stands in running news text.
-_SYNONYMS = _WORDS["synonyms"]
+_SYNONYMS = _WORDS["synonyms"]  # the same in meaning wherever they stand in news
 _NUMBER = re.compile(rf"\d+(?:[.,]\d+)*|\b(?:{'|'.join(NUMBER_WORDS)})\b")
 _DATE = re.compile(rf"\b(?:{'|'.join(_WEEKDAYS + _MONTHS)})\b|\b(?:19|20)\d\d\b")
 _AUXILIARY = re.compile(
@@ -40,14 +35,12 @@ _NAME = re.compile(r"\b[A-Z][\w’'-]+(?: [A-Z][\w’'-]+)*")
 _WORD = re.compile(r"[A-Za-z]{4,}")
 _SYNONYM = re.compile(rf"\b(?:{'|'.join(sorted(_SYNONYMS, key=len, reverse=True))})\b")
 
-# (text, text on another matter, strength, rng) -> edited text, or None; the same with sentences
+# (text, text on another matter, strength, rng) -> edited text or None
 Apply = Callable[[str, str, int, Generator], str | None]
-Change = Callable[[list[str], list[str], int, Generator], list[str]]
 
 
-@dataclass(frozen=True)
-class Edit:
-    """One kind of edit, by name, with its effect on the meaning."""
+class Edit(NamedTuple):
+    """One kind of edit, with its effect on the meaning."""
 
     name: str
     effect: str
@@ -55,33 +48,29 @@ class Edit:
 
 
 def edited(edit: Edit, text: str, other: str, strength: int) -> str | None:
-    """`text` after `edit`, the same for the same arguments; None where it does not apply or would
-    change nothing but spaces.
-    """
+    """`text` after `edit`; None where it does not apply or would change nothing but spaces."""
     key = f"{edit.name}|{strength}|{text}".encode("utf-8", "surrogatepass")
     seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
     result = edit.apply(text, other, strength, np.random.default_rng(seed))
     return None if result is None or result.split() == text.split() else result
 
 
-def _some(n: int, fraction: float, rng: Generator) -> list[int]:
-    """A random `fraction` of n positions, at least one, in order."""
-    return sorted(rng.permutation(n)[: max(1, round(n * fraction))].tolist())
+def _some(n: int, strength: int, rng: Generator, fractions=FRACTIONS) -> list[int]:
+    """Some of n positions, at random, in order."""
+    return sorted(rng.permutation(n)[: max(1, round(n * fractions[strength - 1]))].tolist())
 
 
 def _substitute(
-    pattern: re.Pattern,
-    replacement: Callable[[str, Generator], str],
-    fractions: Sequence[float] = FRACTIONS,
+    pattern: re.Pattern, replacement: Callable[[str, Generator], str], fractions=FRACTIONS
 ) -> Apply:
-    """An edit that replaces a fraction of the matches of `pattern`, by strength."""
+    """An edit that replaces some matches of `pattern`."""
 
     def apply(text, other, strength, rng):
         matches = list(pattern.finditer(text))
         if not matches:
             return None
         # From the last to the first, so that the positions of those to come stay true.
-        for i in reversed(_some(len(matches), fractions[strength - 1], rng)):
+        for i in reversed(_some(len(matches), strength, rng, fractions)):
             start, end = matches[i].span()
             text = text[:start] + replacement(matches[i][0], rng) + text[end:]
         return text
@@ -104,7 +93,7 @@ def _other_date(found: str, rng: Generator) -> str:
 
 
 def _typo(found: str, rng: Generator) -> str:
-    # Two neighbouring letters change places; the first and last stay, as readers hardly notice.
+    # Two neighbouring letters change places, neither the first nor the last.
     positions = [i for i in range(1, len(found) - 2) if found[i] != found[i + 1]]
     if not positions:
         return found[:1] + found[2:]
@@ -113,7 +102,7 @@ def _typo(found: str, rng: Generator) -> str:
 
 
 def _names(text: str) -> list[str]:
-    """Names of `text`: capitalized words that do not merely begin a sentence, longest first."""
+    """Capitalized words that do not merely begin a sentence, longest first."""
     starts = {sentence.split()[0] for sentence in split_sentences(text)}
     names = {name for name in _NAME.findall(text) if " " in name or name not in starts}
     return sorted(names, key=lambda name: (-len(name), name))
@@ -128,7 +117,7 @@ def _entity_swap(text, other, strength, rng):
     mine, theirs = _names(text), [name for name in _names(other) if name not in text]
     if not mine or not theirs:
         return None
-    chosen = _some(len(mine), FRACTIONS[strength - 1], rng)
+    chosen = _some(len(mine), strength, rng)
     mapping = {mine[i]: theirs[k % len(theirs)] for k, i in enumerate(chosen)}
     return _replace_names(text, mapping)
 
@@ -145,8 +134,8 @@ def _role_swap(text, other, strength, rng):
     return _replace_names(text, mapping)
 
 
-def _on_sentences(change: Change, at_least: int = 2) -> Apply:
-    """An edit of the list of sentences; texts of fewer than `at_least` are left out."""
+def _on_sentences(change: Callable, at_least: int = 2) -> Apply:
+    """An edit of the sentences of a text that has `at_least` so many."""
 
     def apply(text, other, strength, rng):
         sentences = split_sentences(text)
@@ -158,50 +147,45 @@ def _on_sentences(change: Change, at_least: int = 2) -> Apply:
 
 
 def _sentence_order(sentences, others, strength, rng):
-    order = np.arange(len(sentences))
     if strength == 1:  # two neighbours change places
-        i = int(rng.integers(len(order) - 1))
-        order[[i, i + 1]] = order[[i + 1, i]]
-    elif strength == 2:  # the second half comes first
-        order = np.roll(order, len(order) // 2)
-    else:
-        order = permutation(len(order), rng)
-    return [sentences[i] for i in order]
+        i = int(rng.integers(len(sentences) - 1))
+        return [*sentences[:i], *sentences[i : i + 2][::-1], *sentences[i + 2 :]]
+    if strength == 2:  # the second half comes first
+        half = len(sentences) - len(sentences) // 2
+        return sentences[half:] + sentences[:half]
+    return [sentences[i] for i in permutation(len(sentences), rng)]
 
 
 def permutation(n: int, rng: Generator) -> np.ndarray:
     """A random order of n >= 2 that is not the original one."""
-    while True:
-        order = rng.permutation(n)
-        if (order != np.arange(n)).any():
-            return order
+    while (order := rng.permutation(n)).tolist() == list(range(n)):
+        pass
+    return order
 
 
 def _word_order(sentences, others, strength, rng):
     width = (2, 4, 10**6)[strength - 1]  # words change places within blocks of this many
-    result = []
+    blocks = []
     for words in map(str.split, sentences):
-        blocks = [rng.permutation(words[i : i + width]) for i in range(0, len(words), width)]
-        result.append(" ".join(np.concatenate(blocks)))
-    return result
+        blocks += [rng.permutation(words[i : i + width]) for i in range(0, len(words), width)]
+    return np.concatenate(blocks)
 
 
 def _dropped(sentences, others, strength, rng):
-    gone = _some(len(sentences), (0, 0.5, 0.5)[strength - 1], rng)
+    gone = _some(len(sentences), strength, rng)
     if strength == 3:  # one remains
         return [sentences[rng.integers(len(sentences))]]
     return [sentence for i, sentence in enumerate(sentences) if i not in gone]
 
 
 def _repeated(sentences, others, strength, rng):
-    again = _some(len(sentences), FRACTIONS[strength - 1], rng)
-    order = sorted([*range(len(sentences)), *again])
+    order = sorted([*range(len(sentences)), *_some(len(sentences), strength, rng)])
     return [sentences[i] for i in order]
 
 
 def _inserted(sentences, others, strength, rng):
     result = list(sentences)
-    for i in _some(len(others), FRACTIONS[strength - 1], rng):
+    for i in _some(len(others), strength, rng):
         result.insert(int(rng.integers(1, len(result) + 1)), others[i])
     return result
 

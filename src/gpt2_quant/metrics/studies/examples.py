@@ -1,10 +1,9 @@
-"""A small set to see every metric at work: two news stories, each told again in nine ways that a
-reader would tell apart at once.
+"""Two news stories, written for this project, each told again in ways that a reader would tell
+apart at once.
 
-Written for this project; the texts are in retold_stories.json. The kinds that keep the meaning
-(`copy`, `paraphrase`, `compressed`) should outrank those that break it (`negated`, `wrong number`,
-`roles swapped`, `another story`), and no metric of overlap manages that. The last three examples
-are there because metrics crash on them.
+The kinds that keep the meaning (`copy`, `paraphrase`, `compressed`) should outrank those that break
+it (`negated`, `wrong number`, `roles swapped`, `another story`), and no metric of overlap manages
+that. On the edge cases metrics crash.
 """
 
 import json
@@ -22,6 +21,5 @@ EXAMPLES: list[tuple[str, str, str]] = [
 EXAMPLES += [("another story", _BANK, _FERRY), ("another story", _FERRY, _BANK)]
 EXAMPLES += [(kind, text, reference) for kind, text, reference in _DATA["edge cases"]]
 
-# The report prints every controlled edit of this story: the texts that the edit study scores belong
-# to their owners and stay out of the results. An edit that needs another matter takes the bank's.
+# The report prints edits of this story: the texts that the study edits belong to their owners.
 EDIT_STORY, OTHER_STORY = _DATA["story to edit"], _BANK

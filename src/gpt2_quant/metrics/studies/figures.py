@@ -5,30 +5,20 @@ from pathlib import Path
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...models.variants import BASELINE, style
+from ...models import variants
 from ...style import FAINT, INK, look, save
 from .edits import EDITS
 
-RED, BLUE, DARK_BLUE = "#b5452c", "#2b6ca3", "#1f4e79"
+RED, BLUE = "#b5452c", "#1f4e79"
 
 
-def _heatmap(axes: Axes, values: pd.DataFrame, limits: tuple[float, float], colours: list) -> None:
-    """A labelled heat map with its numbers written in."""
-    sns.heatmap(
-        values,
-        vmin=limits[0],
-        vmax=limits[1],
-        cmap=LinearSegmentedColormap.from_list("", colours),
-        annot=values.map("{:z.2f}".format).replace("-", "−", regex=True),
-        fmt="",
-        annot_kws={"size": 7.5},
-        cbar=False,
-        ax=axes,
-    )
+def _heatmap(axes: Axes, values: pd.DataFrame, low: float, high: float, colours: str) -> None:
+    numbers = values.map("{:z.2f}".format).replace("-", "−", regex=True)
+    style = {"annot": numbers, "fmt": "", "annot_kws": {"size": 7.5}, "cbar": False}
+    sns.heatmap(values, vmin=low, vmax=high, cmap=colours, ax=axes, **style)
     axes.set(xlabel="", ylabel="")
     axes.tick_params(length=0)
     axes.set_xticks(axes.get_xticks(), values.columns, rotation=40, ha="right")
@@ -36,20 +26,18 @@ def _heatmap(axes: Axes, values: pd.DataFrame, limits: tuple[float, float], colo
 
 def _pivot(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
     """Metrics down, `columns` across, both in the order of `table`."""
-    return table.pivot_table(index="metric", columns=columns, values=values, sort=False)
+    return table.pivot_table(values, "metric", columns, sort=False)
 
 
 def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Metric x edit, each at its greatest strength: mean fall in standard deviations; red means
-    noticed.
-    """
+    """Metric x edit at its greatest strength: mean fall in standard deviations; red is noticed."""
     strongest = table.groupby(["metric", "edit"])["strength"].transform("max")
     chosen = _pivot(table[table["strength"] == strongest], "edit", "mean_fall")
     effects = {edit.name: edit.effect for edit in EDITS if edit.name in chosen}
     with look():
         figure = Figure(figsize=(9.6, 0.34 * len(chosen) + 1.7), layout="constrained")
         axes = figure.subplots()
-        _heatmap(axes, chosen[list(effects)], (-1.5, 1.5), [BLUE, "white", RED])
+        _heatmap(axes, chosen[list(effects)], -1.5, 1.5, "vlag")
         # EDITS come by effect: a line and a name where the effect changes.
         previous = None
         for column, effect in enumerate(effects.values()):
@@ -61,10 +49,8 @@ def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def human_agreement(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Summary-level Spearman with its interval, a panel per quality, a line per metric; the
-    published value as a cross.
-    """
-    rows = table[(table["level"] == "summary") & (table["statistic"] == "spearman")]
+    """Summary-level Spearman with its interval, a panel per quality, a line per metric."""
+    rows = table.query("level == 'summary' and statistic == 'spearman'")
     rows = rows[~rows["metric"].str.startswith("SCS ")][::-1]
     qualities = list(table["quality"].unique())
     with look():
@@ -72,7 +58,7 @@ def human_agreement(table: pd.DataFrame, path: Path) -> list[Path]:
         panels = figure.subplots(1, len(qualities), sharey=True)
         for axes, quality in zip(panels, qualities, strict=True):
             here = rows[rows["quality"] == quality]
-            colours = [RED if name == "SCS" else DARK_BLUE for name in here["metric"]]
+            colours = [RED if name == "SCS" else BLUE for name in here["metric"]]
             axes.hlines(here["metric"], here["low"], here["high"], colours, linewidth=1.4)
             axes.scatter(here["value"], here["metric"], 16, colours, zorder=2)
             axes.plot(here["published"], here["metric"], "x", color=FAINT, markersize=5, zorder=0)
@@ -85,23 +71,19 @@ def human_agreement(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def coherence_controls(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Metric x control: fraction of damaged versions put below the original; 0.5 is white, blue is
-    right, red is wrong.
-    """
+    """Metric x control: fraction of damaged versions put below the original; blue is right."""
     shown = _pivot(table, "control", "prefers_original")
     with look():
         figure = Figure(figsize=(9.6, 0.27 * len(shown) + 1.3), layout="constrained")
-        _heatmap(figure.subplots(), shown, (0, 1), [RED, "white", BLUE])
+        _heatmap(figure.subplots(), shown, 0, 1, "vlag_r")
         return save(figure, path)
 
 
 def quantization_cost(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Variant against what it costs the language model: perplexity ratio, mean KL, disagreement of
-    the first choice.
-    """
-    rows = table[table["scheme"] != BASELINE.key].iloc[::-1]
+    """What each variant costs the language model, in three measures."""
+    rows = table[table["scheme"] != variants.BASELINE.key].iloc[::-1]
     rows = rows.assign(other=1 - rows["top1_agreement"])
-    styles = style(rows["scheme"])
+    styles = variants.style(rows["scheme"])
     panels = (
         ("perplexity, times FP32", "ratio", ["ratio_low", "ratio_high"]),
         ("KL from FP32 (nats per token)", "kl_mean", ["kl_low", "kl_high"]),

@@ -1,9 +1,8 @@
-"""What people said: SummEval's ratings of summaries and the STS Benchmark's of sentence pairs, from
-the hub or a folder.
+"""What people said, from the hub or a folder.
 
-SummEval (Fabbri et al. 2021): 100 CNN/DailyMail articles, each with 11 reference summaries and 16
-systems' summaries, rated 1 to 5 (means of three experts). STS Benchmark test (Cer et al. 2017):
-1,379 pairs of sentences, similarity 0 to 5.
+SummEval (Fabbri et al. 2021): 100 news articles, each with 11 reference summaries and those of 16
+systems, rated 1 to 5. STS Benchmark test (Cer et al. 2017): 1,379 pairs of sentences, similarity 0
+to 5.
 
 A folder holds `summeval.jsonl` (per line a document: id, source, references, systems: {name:
 {summary, coherence, …}}) and `stsb_test.csv` (tab-separated, no header: genre, file, year, id,
@@ -28,7 +27,7 @@ STSB = ("sentence-transformers/stsb", "ab7a5ac0e35aa22088bdcf23e7fd99b220e53308"
 
 @dataclass(frozen=True)
 class SummEval:
-    """n documents x s systems. `summaries` [n][s]; `references` [n][11]; `ratings` quality ->
+    """n documents x s systems: `summaries` [n][s], `references` [n][11], `ratings` quality ->
     float64 [n, s].
     """
 
@@ -41,7 +40,7 @@ class SummEval:
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """n pairs with the mean human similarity, float64 [n], on a scale of 0 to 5 or 0 to 1."""
+    """n pairs with their similarity float64 [n], of 0 to 5 or 0 to 1."""
 
     first: list[str]
     second: list[str]
@@ -52,8 +51,8 @@ People = tuple[SummEval, SentencePairs]
 
 
 def judgements_or_none(flag: str | None, preset: str, parts: set[str]) -> People | None:
-    """What --human-judgements asks for, by default the hub's. None where no part reads them, and
-    with a printed sentence in the demo and where the hub is out of reach.
+    """What --human-judgements asks for, by default the hub's; None where no part reads them, and,
+    with a printed sentence, in the demo or where the hub is out of reach.
     """
     if not parts & READ_BY:
         return None
@@ -70,27 +69,22 @@ def judgements_or_none(flag: str | None, preset: str, parts: set[str]) -> People
 
 
 def load_human_judgements(where: str) -> People:
-    """Both data sets from "hub" or from the folder `where`.
+    """Both data sets from "hub" or the folder `where`.
 
-    Raises UserError when the hub is out of reach, or when the folder lacks a file or holds
-    something else.
+    Raises UserError when the hub is out of reach, or the folder lacks a file or holds another.
     """
     if where == "hub":
         return _summeval_from_hub(), _stsb_from_hub()
     summeval, stsb = Path(where) / "summeval.jsonl", Path(where) / "stsb_test.csv"
     for file in (summeval, stsb):
         if not file.is_file():
-            raise UserError(
-                f"--human-judgements {where} has no {file.name}: give the folder that holds it, "
-                "or hub"
-            )
+            fault = f"--human-judgements {where} has no {file.name}"
+            raise UserError(f"{fault}: give the folder that holds it, or hub")
     try:
         return _summeval_from_folder(summeval), _stsb_from_folder(stsb)
     except (ValueError, KeyError, TypeError, IndexError) as fault:
-        raise UserError(
-            f"--human-judgements {where} is not in the stated form ({fault!r}): see "
-            "metrics/studies/human_judgements.py"
-        ) from fault
+        fault_of = f"--human-judgements {where} is not in the stated form ({fault!r})"
+        raise UserError(f"{fault_of}: see metrics/studies/human_judgements.py") from fault
 
 
 def _summeval_from_folder(path: Path) -> SummEval:

@@ -1,10 +1,8 @@
-"""Every metric against people: SummEval at summary and system level, STS Benchmark; published
-values beside ours.
+"""Every metric against people's ratings, on SummEval and the STS Benchmark.
 
-Metrics that need a reference are computed twice, against the first reference (the one that was in
-the news) and against all eleven. A summary of one sentence has no coherence score; the coherence
-metrics are compared with the others on the summaries that all of them define. Holm's correction
-holds over each table.
+Metrics that need a reference are computed twice, against the first (the one that was in the news)
+and against all eleven. A summary of one sentence has no coherence score: SCS is compared with its
+rivals on the summaries that it defines. Holm's correction holds over each table.
 """
 
 import numpy as np
@@ -14,35 +12,29 @@ from ...measure.paired import holm
 from ..perplexity import context_gain
 from ..sentences import split_sentences
 from ..suite import Tools
+from . import meta_evaluation as meta
 from .human_judgements import QUALITIES, SentencePairs, SummEval
-from .meta_evaluation import (
-    difference,
-    interval_of_mean,
-    kendall,
-    partial_spearman,
-    pearson,
-    spearman,
-    system_level,
-    williams,
-)
+from .meta_evaluation import partial_spearman, spearman
 from .resampling import draws
 from .values import Values, coherence_metrics, overlap_values
 
-# Summary-level Spearman with each of QUALITIES (Liu et al. 2023, G-Eval, table 1).
+# Summary-level Spearman by quality (Liu et al. 2023, G-Eval, table 1).
 PUBLISHED = {
     "ROUGE-1": (0.167, 0.160, 0.115, 0.326),
     "ROUGE-2": (0.184, 0.187, 0.159, 0.290),
     "ROUGE-L": (0.128, 0.115, 0.105, 0.311),
     "BERTScore": (0.284, 0.110, 0.193, 0.312),
 }
-NO_REFERENCE = ("perplexity", "context gain", "adjacent cosine", "all-pairs cosine")
-LENGTH = "fewer sentences"  # no metric: what counting sentences alone would reach
+LENGTH = "fewer sentences"  # what counting sentences alone would reach
 COSINE = "MiniLM cosine"
-RIVALS = (*NO_REFERENCE[2:], *NO_REFERENCE[:2], "ROUGE-L, one reference", LENGTH)
+RIVALS = (
+    "adjacent cosine", "all-pairs cosine", "perplexity", "context gain", "ROUGE-L, one reference",
+    LENGTH,
+)  # fmt: skip
 
 
 def summeval_metrics(data: SummEval, tools: Tools) -> Values:
-    """Metric -> values [documents, systems], higher meant to be better, NaN where undefined."""
+    """Metric -> values [documents, systems], higher meant to be better."""
     summaries = [text for group in data.summaries for text in group]
     result: Values = {}
     # Eleven first: their pairs hold those of one reference, whose scores are then in the cache.
@@ -51,10 +43,9 @@ def summeval_metrics(data: SummEval, tools: Tools) -> Values:
         values = overlap_values(summaries, references, tools)
         result |= {f"{name}, {label}": column for name, column in values.items()}
     metrics = coherence_metrics(tools)
-    metrics["context gain"] = lambda texts: (
-        context_gain(texts, tools.language_model, tools.cache).values
-    )
-    for name in dict.fromkeys((*NO_REFERENCE, *metrics)):
+    gain = context_gain(summaries, tools.language_model, tools.cache).values
+    result |= {"perplexity": metrics.pop("perplexity")(summaries), "context gain": gain}
+    for name in dict.fromkeys(("adjacent cosine", "all-pairs cosine", *metrics)):
         result[name] = metrics[name](summaries)
     result[LENGTH] = -np.array([len(split_sentences(text)) for text in summaries], dtype=float)
     return {name: values.reshape(-1, len(data.systems)) for name, values in result.items()}
@@ -70,54 +61,52 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
             ratings = data.ratings[quality]
             by_document = {
                 "spearman": spearman(values, ratings),
-                "kendall": kendall(values, ratings),
+                "kendall": meta.kendall(values, ratings),
                 "spearman without length": partial_spearman(values, ratings, metrics[LENGTH]),
             }
-            results = [
-                ("summary", statistic, interval_of_mean(correlations, drawn))
-                for statistic, correlations in by_document.items()
-            ]
-            results += [("system", *item) for item in system_level(values, ratings, drawn).items()]
-            for level, statistic, result in results:
-                row = {"metric": name, "quality": quality, "level": level, "statistic": statistic}
-                comparable = (level, statistic) == ("summary", "spearman")
-                rows.append({**row, **result, "published": known if comparable else np.nan})
+            level = {"metric": name, "quality": quality, "level": "summary"}
+            for statistic, correlations in by_document.items():
+                result = meta.interval_of_mean(correlations, drawn)
+                rows.append({**level, "statistic": statistic, **result, "published": known})
+                known = np.nan  # nothing but Spearman is published
+            level["level"] = "system"
+            for statistic, result in meta.system_level(values, ratings, drawn).items():
+                rows.append({**level, "statistic": statistic, **result})
     return pd.DataFrame(rows)
 
 
 def by_quality(table: pd.DataFrame) -> pd.DataFrame:
     """Summary-level Spearman, a row per metric, a column per quality."""
-    rows = table[(table["level"] == "summary") & (table["statistic"] == "spearman")]
+    rows = table.query("level == 'summary' and statistic == 'spearman'")
     return rows.pivot(index="metric", columns="quality", values="value").reset_index()
 
 
 def undefined(values: np.ndarray) -> int:
-    """How many texts have no value."""
     return int(np.isnan(values).sum())
 
 
 def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
-    """SCS minus each rival on SummEval's coherence, on the summaries that SCS defines, with the
-    number of sentences free and held constant.
+    """SCS minus each rival on SummEval's coherence, the number of sentences free and held
+    constant.
     """
     drawn, ratings = draws(len(data.summaries)), data.ratings["coherence"]
     ours, length = metrics["SCS"], metrics[LENGTH]
     rows = []
     for rival in RIVALS:
         theirs = np.where(np.isfinite(ours), metrics[rival], np.nan)
-        free = difference(spearman(ours, ratings), spearman(theirs, ratings), drawn)
+        free = meta.difference(spearman(ours, ratings), spearman(theirs, ratings), drawn)
         rows.append({"rival": rival, "statistic": "spearman", **free})
         if rival != LENGTH:
             partial = partial_spearman(ours, ratings, length)
-            held = difference(partial, partial_spearman(theirs, ratings, length), drawn)
+            held = meta.difference(partial, partial_spearman(theirs, ratings, length), drawn)
             rows.append({"rival": rival, "statistic": "spearman without length", **held})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(list(table["p"])))
 
 
 def stsb_table(data: SentencePairs, tools: Tools) -> pd.DataFrame:
-    """Pearson and Spearman with human similarity for each metric, and Williams' p (Holm) against
-    the cosine of MiniLM vectors.
+    """Pearson and Spearman with human similarity for each metric; Williams' p against MiniLM's
+    cosine.
     """
     values = overlap_values(data.first, [[text] for text in data.second], tools)
     first, second = map(tools.encoder.sentence_vectors, (data.first, data.second))
@@ -126,9 +115,9 @@ def stsb_table(data: SentencePairs, tools: Tools) -> pd.DataFrame:
     rows = []
     for name, column in values.items():
         rank = float(spearman(column, data.similarity))
-        same = name == COSINE
-        p = 1.0 if same else williams(best, rank, float(spearman(cosine, column)), len(cosine))
-        linear, n = float(pearson(column, data.similarity)), int(np.isfinite(column).sum())
-        rows.append((name, linear, rank, n, p))
+        shared = float(spearman(cosine, column))
+        p = 1.0 if name == COSINE else meta.williams(best, rank, shared, len(cosine))
+        linear = float(meta.pearson(column, data.similarity))
+        rows.append((name, linear, rank, int(np.isfinite(column).sum()), p))
     table = pd.DataFrame(rows, columns=["metric", "pearson", "spearman", "n", "p_cosine"])
     return table.assign(p_holm=holm(list(table["p_cosine"])))

@@ -1,20 +1,15 @@
-"""How well a metric agrees with people, with the uncertainty of the documents at hand.
+"""How well a metric agrees with people.
 
 *Summary level*: for each document the rank correlation over its systems between metric and rating,
-then the mean over documents: can the metric tell good summaries of one text from bad ones?
-*System level*: one correlation over systems of the means over documents. A document on which
-people, or the metric, make no difference has no correlation and is left out.
+then the mean over documents: can the metric tell good summaries of one text from bad ones? A
+document on which people, or the metric, make no difference has none. *System level*: one
+correlation over systems of the means over documents. Intervals are bootstrapped over documents.
 
-Intervals are bootstrap intervals over documents, since documents are what was sampled. For the one
-sample of STS pairs there is Williams' test of two dependent correlations that share a variable
-(Steiger 1980):
-
-    t = (r12 - r13) sqrt( (n-1)(1 + r23) / (2 |R| (n-1)/(n-3) + rm² (1 - r23)³) ),  df = n - 3,
-    rm = (r12 + r13) / 2,  |R| = 1 - r12² - r13² - r23² + 2 r12 r13 r23
-
-A third variable z (the number of sentences) is taken out of ranks by the partial correlation
+A third variable z is taken out of ranks by the partial correlation
 (r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²)).
 """
+
+import warnings
 
 import numpy as np
 from scipy.stats import kendalltau, rankdata
@@ -27,14 +22,14 @@ NAN = float("nan")
 
 
 def _defined(*columns: np.ndarray) -> list[np.ndarray]:
-    """The columns with NaN wherever one of them has it, so that all hold the same pairs."""
+    """The columns with NaN wherever one of them has it."""
     together = np.isfinite(columns).all(0)
     return [np.where(together, column, np.nan) for column in columns]
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation along the last axis, of the pairs where both are defined: one call for
-    all documents or resamples. NaN when fewer than three, or one side is constant.
+    """Pearson's correlation along the last axis, of the pairs where both are defined; NaN when
+    fewer than three, or one side is constant.
     """
     x, y = _defined(x, y)
     n = np.isfinite(x).sum(-1)
@@ -50,16 +45,12 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b of each row of [rows, n]; pairs and NaN as `pearson`."""
-
-    def tau(a: np.ndarray, b: np.ndarray) -> float:
-        both = np.isfinite(a) & np.isfinite(b)
-        if both.sum() < 3:
-            return NAN
-        # Of the two ways to a p-value, which is not used here, the asymptotic one takes no time.
-        return kendalltau(a[both], b[both], method="asymptotic").statistic
-
-    return np.array([tau(*pair) for pair in zip(x, y, strict=True)])
+    """Kendall's tau-b along the last axis; pairs and NaN as `pearson`."""
+    x, y = _defined(x, y)
+    with warnings.catch_warnings(action="ignore"):  # of rows with fewer than two pairs
+        # Of the ways to a p-value, which is not used here, the asymptotic one takes no time.
+        tau = kendalltau(x, y, axis=-1, nan_policy="omit", method="asymptotic").statistic
+    return np.where(np.isfinite(x).sum(-1) > 2, tau, np.nan)
 
 
 def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -72,9 +63,7 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def interval_of_mean(per_document: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
-    """Mean of the defined documents with its 95% bootstrap interval: {value, low, high, n}; `drawn`
-    as `resampling.draws` gives it.
-    """
+    """Mean of the defined documents, over `resampling.draws`: {value, low, high, n}."""
     n = int(np.isfinite(per_document).sum())
     if not n:
         return {"value": NAN, "low": NAN, "high": NAN, "n": 0}
@@ -86,10 +75,10 @@ def difference(first: np.ndarray, second: np.ndarray, drawn: np.ndarray) -> dict
     """Mean of first - second over the documents that both define: {value, low, high, n, p}; p is
     two-sided, at least 1/RESAMPLES.
     """
-    means = _resampled_means(first - second, drawn)
+    gap = first - second
+    means = _resampled_means(gap, drawn)
     p = 2 * min((means <= 0).mean(), (means >= 0).mean())
-    p = float(np.clip(p, 1 / RESAMPLES, 1))
-    return {**interval_of_mean(first - second, drawn), "p": p}
+    return {**interval_of_mean(gap, drawn), "p": float(np.clip(p, 1 / RESAMPLES, 1))}
 
 
 def _resampled_means(per_document: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -100,9 +89,7 @@ def _resampled_means(per_document: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 def system_level(
     metric: np.ndarray, rating: np.ndarray, drawn: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Spearman and Kendall over systems of the means over documents, with bootstrap intervals;
-    arguments [documents, systems].
-    """
+    """Spearman and Kendall over systems of the means over [documents, systems], with intervals."""
     # Row 0 holds every document once, the others one resample each.
     rows = np.vstack([np.arange(len(metric)), drawn[:SYSTEM_RESAMPLES]])
     means = np.nanmean(metric[rows], axis=1), rating[rows].mean(axis=1)
@@ -115,8 +102,8 @@ def system_level(
 
 
 def williams(r12: float, r13: float, r23: float, n: int) -> float:
-    """Two-sided p that two correlations with variable 1, of n observations, are equal; 2 and 3
-    correlate by r23.
+    """Two-sided p that two correlations with variable 1, of n observations, are equal (Steiger
+    1980); 2 and 3 correlate by r23.
     """
     determinant = 1 - r12**2 - r13**2 - r23**2 + 2 * r12 * r13 * r23
     mean = (r12 + r13) / 2

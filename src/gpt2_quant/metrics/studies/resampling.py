@@ -1,8 +1,7 @@
 """Intervals and comparisons by the bootstrap (Efron 1979).
 
-The texts at hand are a sample: they are drawn again with replacement, 2,000 times, and the middle
-95% of a figure's values is its interval. All metrics see the same draws, so that the interval of
-a difference is that of the pairs and says which of two is better.
+The texts at hand are a sample: they are drawn again with replacement, and the middle 95% of a
+figure's values is its interval. All metrics see the same draws, so that differences are of pairs.
 """
 
 import numpy as np

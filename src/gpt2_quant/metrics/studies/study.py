@@ -1,4 +1,4 @@
-"""What a preset reads, and the record of the study, which grows part by part."""
+"""What a preset reads; the study's record, which grows part by part."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,26 +12,21 @@ from ..embeddings import Encoder
 from ..suite import Tools
 
 PARTS = ("scores", "edits", "humans", "coherence", "quantization")
-
-
 Draw = Callable[[pd.DataFrame, Path], list[Path]]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many texts each part reads, at which strengths an edit is made, how often a text is
-    shuffled.
-    """
+    """How many texts each part reads, the strengths of edits, how often a text is shuffled."""
 
     edits: int
     strengths: tuple[int, ...]
     permutations: int
     coherence_texts: int
-    quantization_texts: int
+    held_out: int
     baseline_texts: int
 
 
-# All that the questions need, and enough to see every part at work within a minute.
 SIZES = {
     "paper": Size(200, (1, 3), 20, 100, 200, 500),
     "demo": Size(8, (2,), 5, 12, 24, 40),
@@ -39,21 +34,16 @@ SIZES = {
 
 
 class Study:
-    """The results as they come: sections of records/text_metrics.json, tables, figures.
-
-    `outputs` lists the files written so far.
-    """
+    """Writes the results as they come; `outputs` lists the files so far."""
 
     def __init__(self, settings: Settings, tools: Tools, data: dict):
         self.settings, self.data, self.outputs = settings, data, list[Path]()
-        self.models = {
-            "language_model": tools.language_model.signature,
-            "encoder": Encoder.signature,
-        }
+        signature = tools.language_model.signature
+        self.models = {"language_model": signature, "encoder": Encoder.signature}
         self._sections: dict[str, dict] = {}
 
     def write(self, name: str, table: pd.DataFrame, figure: Draw | None = None) -> None:
-        """Write `table` as `name`.csv, and its figure where it has one of that name."""
+        """Write `table` as `name`.csv, and its figure."""
         path = self.settings.results_dir / f"{name}.csv"
         write_csv(path, table)
         self.outputs.append(path)
@@ -65,7 +55,7 @@ class Study:
         self.outputs += figure(table, self.settings.results_dir / f"{name}.png")
 
     def keep(self, part: str, shown: list[pd.DataFrame], **section) -> None:
-        """Keep one part's section of the record, its tables as lists of rows, and print `shown`."""
+        """Keep one part's section of the record, tables as lists of rows, and print `shown`."""
         self._sections[part] = {
             name: value.to_dict("records") if isinstance(value, pd.DataFrame) else value
             for name, value in section.items()

@@ -1,6 +1,4 @@
-"""Every metric as plain values per text, with a higher value meant to be better: what the studies
-compare. Perplexity therefore enters as -log.
-"""
+"""Every metric as plain values per text, higher meant to be better: perplexity enters as -log."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,6 +10,7 @@ from ..bleu import bleu, chrf
 from ..coherence import ABLATIONS, PARTS, adjacent_cosine, all_pairs_cosine, coherence
 from ..perplexity import perplexity
 from ..rouge import LABELS, rouge
+from ..scored import References
 from ..suite import Tools, rounded, score_texts, summary
 from .examples import EXAMPLES
 
@@ -21,19 +20,19 @@ Metric = Callable[[Sequence[str]], np.ndarray]
 
 def overlap_values(
     texts: Sequence[str],
-    references: Sequence[Sequence[str]],
+    references: References,
     tools: Tools,
-    rouge_variants: Sequence[str] = tuple(LABELS),
+    rouges: Sequence[str] = tuple(LABELS),
 ) -> Values:
     """The metrics that need references: name -> values [n]."""
-    scored = [*rouge(texts, references, tools.cache, rouge_variants).values()]
+    scored = [*rouge(texts, references, tools.cache, rouges).values()]
     scored += [metric(texts, references, tools.cache) for metric in (bleu, chrf)]
     scored += [bertscore(texts, references, tools.encoder, cache=tools.cache)]
     return {metric.name: metric.values for metric in scored}
 
 
 def score_examples(tools: Tools) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The built-in examples: (one row per text with all its values, the summary)."""
+    """The built-in examples: (a row per text, the summary)."""
     kinds, candidates, references = zip(*EXAMPLES, strict=True)
     scored = score_texts(candidates, [[text] for text in references], tools)
     texts = pd.DataFrame({"kind": kinds, "candidate": candidates, **rounded(scored)})
@@ -47,8 +46,8 @@ def unrelated_bertscore(texts: Sequence[str], tools: Tools) -> dict[str, float]:
 
 
 def coherence_metrics(tools: Tools) -> dict[str, Metric]:
-    """The metrics that need the text alone: SCS and rivals, then SCS without some of its parts;
-    name -> function from n texts to values [n].
+    """The metrics that need the text alone, as functions from n texts to values [n]: SCS, rivals,
+    SCS without some of its parts.
     """
     encoder, model, cache = tools.encoder, tools.language_model, tools.cache
 
