@@ -66,7 +66,10 @@ def write_card(folder: Path, record: dict) -> Path:
 
 def variant_card(variant: Variant, source: str) -> str:
     """The card of a quantized folder: what made it from what, and how it loads."""
-    register = "import gpt2_quant.quantization.quantizer  # registers it with transformers\n"
+    register = (
+        "# gpt2_quant is the repository that made this folder: clone it, then pip install -e .\n"
+        "import gpt2_quant.quantization.quantizer  # registers the method with transformers\n"
+    )
     tag = ", gpt2_quant" if variant.by_hand else ", bitsandbytes"
     return f"""{_front_matter(tag)}---
 

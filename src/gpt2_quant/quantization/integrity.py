@@ -30,8 +30,8 @@ def checksum(state: dict[str, Tensor]) -> str:
 
 
 def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> None:
-    """Raise UserError unless all codes of the skeleton `model` are in the safetensors files, in its
-    shapes and dtypes, with this checksum.
+    """Raise UserError unless every tensor of the skeleton `model` is in the safetensors files in
+    its shape, codes and scales also in their dtype and with this checksum.
     """
     found: dict[str, Tensor] = {}
     for file in files:
@@ -40,12 +40,11 @@ def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> N
         except (SafetensorError, OSError) as fault:
             raise UserError(f"{file} is damaged or cut short ({fault}): {REMAKE}") from fault
     for name, expected in model.state_dict().items():
-        if not _is_quantized(name, expected):
-            continue
         tensor = found.get(_bare(name))
         if tensor is None:
             raise UserError(f"the quantized folder has no tensor {name}: {REMAKE}")
-        if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+        kept = not _is_quantized(name, expected) or tensor.dtype == expected.dtype
+        if tensor.shape != expected.shape or not kept:
             found_as, needed = (f"{x.dtype} {list(x.shape)}" for x in (tensor, expected))
             raise UserError(f"{name} is {found_as} where {needed} is needed: {REMAKE}")
     if sha256 is not None and checksum(found) != sha256:

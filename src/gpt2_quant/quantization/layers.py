@@ -37,6 +37,7 @@ class QuantizedLayer(nn.Module):
     # What a kind of codes provides:
     _layout: Callable  # () -> {buffer: (shape, dtype)}; float32 are the scales
     _quantize: Callable  # (weight float `[rows, columns]`, name) -> the buffers' values, in order
+    dequantize: Callable  # (dtype) -> the whole matrix `[rows, columns]`
     _read_rows: Callable  # (ids int64 `[...]`) -> `[..., columns]`, in the compute dtype
     _multiply: Callable  # (x `[..., columns]`, bias or None) -> x W^T + bias `[..., rows]`
 
@@ -57,6 +58,11 @@ class QuantizedLayer(nn.Module):
             self.bias.copy_(bias)
         return self
 
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _StraightThrough.apply(x, self, bias)
+        return self._multiply(x, bias)
+
     def _apply(self, fn, recurse=True):
         scales = {name: x for name, x in self.named_buffers() if x.dtype == torch.float32}
         super()._apply(fn, recurse)
@@ -68,12 +74,28 @@ class QuantizedLayer(nn.Module):
         return self
 
 
+class _StraightThrough(torch.autograd.Function):
+    """The product on codes; backward as if rounding were the identity: through the weight read
+    back, without which no gradient would be right (Bengio et al. 2013, arXiv 1308.3432).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: QuantizedLayer, bias: Tensor | None) -> Tensor:
+        ctx.layer = layer
+        return layer._multiply(x, bias)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        (gradient,) = gradients
+        return gradient @ ctx.layer.dequantize(gradient.dtype), None, None
+
+
 class Linear(QuantizedLayer):
     """`y = x @ W.T + bias`, W `[out, in]`, bias in the compute dtype or None."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x `[..., in]` -> `[..., out]` in the dtype of x."""
-        return self._multiply(x, self.bias)
+        return self._product(x, self.bias)
 
 
 class Embedding(QuantizedLayer):
@@ -85,7 +107,7 @@ class Embedding(QuantizedLayer):
 
     def head(self, x: Tensor) -> Tensor:
         """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer."""
-        return self._multiply(x, None)
+        return self._product(x, None)
 
 
 class Int8Weight(QuantizedLayer):
@@ -100,6 +122,10 @@ class Int8Weight(QuantizedLayer):
 
     def _quantize(self, weight: Tensor, name: str) -> tuple[Tensor, ...]:
         return affine.quantize_tensor(weight, name=name)[:2]
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """The whole matrix as floats, `[rows, columns]`."""
+        return affine.dequantize(self.weight, self.weight_scale.unsqueeze(-1)).to(dtype)
 
     def _read_rows(self, ids: Tensor) -> Tensor:
         kernels = kernels_for(ids.device)

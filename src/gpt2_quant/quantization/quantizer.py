@@ -26,7 +26,7 @@ from . import SCHEMES, integrity
 from .layers import Int8Linear
 
 METHOD = "gpt2_quant"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # since 2 stored int8 codes are flat, so that no loader takes them for floats
 
 
 def scheme_named(name: str) -> Any:
@@ -60,22 +60,27 @@ class ScratchQuantizer(HfQuantizer):
         """Raise UserError for a scheme or layout version that this code does not know."""
         config = self.quantization_config
         self.scheme = scheme_named(config.scheme)
-        if config.format_version != FORMAT_VERSION:
+        if config.format_version not in range(1, FORMAT_VERSION + 1):
             raise UserError(
-                f"the folder has layout version {config.format_version}, this code reads "
+                f"the folder has layout version {config.format_version}, this code reads up to "
                 f"{FORMAT_VERSION}: run python src/2_quantization_scratch.py --overwrite"
             )
 
     def _process_model_before_weight_loading(self, model, checkpoint_files=None, **kwargs):
         if self.pre_quantized:
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
-            self.scheme.replace(model, dtype, fill=False)
-            integrity.check_files(model, checkpoint_files or [], self.quantization_config.sha256)
+            config = self.quantization_config
+            self.scheme.replace(model, dtype, fill=False, version=config.format_version)
+            integrity.check_files(model, checkpoint_files or [], config.sha256)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         if not self.pre_quantized:
             return quantize_model(model, self.quantization_config.scheme)
         self.scheme.finish(model)
+        config = self.quantization_config
+        if config.format_version < FORMAT_VERSION:  # it is saved in today's layout
+            config.format_version = FORMAT_VERSION
+            config.sha256 = integrity.checksum(self.scheme.state(model, None) or model.state_dict())
         warn_if_slow(model)
         return model
 
@@ -87,7 +92,7 @@ class ScratchQuantizer(HfQuantizer):
     def is_serializable(self):
         return True
 
-    is_trainable = property(lambda self: False)
+    is_trainable = property(lambda self: True)  # adapters on top; the codes stay as they are
     is_compileable = property(lambda self: True)
 
 

@@ -23,8 +23,10 @@ from .quantizer import quantize_model
 class Scheme:
     """What the transformers plug-in asks of a scheme, the `Method` of a variant."""
 
-    def replace(self, model: Any, dtype: torch.dtype, fill: bool) -> None:
-        """Turn float parameters into the scheme's own in place, filled from them or empty."""
+    def replace(self, model: Any, dtype: torch.dtype, fill: bool, *, version: int = 0) -> None:
+        """Turn float parameters into the scheme's own in place: filled from them, or empty, as the
+        skeleton of a file of this layout version.
+        """
         raise NotImplementedError
 
     def finish(self, model: Any) -> None:
@@ -61,6 +63,8 @@ class LayerScheme(Scheme):
         dtype: torch.dtype,
         fill: bool,
         wanted: Callable[[str], bool] = lambda path: True,
+        *,
+        version: int = 0,
     ) -> None:
         """Replace Conv1D, embeddings and language-model head, or those that are `wanted`."""
         tied = hasattr(model, "lm_head") and bool(model.config.tie_word_embeddings)

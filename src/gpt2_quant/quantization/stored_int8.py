@@ -2,7 +2,8 @@
 
 It shrinks the file by four and nothing else: loading turns the codes back into floats. Scales and
 zero-points stay as buffers beside them, so that saving, which rounds, finds the very same codes.
-On disk a parameter `p` is `p` (int8), `p_scale` (float32) and `p_zero_point` (int8).
+On disk a parameter `p` is `p` (int8, flat: a loader that took the codes for floats would stop at
+their shape), `p_scale` (float32) and `p_zero_point` (int8).
 """
 
 from typing import Any
@@ -18,12 +19,13 @@ from .schemes import Scheme
 class StoredInt8(Scheme):
     """Codes in the file, floats in memory."""
 
-    def replace(self, model: Any, dtype: torch.dtype, fill: bool) -> None:
+    def replace(self, model: Any, dtype: torch.dtype, fill: bool, *, version: int = 0) -> None:
         if not fill and hasattr(model, "lm_head") and model.config.tie_word_embeddings:
             # A head that is the token embedding once more is not in the file.
             model.set_aside = model.lm_head, model.all_tied_weights_keys
             model.lm_head, model.all_tied_weights_keys = nn.Identity(), {}
         names = [name for name, _ in model.named_parameters()]  # a shared tensor appears once
+        shapes: dict[str, torch.Size] = {}
         for name in names:
             module, leaf = _locate(model, name)
             x = getattr(module, leaf)
@@ -33,12 +35,14 @@ class StoredInt8(Scheme):
                 scale, zero_point = codes.scale, codes.zero_point.to(torch.int8)
             else:  # the skeleton of the file, without values
                 module._parameters.pop(leaf)
-                module.register_buffer(leaf, torch.empty_like(x, dtype=torch.int8))
+                codes = torch.empty_like(x, dtype=torch.int8)
+                module.register_buffer(leaf, codes if version == 1 else codes.flatten())
+                shapes[name] = x.shape
                 scale = torch.empty((), dtype=torch.float32, device=x.device)
                 zero_point = torch.empty((), dtype=torch.int8, device=x.device)
             module.register_buffer(f"{leaf}_scale", scale)
             module.register_buffer(f"{leaf}_zero_point", zero_point)
-        model.int8_names, model.int8_dtype = names, dtype
+        model.int8_names, model.int8_shapes, model.int8_dtype = names, shapes, dtype
 
     def finish(self, model: Any) -> None:
         """Dequantize the loaded codes into parameters, one tensor at a time."""
@@ -46,7 +50,8 @@ class StoredInt8(Scheme):
             module, leaf = _locate(model, name)
             codes, scale = module._buffers.pop(leaf), module._buffers[f"{leaf}_scale"]
             values = affine.dequantize(codes, scale, module._buffers[f"{leaf}_zero_point"])
-            module.register_parameter(leaf, nn.Parameter(values.to(model.int8_dtype)))
+            values = values.view(model.int8_shapes[name]).to(model.int8_dtype)
+            module.register_parameter(leaf, nn.Parameter(values))
         if set_aside := model.__dict__.pop("set_aside", None):
             model.lm_head, model.all_tied_weights_keys = set_aside
             model.lm_head.weight = model.transformer.wte.weight
@@ -61,7 +66,8 @@ class StoredInt8(Scheme):
             scale, zero_point = (module._buffers[f"{leaf}_{s}"] for s in ("scale", "zero_point"))
             ends = affine.AFFINE_MIN, affine.AFFINE_MAX
             codes = affine.quantize(getattr(module, leaf).data, scale, zero_point, *ends)
-            state |= {name: codes, f"{name}_scale": scale, f"{name}_zero_point": zero_point}
+            state |= {f"{name}_scale": scale, f"{name}_zero_point": zero_point}
+            state[name] = codes.flatten()
         if sha256 and integrity.checksum(state) != sha256:
             raise UserError(
                 "the weights of this model are no longer those that were quantized: quantize them "
