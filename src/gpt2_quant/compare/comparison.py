@@ -156,12 +156,15 @@ def compare_results(
     }
     own = [row.record for row in (rows[baseline], *rows.values()) if row.record]
     record = own[0] if own else {}
-    entries = _entries(rows, record["settings"]["preset"]) if record else [*rows.values()]
-    return Comparison(rows[baseline], entries, _notes([*rows.values()]), record, shape)
+    notes = _notes([*rows.values()])
+    return Comparison(rows[baseline], _entries(rows, record), notes, record, shape)
 
 
-def _entries(rows: dict[str, Row], preset: str) -> list[Row | Missing]:
-    """All variants in the registry's order, then the other rows."""
+def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
+    """All variants in the registry's order, then the other rows; outsiders stand alone."""
+    if not record:
+        return [*rows.values()]
+    preset = record["settings"]["preset"]
     flag = "" if preset == "paper" else f" --preset {preset}"
     entries: list[Row | Missing] = []
     for key, variant in VARIANTS.items():

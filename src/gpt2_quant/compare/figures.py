@@ -5,12 +5,9 @@ at zero, and where an axis does not, it carries points instead and says so. Name
 vertical axis or in a legend outside the panels and heights grow with the rows, so nothing overlaps.
 """
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -27,42 +24,49 @@ SCORES = {
     "recall_macro": "macro recall",
     "f1_macro": "macro F1",
 }
-PARTS = ("value", "low", "high")
+LINES = {"eager": "-", "best": ":"}
 SIDE_BY_SIDE = 0.03  # costs closer than this fraction are drawn side by side
 
 
 def _rows_figure(rows: list[Row], n_panels: int, width: float) -> tuple[Figure, np.ndarray]:
-    """A figure of panels side by side, a line for each row; the names are on the left one only."""
+    """Panels side by side with a line for each row, the first on top, named on the left."""
     figure = Figure(figsize=(width, 0.36 * len(rows) + 1.1), layout="constrained")
     panels = figure.subplots(1, n_panels, sharey=True)
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
+    panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure, panels
 
 
-def _name_rows(axes: Axes, rows: list[Row]) -> None:
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.set(ylim=(len(rows) - 0.4, -0.6), ylabel=None)  # the first row on top
+def _legend_figure(
+    rows: list[Row], n_panels: int, size: tuple[float, float], line: str, others: list[Line2D]
+) -> tuple[Figure, np.ndarray]:
+    """Panels with one vertical axis, and a legend of the rows below."""
+    width, height = size
+    figure = Figure(figsize=(width, height + 0.17 * -(-len(rows) // 4)), layout="constrained")
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle=line, label=row.label)
+        for row in rows
+        for colour, marker in [row.look]
+    ]
+    handles += others
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    return figure, figure.subplots(1, n_panels, sharey=True, squeeze=False)[0]
+
+
+def _interval(score: dict, scale: float = 1) -> tuple[float, list[list[float]]]:
+    """A score's value, and how far its interval reaches to either side of it."""
+    value, low, high = (scale * score[part] for part in ("value", "low", "high"))
+    return value, [[max(value - low, 0)], [max(high - value, 0)]]
 
 
 def _draw_scores(axes: Axes, rows: list[Row], scores: list[dict], scale: float = 1) -> None:
-    """One point with its interval for each row; values are multiplied by `scale`."""
     for y, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        value, low, high = (scale * score[part] for part in PARTS)
-        interval = [[max(value - low, 0)], [max(high - value, 0)]]
-        axes.errorbar(
-            value, y, xerr=interval, color=row.look[0], fmt=row.look[1], capsize=2.5, markersize=5.5
-        )
-
-
-def _row_handle(row: Row, line: str) -> Line2D:
-    return Line2D([], [], color=row.look[0], marker=row.look[1], linestyle=line, label=row.label)
-
-
-def _legend_below(figure: Figure, handles: list[Line2D], n_columns: int) -> None:
-    n_columns = min(n_columns, len(handles))
-    figure.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=8)
+        value, reach = _interval(score, scale)
+        colour, marker = row.look
+        axes.errorbar(value, y, xerr=reach, color=colour, fmt=marker, capsize=2.5, markersize=5.5)
 
 
 def _log_ticks(axis: Axis) -> None:
@@ -82,7 +86,6 @@ def performance_comparison(comparison: Comparison) -> Figure:
         _draw_scores(axes, rows, [row.metrics[name] for row in rows])
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_title(title, loc="left")
-    _name_rows(panels[0], rows)
     figure.supxlabel("score, 95% interval; axes truncated (they do not begin at 0)", fontsize=9)
     return figure
 
@@ -90,69 +93,45 @@ def performance_comparison(comparison: Comparison) -> Figure:
 def efficiency_comparison(comparison: Comparison) -> Figure:
     """Stored size, and eager and best latency with its median's 95% interval, as bars from zero."""
     rows, shape = comparison.rows, comparison.shape
-    figure, (size, time) = _rows_figure(rows, 2, 10)
-    _draw_sizes(size, rows)
-    size.set_title("stored size", loc="left")
-    size.set_xlabel("MB (2^20 bytes), and compression")
-    modes = _draw_times(time, rows, comparison.timed)
+    figure, (sizes, times) = _rows_figure(rows, 2, 10)
+    modes = [mode for mode in MODES if any(row.latency.get(mode) for row in rows)]
+    for y, row in enumerate(rows):
+        size = row.size.get("stored_bytes", 0) / MIB
+        compression = row.size.get("compression")
+        ratio = f" ({compression:.2f}x)" if compression else ""
+        sizes.barh(y, size, height=0.62, color=row.look[0])
+        sizes.text(size, y, f"  {size:.2f}{ratio}" if size else " not known", **SMALL)
+        if not row.latency:
+            times.text(0, y, " not measured", color=FAINT, **SMALL)
+        for number, mode in enumerate(modes):
+            if time := row.latency.get(mode):
+                height = 0.8 / len(modes)
+                _draw_time(times, y - 0.4 + (number + 0.5) * height, height, row, time)
     what = f", {shape[0]} texts x {shape[1]} tokens" if shape else ""
-    time.set_title(f"time of a forward{what}", loc="left")
     kinds = "solid: eager, hatched: best mode" if "best" in modes else "eager"
-    time.set_xlabel(f"ms, median and its 95% interval; {kinds}")
-    for axes in (size, time):
+    sizes.set_title("stored size", loc="left")
+    sizes.set_xlabel("MB (2^20 bytes), and compression")
+    times.set_title(f"time of a forward{what}", loc="left")
+    times.set_xlabel(f"ms, median and its 95% interval; {kinds}")
+    for axes in (sizes, times):
         axes.margins(x=0.24)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-    _name_rows(size, rows)
     return figure
 
 
-def _draw_sizes(axes: Axes, rows: list[Row]) -> None:
-    labels = []
-    for row in rows:
-        ratio = row.size.get("compression")
-        note = f" ({ratio:.2f}x)" if ratio else ""
-        labels.append(f"{row.size['stored_bytes'] / MIB:.2f}{note}" if row.size else "not known")
-    bars = axes.barh(
-        [row.key for row in rows],
-        [row.size.get("stored_bytes", 0) / MIB for row in rows],
-        height=0.62,
-        color=[row.look[0] for row in rows],
-    )
-    axes.bar_label(bars, labels, padding=5, fontsize=8)
+SMALL = {"va": "center", "fontsize": 8}
 
 
-def _draw_times(axes: Axes, rows: list[Row], timed: list[Row]) -> list[str]:
-    """Bars of the modes that were timed, which are returned; a row timed apart says so."""
-    times = pd.DataFrame(
-        {"key": row.key, "colour": row.look[0], "apart": row not in timed, **row.latency[mode]}
-        for row in rows
-        for mode in MODES
-        if row.latency.get(mode)
-    )
-    for y, row in enumerate(rows):
-        if not row.latency:
-            axes.text(0, y, " not measured", va="center", fontsize=8, color=FAINT)
-    if times.empty:
-        return []
-    modes = [mode for mode in MODES if mode in set(times["mode"])]
-    sns.barplot(
-        times, x="median_ms", y="key", order=[row.key for row in rows], hue="mode",
-        hue_order=modes, errorbar=None, legend=False, ax=axes,
-    )  # fmt: skip
-    for mode, bars in zip(modes, list(axes.containers), strict=True):
-        of_mode = times[times["mode"] == mode].to_dict("records")
-        for bar, time in zip(bars, of_mode, strict=True):
-            value, high, colour = time["median_ms"], time["median_high_ms"], time["colour"]
-            bar.set(facecolor=colour, edgecolor=colour)
-            if mode == "best":
-                bar.set(facecolor="none", hatch="////")
-            y = bar.get_y() + bar.get_height() / 2
-            error = [[value - time["median_low_ms"]], [high - value]]
-            axes.errorbar(value, y, xerr=error, fmt="none", elinewidth=0.8, ecolor=INK)
-            note = f"  {value:.2f}" + " * other session" * time["apart"]
-            axes.text(high, y, note, va="center", fontsize=7)
-    return modes
+def _draw_time(axes: Axes, y: float, height: float, row: Row, time: dict) -> None:
+    value, low, high = (time[f"median{end}_ms"] for end in ("", "_low", "_high"))
+    colour = row.look[0]
+    hatch, fill = ("////", "none") if time["mode"] == "best" else ("", colour)
+    axes.barh(y, value, height, facecolor=fill, edgecolor=colour, hatch=hatch)
+    reach = [[value - low], [high - value]]
+    axes.errorbar(value, y, xerr=reach, fmt="none", elinewidth=0.8, ecolor=INK)
+    apart = "" if row.latency["same_session"] else " * other session"
+    axes.text(high, y, f"  {value:.2f}{apart}", va="center", fontsize=7)
 
 
 def pareto(comparison: Comparison) -> Figure | None:
@@ -161,15 +140,13 @@ def pareto(comparison: Comparison) -> Figure | None:
     """
     sized = [(row, row.size["stored_bytes"] / MIB) for row in comparison.rows if row.size]
     timed = [(row, row.fastest["median_ms"]) for row in comparison.timed]
-    if not (sized or timed):
-        return None
     rows = [row for row in comparison.rows if row.size or row in comparison.timed]
-    figure = Figure(figsize=(10, 3.6 + 0.17 * -(-len(rows) // 4)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    if not rows:
+        return None
+    figure, (left, right) = _legend_figure(rows, 2, (10, 3.6), "", [])
     _draw_trade_off(left, sized, "stored size, MB (2^20 bytes), log scale")
     _draw_trade_off(right, timed, "time of a forward, faster mode, ms, log scale")
     left.set_ylabel("accuracy, 95% interval (axis truncated)")
-    _legend_below(figure, [_row_handle(row, "") for row in rows], 4)
     return figure
 
 
@@ -181,14 +158,11 @@ def _draw_trade_off(axes: Axes, costs: list[tuple[Row, float]], label: str) -> N
         return
     points, x = [], 0.0
     for row, cost in sorted(costs, key=lambda pair: pair[1]):
-        value, low, high = (row.metrics["accuracy"][part] for part in PARTS)
+        value, reach = _interval(row.metrics["accuracy"])
         points.append((cost, value))
-        interval = [[value - low], [high - value]]
         x = max(cost, x * (1 + SIDE_BY_SIDE))
-        axes.errorbar(
-            x, value, yerr=interval, color=row.look[0], fmt=row.look[1], capsize=2.5,
-            markersize=7, alpha=0.9,
-        )  # fmt: skip
+        colour, marker = row.look
+        axes.errorbar(x, value, yerr=reach, color=colour, fmt=marker, capsize=2.5, markersize=7)
     x_front, y_front = zip(*pareto_front(points), strict=True)
     axes.step(x_front, y_front, ":", where="post", color=FAINT, linewidth=1, zorder=0)
     axes.set_xscale("log")
@@ -219,7 +193,6 @@ def paired_differences(comparison: Comparison) -> Figure | None:
         axes.axvline(0, color=FAINT, linewidth=0.8)
         _draw_scores(axes, rows, [row.against["difference"][name] for row in rows], scale=100)
         axes.set_title(f"{SCORES[name]} minus {comparison.baseline.label}'s", loc="left")
-    _name_rows(panels[0], rows)
     caption = "points; 95% interval of the paired bootstrap; shaded: the margin of equivalence"
     figure.supxlabel(caption, fontsize=9)
     return figure
@@ -227,21 +200,19 @@ def paired_differences(comparison: Comparison) -> Figure | None:
 
 def latency_sweep(comparison: Comparison) -> Figure | None:
     """Time of a forward over batch sizes, one panel per text length. None for one shape only."""
-    rows, sweep = comparison.timed, comparison.sweep()
+    rows, sweep = comparison.timed, comparison.sweep().sort_values("batch_size", kind="stable")
     if len(sweep[["batch_size", "seq_len"]].drop_duplicates()) < 2:
         return None
-    lengths, sizes = np.unique(sweep["seq_len"]), np.unique(sweep["batch_size"])
-    size = (3.4 * len(lengths) + 1.2, 3.4 + 0.17 * -(-len(rows) // 4))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
-    lines = dict(zip(MODES, ("-", ":"), strict=True))
-    for axes, length in zip(panels, lengths, strict=True):
-        at_length = sweep[sweep["seq_len"] == length].sort_values("batch_size")
-        for row, mode in product(rows, MODES):
-            curve = at_length[(at_length["key"] == row.key) & (at_length["mode"] == mode)]
-            x, y = curve["batch_size"], curve["median_ms"]
-            colour, marker = row.look
-            axes.plot(x, y, marker + lines[mode], color=colour, markersize=4, linewidth=1.1)
+    lengths, sizes = sweep["seq_len"].nunique(), sweep["batch_size"].unique()
+    looks, both = {row.key: row.look for row in rows}, "best" in set(sweep["mode"])
+    modes = [Line2D([], [], linestyle=line, color=INK, label=m) for m, line in LINES.items()]
+    size = (3.4 * lengths + 1.2, 3.4)
+    figure, panels = _legend_figure(rows, lengths, size, "-", modes if both else [])
+    for axes, (length, at_length) in zip(panels, sweep.groupby("seq_len"), strict=True):
+        for (key, mode), curve in at_length.groupby(["key", "mode"], sort=False):
+            colour, marker = looks[key]
+            line = {"color": colour, "marker": marker, "linestyle": LINES[mode]}
+            axes.plot("batch_size", "median_ms", data=curve, markersize=4, linewidth=1.1, **line)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, sizes)
@@ -251,11 +222,12 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
         axes.set_xlabel("texts a batch")
         axes.grid()
     panels[0].set_ylabel("ms a forward, median (log scale)")
-    handles = [_row_handle(row, "-") for row in rows]
-    if "best" in set(sweep["mode"]):
-        handles += [Line2D([], [], linestyle=lines[m], color=INK, label=m) for m in MODES]
-    _legend_below(figure, handles, 5)
     return figure
+
+
+FIGURES = (
+    performance_comparison, efficiency_comparison, pareto, paired_differences, latency_sweep
+)  # fmt: skip
 
 
 def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
@@ -264,9 +236,7 @@ def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
     """
     drawn = {}
     with look():
-        for draw in (
-            performance_comparison, efficiency_comparison, pareto, paired_differences, latency_sweep
-        ):  # fmt: skip
+        for draw in FIGURES:
             if figure := draw(comparison):
                 drawn[draw.__name__] = save(figure, results_dir / f"{draw.__name__}.png")[-1]
     calibrated = [{**vars(row), "ece": row.metrics["ece"]["value"]} for row in comparison.rows]

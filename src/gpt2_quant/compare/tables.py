@@ -6,6 +6,7 @@ in full precision. The printed tables have the columns that fit a page.
 
 import re
 import textwrap
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -32,9 +33,8 @@ def _csv_columns() -> dict[str, str]:
         return {title + name: f"{path}.{name}" for name in names.split()}
 
     def intervals(path: str, names: str, title: str = "") -> dict[str, str]:
-        ends = {"": "value", " low": "low", " high": "high"}.items()
-        names = names.split()
-        return {f"{n}{title}{end}": f"{path}.{n}.{part}" for n in names for end, part in ends}
+        pairs = product(names.split(), (("", "value"), (" low", "low"), (" high", "high")))
+        return {f"{name}{title}{end}": f"{path}.{name}.{part}" for name, (end, part) in pairs}
 
     scores = "accuracy f1_macro precision_macro recall_macro nll brier ece ece_adaptive"
     tests = "only_variant_right only_baseline_right mcnemar_p mcnemar_holm_p tost_p tost_holm_p"
@@ -214,7 +214,7 @@ def write_readme(comparison: Comparison, readme: Path) -> bool:
     """
     text, (begin, end) = readme.read_text(encoding="utf-8"), README_MARKS
     table = f"{begin}\n{markdown(comparison)}{end}"
-    new, found = re.subn(f"(?s){begin}.*{end}", lambda _: table, text)
+    new, found = re.subn(f"(?s){begin}.*?{end}", lambda _: table, text)
     if not found:
         mend = "put them where the table belongs"
         raise UserError(f"{readme} lacks the lines {begin} and {end}: {mend}")

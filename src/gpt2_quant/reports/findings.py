@@ -10,11 +10,11 @@ from operator import itemgetter
 from ..compare.comparison import MIB, Comparison, Row
 from ..models.variants import FP16
 
-# What may count, the figure that decides it, and how that reads.
+# What may count, the figure that decides it (`_costs`), and how that reads.
 AIMS = (
-    ("the smallest file", "stored_mb", "{:.2f} MB stored"),
-    ("the least memory while loaded", "resident_mb", "{:.2f} MB resident"),
-    ("the least memory at the peak of a forward", "peak_mb", "{:.2f} MB at the peak"),
+    ("the smallest file", "stored_bytes", "{:.2f} MB stored"),
+    ("the least memory while loaded", "resident_bytes", "{:.2f} MB resident"),
+    ("the least memory at the peak of a forward", "peak_bytes", "{:.2f} MB at the peak"),
     ("the shortest time of a batch", "fastest_ms", "{:.2f} ms for {} texts of {} tokens"),
     (
         "the shortest time without compiling",
@@ -32,29 +32,21 @@ AIMS = (
 
 def findings(comparison: Comparison) -> list[str]:
     """The report's first page: what this run found, a sentence each."""
-    baseline, rows, n = comparison.baseline, comparison.others, len(comparison.labels)
-    accuracy = baseline.metrics["accuracy"]
+    label, rows, n = comparison.baseline.label, comparison.others, len(comparison.labels)
     sentences = [
-        f"{baseline.label} reaches an accuracy of {accuracy['value']:.4f} (95% interval "
-        f"{accuracy['low']:.4f} to {accuracy['high']:.4f}, n = {n:,})."
+        "{label} reaches an accuracy of {value:.4f} (95% interval {low:.4f} to {high:.4f}, "
+        "n = {n:,}).".format(label=label, **comparison.baseline.metrics["accuracy"])
     ]
-    same = [row for row in rows if row.equivalent]
-    worse = [row for row in rows if row.different]
-    undecided = [row for row in rows if not (row.equivalent or row.different)]
-    if same:
+    if same := [row.label for row in rows if row.equivalent]:
+        margin = "within ±0.5 points of accuracy (two one-sided tests, Holm)"
+        sentences.append(f"Equivalent to it {margin}: {_listed(same)}.")
+    if worse := [row for row in rows if row.different]:
+        values = {row.label: row.against["difference"]["accuracy"]["value"] for row in worse}
+        each = ", ".join(f"{name} ({100 * value:+.2f} points)" for name, value in values.items())
+        sentences.append(f"Different from it (exact McNemar, Holm): {each}.")
+    if undecided := [row.label for row in rows if not (row.equivalent or row.different)]:
         sentences.append(
-            "Equivalent to it within ±0.5 points of accuracy (two one-sided tests, Holm): "
-            f"{_names(same)}."
-        )
-    if worse:
-        each = [
-            f"{row.label} ({100 * row.against['difference']['accuracy']['value']:+.2f} points)"
-            for row in worse
-        ]
-        sentences.append(f"Different from it (exact McNemar, Holm): {', '.join(each)}.")
-    if undecided:
-        sentences.append(
-            f"Neither a difference nor equivalence is shown for {_names(undecided)}: "
+            f"Neither a difference nor equivalence is shown for {_listed(undecided)}: "
             "more test rows would be needed."
         )
     if rows:
@@ -68,50 +60,41 @@ def findings(comparison: Comparison) -> list[str]:
         )
     if sized := [row for row in rows if row.size.get("compression")]:
         small = min(sized, key=lambda row: row.size["stored_bytes"])
-        size, of_half = small.size, small.size["compression_fp16"]
+        size, half = small.size, small.size["compression_fp16"]
         sentences.append(
             f"{small.label} stores least: {size['stored_bytes'] / MIB:.2f} MB, "
-            f"{size['compression']:.2f} times smaller than {baseline.label}"
-            + (f" and {of_half:.2f} times smaller than float16." if of_half else ".")
+            f"{size['compression']:.2f} times smaller than {label}"
+            + (f" and {half:.2f} times smaller than float16." if half else ".")
         )
     return sentences + _speed_findings(comparison)
 
 
-def _fastest_ms(row: Row) -> float:
-    return row.fastest["median_ms"]
-
-
-def _names(rows: list[Row]) -> str:
-    *first, last = (row.label for row in rows)
-    return f"{', '.join(first)} and {last}" if first else last
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _speed_findings(comparison: Comparison) -> list[str]:
     """The fastest row of the baseline's session, and what is faster than float16 alone."""
-    timed, baseline, half = comparison.timed, comparison.baseline, comparison.row(FP16.key)
-    if len(timed) < 2 or not comparison.shape:
+    rows, baseline, half = comparison.timed, comparison.baseline, comparison.row(FP16.key)
+    if len(rows) < 2 or not comparison.shape:
         return []
-    texts, tokens = comparison.shape
-    fast = min(timed, key=_fastest_ms)
-    other = "" if fast is baseline else f"; {baseline.label} takes {_fastest_ms(baseline):.2f} ms"
-    best = any(row.latency["best"] for row in timed)
+    fastest = {row.key: row.fastest for row in rows}
+    ms = {key: f"{time['median_ms']:.2f} ms" for key, time in fastest.items()}
+    first = min(rows, key=lambda row: fastest[row.key]["median_ms"])
+    other = "" if first is baseline else f"; {baseline.label} takes {ms[baseline.key]}"
+    best = any(row.latency["best"] for row in rows)
     modes = ", each row in its faster mode," if best else ", run eagerly,"
-    sentences = [
-        f"Fastest at {texts} texts of {tokens} tokens{modes} is {fast.label} with "
-        f"{_fastest_ms(fast):.2f} ms{other}."
-    ]
-    if half and half in timed and half is not baseline:
-        faster = [
-            row
-            for row in timed
-            if row not in (half, baseline)
-            and row.fastest["median_high_ms"] < half.fastest["median_low_ms"]
-        ]
+    what = "{} texts of {} tokens".format(*comparison.shape)
+    sentences = [f"Fastest at {what}{modes} is {first.label} with {ms[first.key]}{other}."]
+    if half and half in rows and half is not baseline:
+        limit = fastest[half.key]["median_low_ms"]
+        quantized = [row for row in rows if row not in (half, baseline)]
+        faster = [r.label for r in quantized if fastest[r.key]["median_high_ms"] < limit]
         verb = "is" if len(faster) == 1 else "are"
-        who = f"{_names(faster)} {verb}" if faster else "no quantized row is"
+        who = f"{_listed(faster)} {verb}" if faster else "no quantized row is"
         sentences.append(
-            f"The control, float16 alone, takes {_fastest_ms(half):.2f} ms: {who} faster than "
-            "that, beyond the medians' intervals."
+            f"The control, float16 alone, takes {ms[half.key]}: {who} faster than that, "
+            "beyond the medians' intervals."
         )
     return sentences
 
@@ -120,45 +103,39 @@ def choices(comparison: Comparison) -> dict:
     """What to choose when: {among, rows: [{aim, choice, because}]}.
 
     Among the baseline and the rows equivalent to it; where no row is, among those not shown to
-    differ.
+    differ. Aims that nothing was measured for are left out.
     """
-    baseline = comparison.baseline
-    rows = [row for row in comparison.others if row.equivalent]
+    baseline, others = comparison.baseline, comparison.others
     among = f"Among {baseline.label} and the rows equivalent to it:"
+    rows = [row for row in others if row.equivalent]
     if not rows:
-        rows = [row for row in comparison.others if not row.different]
-        among = (
-            f"No row is shown to be equivalent to {baseline.label}. "
-            "Among it and those not shown to differ from it:"
-        )
-    return {"among": among, "rows": _best_rows(comparison, [baseline, *rows])}
-
-
-def _best_rows(comparison: Comparison, rows: list[Row]) -> list[dict]:
-    """The row that serves each aim best; aims that nothing was measured for are left out."""
+        rows = [row for row in others if not row.different]
+        among = f"No row is shown to be equivalent to {baseline.label}. "
+        among += "Among it and those not shown to differ from it:"
+    rows = [baseline, *rows]
     timed = [row for row in rows if row in comparison.timed]
-    costs = [(row, _costs(row, row in timed)) for row in rows]
     compiled = any(row.latency["best"] for row in timed)
+    costs = {row.label: _costs(row, row in timed) for row in rows}
     found = []
     for aim, name, because in AIMS:
-        known = [(cost[name], row) for row, cost in costs if cost[name]]
+        known = [(cost[name], label) for label, cost in costs.items() if cost.get(name)]
         # Without compiled modes the shortest time is that of the eager mode.
         if known and (compiled or name != "eager_ms"):
-            value, best = (max if name == "texts_per_s" else min)(known, key=itemgetter(0))
-            because = because.format(value, *(comparison.shape or ()))
-            found.append({"aim": aim, "choice": best.label, "because": because})
-    return found
+            value, choice = (max if name == "texts_per_s" else min)(known, key=itemgetter(0))
+            reason = because.format(value, *(comparison.shape or ()))
+            found.append({"aim": aim, "choice": choice, "because": reason})
+    return {"among": among, "rows": found}
 
 
-def _costs(row: Row, timed: bool) -> dict[str, float | None]:
-    """A row's figures by the names of AIMS, None where none was measured."""
-    sizes = {part: row.size.get(f"{part}_bytes") for part in ("stored", "resident", "peak")}
-    costs = {f"{part}_mb": size / MIB if size else None for part, size in sizes.items()}
+def _costs(row: Row, timed: bool) -> dict:
+    """A row's figures by the names of AIMS, as far as they were measured."""
+    sizes = {name: row.size.get(name) for name in ("stored_bytes", "resident_bytes", "peak_bytes")}
+    costs = {name: size / MIB for name, size in sizes.items() if size}
     if not timed:
-        return costs | dict.fromkeys(("fastest_ms", "eager_ms", "texts_per_s", "joules"))
+        return costs
     eager, joules = row.latency["eager"], row.latency["joules_per_1000_texts"].values()
     return costs | {
-        "fastest_ms": _fastest_ms(row),
+        "fastest_ms": row.fastest["median_ms"],
         "eager_ms": eager["median_ms"] if eager else None,
         "texts_per_s": max(row.latency["texts_per_s"].values(), default=None),
         "joules": min(joules, default=None),

@@ -74,7 +74,6 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _experiment(record: dict) -> dict:
-    """What a record says of data, settings and training."""
     made = record["provenance"]
     packages = {name: v for name, v in (made.get("packages") or {}).items() if v}
     machine = {name: made.get(name) for name in ("device", "driver", "cuda", "python")}
@@ -92,18 +91,15 @@ def _calibration(row: Row) -> dict:
     return {"label": row.label, **after, **row.metrics}
 
 
-def _sweep(entries: pd.DataFrame) -> dict | None:
+def _sweep(times: pd.DataFrame) -> dict | None:
     """Median ms by row and mode at every shape: {shapes, rows: [{label, mode, values}]}."""
-    table = entries.pivot_table(
-        index=["label", "key", "mode"], columns=["seq_len", "batch_size"], values="median_ms",
-        aggfunc="last", sort=False,
-    ).sort_index(axis=1)  # fmt: skip
+    shape, row = ["seq_len", "batch_size"], ["label", "key", "mode"]
+    table = times.pivot_table("median_ms", row, shape, aggfunc="last", sort=False)
+    table = table.sort_index(axis=1)
     if table.shape[1] < 2:
         return None
-    rows = [
-        {"label": label, "mode": mode, "values": list(values)}
-        for (label, _, mode), values in zip(table.index, table.to_numpy(), strict=True)
-    ]
+    found = zip(table.index, table.to_numpy().tolist(), strict=True)
+    rows = [{"label": label, "mode": mode, "values": ms} for (label, _, mode), ms in found]
     return {"shapes": list(table.columns), "rows": rows}
 
 
@@ -124,16 +120,13 @@ def _errors(results_dir: Path) -> dict | None:
     worst = outliers.nlargest(5, "outlier_ratio")
     spread = weights.nlargest(1, "absmax_over_sigma").iloc[0]
     layer = "" if pd.isna(spread["layer"]) else f" of layer {spread['layer']:.0f}"
+    kl_rows = kl.reset_index().values.tolist()
     return {
         "weights": {"matrices": matrices, "rows": sqnr.reset_index().values.tolist()},
         "spread": f"{spread['matrix']}{layer}: its largest weight is "
         f"{spread['absmax_over_sigma']:.0f} standard deviations out",
         "outliers": worst[["layer", "matrix", "top_channel", "outlier_ratio"]].values.tolist(),
-        "effects": {
-            "schemes": list(kl),
-            "rows": kl.reset_index().values.tolist(),
-            "n": int(effects["n"].iloc[0]),
-        },
+        "effects": {"schemes": list(kl), "rows": kl_rows, "n": int(effects["n"].iloc[0])},
         "choices": refinements.to_dict("records"),
     }
 
