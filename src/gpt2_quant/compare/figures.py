@@ -5,13 +5,15 @@ at zero, and where an axis does not, it carries points instead and says so. Name
 vertical axis or in a legend outside the panels and heights grow with the rows, so nothing overlaps.
 """
 
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from ..measure.figures import confusion_matrix, reliability
@@ -28,32 +30,21 @@ LINES = {"eager": "-", "best": ":"}
 SIDE_BY_SIDE = 0.03  # costs closer than this fraction are drawn side by side
 
 
-def _rows_figure(rows: list[Row], n_panels: int, width: float) -> tuple[Figure, np.ndarray]:
-    """Panels side by side with a line for each row, the first on top, named on the left."""
+def _rows_figure(
+    rows: list[Row], titles: list[str], width: float, caption: str = ""
+) -> tuple[Figure, np.ndarray]:
+    """A panel for each title and a line for each row, the first on top, named on the left."""
     figure = Figure(figsize=(width, 0.36 * len(rows) + 1.1), layout="constrained")
-    panels = figure.subplots(1, n_panels, sharey=True)
-    for axes in panels:
+    panels = figure.subplots(1, len(titles), sharey=True)
+    for axes, title in zip(panels, titles, strict=True):
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_title(title, loc="left")
     panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    figure.supxlabel(caption, fontsize=9)
     return figure, panels
-
-
-def _legend_figure(
-    rows: list[Row], n_panels: int, size: tuple[float, float], line: str, others: list[Line2D]
-) -> tuple[Figure, np.ndarray]:
-    """Panels with one vertical axis, and a legend of the rows below."""
-    width, height = size
-    figure = Figure(figsize=(width, height + 0.17 * -(-len(rows) // 4)), layout="constrained")
-    handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle=line, label=row.label)
-        for row in rows
-        for colour, marker in [row.look]
-    ]
-    handles += others
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
-    return figure, figure.subplots(1, n_panels, sharey=True, squeeze=False)[0]
 
 
 def _interval(score: dict, scale: float = 1) -> tuple[float, list[list[float]]]:
@@ -69,6 +60,16 @@ def _draw_scores(axes: Axes, rows: list[Row], scores: list[dict], scale: float =
         axes.errorbar(value, y, xerr=reach, color=colour, fmt=marker, capsize=2.5, markersize=5.5)
 
 
+def _legend(figure: Figure) -> None:
+    """What the panels have labels for, once each, below them."""
+    found: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    place = "outside lower center"
+    figure.legend([*found.values()], [*found], loc=place, ncols=4, fontsize=8)
+
+
 def _log_ticks(axis: Axis) -> None:
     """Ticks at 1, 2 and 5 of each decade, as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -78,55 +79,63 @@ def _log_ticks(axis: Axis) -> None:
 
 def performance_comparison(comparison: Comparison) -> Figure:
     """Accuracy and macro precision, recall and F1 with 95% intervals, the baseline's as a line."""
-    rows = comparison.rows
-    figure, panels = _rows_figure(rows, len(SCORES), 11.5)
-    for axes, (name, title) in zip(panels, SCORES.items(), strict=True):
+    rows, caption = comparison.rows, "score, 95% interval; axes truncated (they do not begin at 0)"
+    figure, panels = _rows_figure(rows, [*SCORES.values()], 11.5, caption)
+    for axes, name in zip(panels, SCORES, strict=True):
         reference = comparison.baseline.metrics[name]["value"]
         axes.axvline(reference, color=FAINT, linewidth=0.8, linestyle="--")
         _draw_scores(axes, rows, [row.metrics[name] for row in rows])
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_title(title, loc="left")
-    figure.supxlabel("score, 95% interval; axes truncated (they do not begin at 0)", fontsize=9)
+    return figure
+
+
+def paired_differences(comparison: Comparison) -> Figure | None:
+    """Accuracy and macro F1 minus the baseline's in points, with paired 95% intervals, beside the
+    equivalence margin. None when there is no row but the baseline.
+    """
+    rows, names = comparison.others, ("accuracy", "f1_macro")
+    if not rows:
+        return None
+    titles = [f"{SCORES[name]} minus {comparison.baseline.label}'s" for name in names]
+    caption = "points; 95% interval of the paired bootstrap; shaded: the margin of equivalence"
+    figure, panels = _rows_figure(rows, titles, 10, caption)
+    margin = 100 * rows[0].against["margin"]
+    for axes, name in zip(panels, names, strict=True):
+        axes.axvspan(-margin, margin, color="#e8eef3", zorder=0)
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        _draw_scores(axes, rows, [row.against["difference"][name] for row in rows], scale=100)
     return figure
 
 
 def efficiency_comparison(comparison: Comparison) -> Figure:
     """Stored size, and eager and best latency with its median's 95% interval, as bars from zero."""
     rows, shape = comparison.rows, comparison.shape
-    figure, (sizes, times) = _rows_figure(rows, 2, 10)
-    modes = [mode for mode in MODES if any(row.latency.get(mode) for row in rows)]
-    for y, row in enumerate(rows):
-        size = row.size.get("stored_bytes", 0) / MIB
-        compression = row.size.get("compression")
-        ratio = f" ({compression:.2f}x)" if compression else ""
-        sizes.barh(y, size, height=0.62, color=row.look[0])
-        sizes.text(size, y, f"  {size:.2f}{ratio}" if size else " not known", **SMALL)
-        if not row.latency:
-            times.text(0, y, " not measured", color=FAINT, **SMALL)
-        for number, mode in enumerate(modes):
-            if time := row.latency.get(mode):
-                height = 0.8 / len(modes)
-                _draw_time(times, y - 0.4 + (number + 0.5) * height, height, row, time)
     what = f", {shape[0]} texts x {shape[1]} tokens" if shape else ""
-    kinds = "solid: eager, hatched: best mode" if "best" in modes else "eager"
-    sizes.set_title("stored size", loc="left")
+    figure, (sizes, times) = _rows_figure(rows, ["stored size", f"time of a forward{what}"], 10)
+    modes = [mode for mode in MODES if any(row.latency.get(mode) for row in rows)]
+    height, small = 0.8 / max(len(modes), 1), {"va": "center", "fontsize": 8}
+    for y, row in enumerate(rows):
+        size, ratio = row.size.get("stored_bytes", 0) / MIB, row.size.get("compression")
+        note = f" ({ratio:.2f}x)" if ratio else ""
+        sizes.barh(y, size, height=0.62, color=row.look[0])
+        sizes.text(size, y, f"  {size:.2f}{note}" if size else " not known", **small)
+        if not row.latency:
+            times.text(0, y, " not measured", color=FAINT, **small)
+        for number, mode in enumerate(modes):
+            if row.latency.get(mode):
+                _draw_time(times, y - 0.4 + (number + 0.5) * height, height, row, mode)
     sizes.set_xlabel("MB (2^20 bytes), and compression")
-    times.set_title(f"time of a forward{what}", loc="left")
+    kinds = "solid: eager, hatched: best mode" if "best" in modes else "eager"
     times.set_xlabel(f"ms, median and its 95% interval; {kinds}")
     for axes in (sizes, times):
         axes.margins(x=0.24)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure
 
 
-SMALL = {"va": "center", "fontsize": 8}
-
-
-def _draw_time(axes: Axes, y: float, height: float, row: Row, time: dict) -> None:
-    value, low, high = (time[f"median{end}_ms"] for end in ("", "_low", "_high"))
+def _draw_time(axes: Axes, y: float, height: float, row: Row, mode: str) -> None:
+    value, low, high = (row.latency[mode][f"median{end}_ms"] for end in ("", "_low", "_high"))
     colour = row.look[0]
-    hatch, fill = ("////", "none") if time["mode"] == "best" else ("", colour)
+    hatch, fill = ("////", "none") if mode == "best" else ("", colour)
     axes.barh(y, value, height, facecolor=fill, edgecolor=colour, hatch=hatch)
     reach = [[value - low], [high - value]]
     axes.errorbar(value, y, xerr=reach, fmt="none", elinewidth=0.8, ecolor=INK)
@@ -138,33 +147,33 @@ def pareto(comparison: Comparison) -> Figure | None:
     """Accuracy against stored size and against latency, on logarithmic cost axes; the front joins
     the rows that no row beats in both. None when neither cost is known of any row.
     """
-    sized = [(row, row.size["stored_bytes"] / MIB) for row in comparison.rows if row.size]
-    timed = [(row, row.fastest["median_ms"]) for row in comparison.timed]
-    rows = [row for row in comparison.rows if row.size or row in comparison.timed]
-    if not rows:
+    sized = [(row.size["stored_bytes"] / MIB, row) for row in comparison.rows if row.size]
+    timed = [(row.fastest["median_ms"], row) for row in comparison.timed]
+    if not (sized or timed):
         return None
-    figure, (left, right) = _legend_figure(rows, 2, (10, 3.6), "", [])
+    figure = Figure(figsize=(10, 3.6 + 0.05 * len(comparison.rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     _draw_trade_off(left, sized, "stored size, MB (2^20 bytes), log scale")
     _draw_trade_off(right, timed, "time of a forward, faster mode, ms, log scale")
     left.set_ylabel("accuracy, 95% interval (axis truncated)")
+    _legend(figure)
     return figure
 
 
-def _draw_trade_off(axes: Axes, costs: list[tuple[Row, float]], label: str) -> None:
+def _draw_trade_off(axes: Axes, costs: list[tuple[float, Row]], label: str) -> None:
     axes.set_xlabel(label)
     axes.grid()
     if not costs:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=FAINT)
         return
     points, x = [], 0.0
-    for row, cost in sorted(costs, key=lambda pair: pair[1]):
+    for cost, row in sorted(costs, key=itemgetter(0)):
         value, reach = _interval(row.metrics["accuracy"])
         points.append((cost, value))
         x = max(cost, x * (1 + SIDE_BY_SIDE))
         colour, marker = row.look
-        axes.errorbar(x, value, yerr=reach, color=colour, fmt=marker, capsize=2.5, markersize=7)
-    x_front, y_front = zip(*pareto_front(points), strict=True)
-    axes.step(x_front, y_front, ":", where="post", color=FAINT, linewidth=1, zorder=0)
+        axes.errorbar(x, value, reach, color=colour, fmt=marker, capsize=2.5, label=row.label)
+    axes.step(*zip(*pareto_front(points), strict=True), ":", where="post", color=FAINT, zorder=0)
     axes.set_xscale("log")
     _log_ticks(axes.xaxis)
     axes.margins(x=0.12)
@@ -179,40 +188,22 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
     return front
 
 
-def paired_differences(comparison: Comparison) -> Figure | None:
-    """Accuracy and macro F1 minus the baseline's in points, with paired 95% intervals, beside the
-    equivalence margin. None when there is no row but the baseline.
-    """
-    rows = comparison.others
-    if not rows:
-        return None
-    figure, panels = _rows_figure(rows, 2, 10)
-    margin = 100 * rows[0].against["margin"]
-    for axes, name in zip(panels, ("accuracy", "f1_macro"), strict=True):
-        axes.axvspan(-margin, margin, color="#e8eef3", zorder=0)
-        axes.axvline(0, color=FAINT, linewidth=0.8)
-        _draw_scores(axes, rows, [row.against["difference"][name] for row in rows], scale=100)
-        axes.set_title(f"{SCORES[name]} minus {comparison.baseline.label}'s", loc="left")
-    caption = "points; 95% interval of the paired bootstrap; shaded: the margin of equivalence"
-    figure.supxlabel(caption, fontsize=9)
-    return figure
-
-
 def latency_sweep(comparison: Comparison) -> Figure | None:
     """Time of a forward over batch sizes, one panel per text length. None for one shape only."""
     rows, sweep = comparison.timed, comparison.sweep().sort_values("batch_size", kind="stable")
     if len(sweep[["batch_size", "seq_len"]].drop_duplicates()) < 2:
         return None
-    lengths, sizes = sweep["seq_len"].nunique(), sweep["batch_size"].unique()
-    looks, both = {row.key: row.look for row in rows}, "best" in set(sweep["mode"])
-    modes = [Line2D([], [], linestyle=line, color=INK, label=m) for m, line in LINES.items()]
-    size = (3.4 * lengths + 1.2, 3.4)
-    figure, panels = _legend_figure(rows, lengths, size, "-", modes if both else [])
-    for axes, (length, at_length) in zip(panels, sweep.groupby("seq_len"), strict=True):
-        for (key, mode), curve in at_length.groupby(["key", "mode"], sort=False):
-            colour, marker = looks[key]
-            line = {"color": colour, "marker": marker, "linestyle": LINES[mode]}
-            axes.plot("batch_size", "median_ms", data=curve, markersize=4, linewidth=1.1, **line)
+    lengths, sizes = sorted(sweep["seq_len"].unique()), sweep["batch_size"].unique()
+    size = (3.4 * len(lengths) + 1.2, 3.4 + 0.05 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
+    for axes, length in zip(panels, lengths, strict=True):
+        for row, (mode, line) in product(rows, LINES.items()):
+            of_row = (sweep["key"] == row.key) & (sweep["mode"] == mode)
+            curve = sweep[of_row & (sweep["seq_len"] == length)]
+            x, y, (colour, marker) = curve["batch_size"], curve["median_ms"], row.look
+            name = row.label if mode == "eager" else None
+            axes.plot(x, y, marker + line, color=colour, markersize=4, linewidth=1.1, label=name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, sizes)
@@ -222,6 +213,10 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
         axes.set_xlabel("texts a batch")
         axes.grid()
     panels[0].set_ylabel("ms a forward, median (log scale)")
+    if "best" in set(sweep["mode"]):
+        for mode, line in LINES.items():
+            panels[0].plot([], [], line, color=INK, label=mode)
+    _legend(figure)
     return figure
 
 

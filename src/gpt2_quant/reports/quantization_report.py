@@ -14,11 +14,23 @@ from ..compare.comparison import Comparison, Row
 from ..compare.tables import footnotes, printed_table
 from ..data.labels import LABELS
 from ..models.variants import BASELINE
+from . import compile_report
 from .findings import choices, findings
 
 ERROR_TABLES = (
     "quantization_error", "activation_outliers", "quantization_effect", "quantization_choices"
 )  # fmt: skip
+
+
+def write_report(
+    comparison: Comparison, changed: pd.DataFrame, drawn: dict[str, Path], results_dir: Path
+) -> Path:
+    """Typeset `results_dir/report_2.pdf` with the figures `drawn` and those of scripts 1 and 2."""
+    earlier = ("training_curve", "quantization_error_heatmap")
+    images = drawn | {name: results_dir / f"{name}.pdf" for name in earlier}
+    data = report_data(comparison, changed, results_dir)
+    compile_report("report_2.typ", data, images, results_dir / "report_2.pdf")
+    return results_dir / "report_2.pdf"
 
 
 def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path) -> dict:
@@ -62,12 +74,12 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     facts = [("Rows compared", f"{n_rows}, on the same {n:,} test texts")]
     if not record:
         return facts
-    data, checkpoint = record["data"], record["checkpoint"]
+    data, made_from = record["data"], record["checkpoint"]
     revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
-    weights = checkpoint["baseline_sha256"][:16]
+    base, weights = made_from["base_model"], made_from["baseline_sha256"][:16]
     return facts + [
         ("Test set", f"{data['name']}{revision}, sha256 {data['sha256'][:16]}"),
-        ("Checkpoint", f"from {checkpoint['base_model']}, weights sha256 {weights}"),
+        ("Checkpoint", f"from {base}, weights sha256 {weights}"),
         ("Device", str(record["provenance"].get("device"))),
         ("Preset", record["settings"]["preset"]),
     ]
@@ -75,15 +87,11 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _experiment(record: dict) -> dict:
     made = record["provenance"]
-    packages = {name: v for name, v in (made.get("packages") or {}).items() if v}
-    machine = {name: made.get(name) for name in ("device", "driver", "cuda", "python")}
-    return {
-        "settings": record["settings"],
-        "data": record["data"],
-        "splits": record.get("splits", {}),
-        "training": record.get("training"),
-        "environment": machine | {"packages": packages},
-    }
+    environment = {name: made.get(name) for name in ("device", "driver", "cuda", "python")}
+    packages = made.get("packages") or {}
+    environment["packages"] = {name: version for name, version in packages.items() if version}
+    parts = {name: record.get(name, {}) for name in ("settings", "data", "splits")}
+    return {**parts, "training": record.get("training"), "environment": environment}
 
 
 def _calibration(row: Row) -> dict:
