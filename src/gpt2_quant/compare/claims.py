@@ -6,7 +6,6 @@ about accuracy by the equivalence test, one about size by bytes.
 """
 
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from operator import le
 from pathlib import Path
@@ -75,24 +74,18 @@ def _size(comparison: Comparison, variant: Variant) -> dict:
     return row.size if row else {}
 
 
-def _speed(
-    comparison: Comparison,
-    name: str,
-    variant: Variant,
-    reference: Variant,
-    holds: Callable[[float, float], bool],
-) -> Claim:
+def _speed(comparison: Comparison, name: str, variant: Variant, other: Variant, holds) -> Claim:
     """`holds` is asked of the ratio's (low, high): the ends of the eager medians' 95% intervals
     against each other, wider than the ratio's own interval. Both must be of one session.
     """
-    rows = comparison.row(variant.key), comparison.row(reference.key)
+    rows = comparison.row(variant.key), comparison.row(other.key)
     one, two = (row.latency.get("eager") if row else None for row in rows)
     if not (one and two and one["session"] == two["session"]):
         return _claim(name)
     ratio = one["median_ms"] / two["median_ms"]
     low = one["median_low_ms"] / two["median_high_ms"]
     high = one["median_high_ms"] / two["median_low_ms"]
-    measured = f"{ratio:.2f} [{low:.2f}, {high:.2f}] times {reference.label.split()[-1]}'s time"
+    measured = f"{ratio:.2f} [{low:.2f}, {high:.2f}] times {other.label.split()[-1]}'s time"
     return _claim(name).judged(measured, holds(low, high))
 
 
@@ -101,10 +94,10 @@ def _quarter(comparison: Comparison) -> Claim:
     if not size.get("compression"):
         return replace(claim, claim=claim.claim.split(",")[0], why="No record of this variant.")
     stored, resident = size["stored_bytes"], size["resident_bytes"]
+    state = size["stored_parts"]["quantization_state"]
     measured = (
-        f"{size['compression']:.4f}x stored ({stored / MIB:.2f} MB, "
-        f"{size['stored_parts']['quantization_state']:,} bytes of it scales and zero-points); "
-        f"{resident / MIB:.2f} MB resident while running"
+        f"{size['compression']:.4f}x stored ({stored / MIB:.2f} MB, {state:,} bytes of it scales "
+        f"and zero-points); {resident / MIB:.2f} MB resident while running"
     )
     verdict = "in part" if resident > 1.1 * stored else "supported"
     return replace(claim, measured=measured, verdict=verdict)
@@ -124,11 +117,10 @@ def _accuracy_preserved(comparison: Comparison, variant: Variant) -> Claim:
     claim, row = _claim("accuracy", variant), comparison.row(variant.key)
     if not (row and row.against):
         return claim
-    against = row.against
-    low, high = (100 * end for end in against["score_interval_90"])
+    low, high = (100 * end for end in row.against["score_interval_90"])
     measured = (
-        f"{100 * against['difference']['accuracy']['value']:+.2f} points, 90% interval "
-        f"[{low:+.2f}, {high:+.2f}]; {against['flips']:,} of {against['n']:,} answers changed"
+        f"{row.points:+.2f} points, 90% interval [{low:+.2f}, {high:+.2f}]; "
+        "{flips:,} of {n:,} answers changed".format(**row.against)
     )
     claim = claim.judged(measured, row.equivalent)
     decided = row.equivalent or row.different

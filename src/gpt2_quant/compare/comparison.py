@@ -1,14 +1,10 @@
-"""All variants side by side: scores, paired tests, sizes and latencies, one row per classifier.
+"""All variants side by side, one row per classifier: what is compared with what.
 
-Nothing is run here; this file only decides what is compared with what:
-
-  * Every row is tested against one baseline. The McNemar tests of all rows are one family for
-    Holm's adjustment, the equivalence tests another.
-  * Size is the bytes of the tensors that a checkpoint stores. Compression is the baseline's size
-    over the row's; a second figure divides FP16's, because half of "4x" is float16.
-  * Latencies compare only when one process timed the rows in turns, which their `session` says.
-
-MB means 2**20 bytes, as in the published table.
+* Every row is tested against one baseline. The McNemar tests of all rows are one family for
+  Holm's adjustment, the equivalence tests another.
+* Size is the bytes of the tensors that a checkpoint stores. Compression is the baseline's size
+  over the row's; a second figure divides FP16's, because half of "4x" is float16.
+* Latencies compare only when one process timed the rows in turns, which their `session` says.
 """
 
 from collections import Counter
@@ -25,7 +21,7 @@ from ..measure.scores import calibration_error, classification_scores, fit_tempe
 from ..models.variants import BASELINE, FP16, VARIANTS, style
 from .result_files import REDO, Source, read_sources
 
-MIB = 2**20
+MIB = 2**20  # what the published table calls MB
 ALPHA = 0.05
 MODES = ("eager", "best")
 HEADLINE_SHAPE = (16, 128)  # batch size, tokens: what the table's latency column shows
@@ -68,6 +64,11 @@ class Row(Source):
     def different(self) -> bool:
         """Whether it is shown to differ from the baseline, after Holm."""
         return self.against["mcnemar_holm_p"] < ALPHA
+
+    @property
+    def points(self) -> float:
+        """Its accuracy minus the baseline's, in points."""
+        return 100 * self.against["difference"]["accuracy"]["value"]
 
     @property
     def fastest(self) -> dict:
@@ -129,8 +130,7 @@ def compare_results(
 ) -> Comparison:
     """Compare everything below `results_dir`, and outside `predictions`, with the row `baseline`.
 
-    Raises UserError for results that must not share a table (`result_files.py`), none at all, or no
-    baseline.
+    Raises UserError for results that must not share a table, none at all, or no baseline.
     """
     sources = {source.key: source for source in read_sources(results_dir, predictions)}
     if not sources:
@@ -176,11 +176,11 @@ def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
 def _scores(source: Source) -> dict:
     """Scores, and what a temperature does to calibration on test: it is fitted on validation."""
     # A record's scores are of these very predictions: read_sources has checked that.
-    metrics = source.record.get("metrics") or classification_scores(source.labels, source.logits)
-    temperature = ece = None
+    labels, logits, temperature, ece = source.labels, source.logits, None, None
+    metrics = source.record.get("metrics") or classification_scores(labels, logits)
     if source.validation is not None:
         temperature = fit_temperature(*source.validation)
-        ece = calibration_error(source.labels, source.logits / temperature)
+        ece = calibration_error(labels, logits / temperature)
     return {"metrics": metrics, "temperature": temperature, "ece_after_temperature": ece}
 
 
@@ -188,10 +188,10 @@ def _tests(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
     """Paired results of every other row against the baseline, Holm-adjusted over these rows."""
     labels = sources[baseline].labels
     logits = {key: source.logits for key, source in sources.items()}
-    tests = {}
-    for key, difference in paired.bootstrap_differences(labels, logits, baseline).items():
-        pair = paired.compare(labels, logits[baseline], logits[key])
-        tests[key] = {**pair, "difference": difference}
+    tests = {
+        key: paired.compare(labels, logits[baseline], logits[key]) | {"difference": difference}
+        for key, difference in paired.bootstrap_differences(labels, logits, baseline).items()
+    }
     for name in ("mcnemar", "tost"):
         adjusted = paired.holm([test[f"{name}_p"] for test in tests.values()])
         for test, p_value in zip(tests.values(), adjusted, strict=True):

@@ -48,7 +48,7 @@ def _rows_figure(
 
 
 def _interval(score: dict, scale: float = 1) -> tuple[float, list[list[float]]]:
-    """A score's value, and how far its interval reaches to either side of it."""
+    """A score's value, and how far its interval reaches below and above it."""
     value, low, high = (scale * score[part] for part in ("value", "low", "high"))
     return value, [[max(value - low, 0)], [max(high - value, 0)]]
 
@@ -220,26 +220,22 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
     return figure
 
 
-FIGURES = (
-    performance_comparison, efficiency_comparison, pareto, paired_differences, latency_sweep
-)  # fmt: skip
-
-
 def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
     """Every figure of the comparison into `results_dir`; figure name -> its PDF, in the order of
     the report. A figure that would be empty is not drawn.
     """
     drawn = {}
+    first = performance_comparison, efficiency_comparison
     with look():
-        for draw in FIGURES:
+        for draw in (*first, pareto, paired_differences, latency_sweep):
             if figure := draw(comparison):
                 drawn[draw.__name__] = save(figure, results_dir / f"{draw.__name__}.png")[-1]
     calibrated = [{**vars(row), "ece": row.metrics["ece"]["value"]} for row in comparison.rows]
     drawn["reliability"] = reliability(calibrated, results_dir / "reliability.png")[-1]
     for row in comparison.rows:
-        name = f"{row.key}_confusion_matrix"
-        png, drawn[name] = results_dir / f"{name}.png", results_dir / f"{name}.pdf"
+        png = results_dir / f"{row.key}_confusion_matrix.png"
+        pdf = drawn[png.stem] = png.with_suffix(".pdf")
         # Ours are drawn when their predictions are made, and are still of these predictions.
-        if not (row.record and png.is_file() and drawn[name].is_file()):
+        if not (row.record and png.is_file() and pdf.is_file()):
             confusion_matrix(row.labels, row.logits, row.label, png)
     return drawn

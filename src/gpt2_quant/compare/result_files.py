@@ -2,8 +2,7 @@
 
 Two classifiers compare when they answered the same texts, come from the same weights and ran under
 the same preset. Records say so by fingerprints, predictions are checked text by text; what fails is
-refused with a sentence, never left out. Someone else's classifier joins as a file of predictions:
-`name.csv` or `name.parquet`, and `name.validation.csv` (or .parquet) for its temperature.
+refused with a sentence, never left out.
 """
 
 import json
@@ -95,7 +94,9 @@ def _own(results_dir: Path, key: str, record: dict) -> Source:
 
 
 def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
-    """Every prediction file in `folder` as a classifier named by its file."""
+    """Every .csv or .parquet file in `folder` as a classifier named by it; one that ends in
+    `.validation` is for the temperature of the classifier before the dot.
+    """
     form = ".csv or .parquet file with the columns id, label and logits"
     if not folder.is_dir():
         raise UserError(f"--predictions {folder}: there is no such folder; name one with a {form}")
@@ -131,11 +132,9 @@ def _outside_frame(path: Path) -> pd.DataFrame:
         dtypes |= {f"logit_{i}": np.float64 for i in range(n_logits)}
         return frame[[*dtypes]].astype(dtypes)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as fault:
-        said = str(fault).splitlines()[0][:80]
-        raise UserError(
-            f"{path} cannot be read as predictions ({said}): it needs whole numbers id and label, "
-            "and logit_0, logit_1, … or one column logits with lists of one length"
-        ) from fault
+        said = f"{path} cannot be read as predictions ({str(fault).splitlines()[0][:80]})"
+        form = "logit_0, logit_1, … or one column logits with lists of one length"
+        raise UserError(f"{said}: it needs whole numbers id and label, and {form}") from fault
 
 
 def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -163,8 +162,5 @@ def _check_same_texts(first: Source, other: Source) -> None:
             raise UserError(f"{fault}: only predictions for the same test set compare")
     different = np.flatnonzero(first.labels != other.labels)
     if len(different):
-        i = different[0]
-        raise UserError(
-            f"{other.key} was tested on other labels than {first.key}: {len(different)} rows "
-            f"differ, the first is id {i} ({other.labels[i]} and {first.labels[i]})"
-        )
+        fault = f"{other.key} was tested on other labels than {first.key}"
+        raise UserError(f"{fault}: {len(different)} rows differ, the first is id {different[0]}")

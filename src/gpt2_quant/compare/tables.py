@@ -55,7 +55,7 @@ def _csv_columns() -> dict[str, str]:
 
 
 def _csv_frame(comparison: Comparison) -> pd.DataFrame:
-    """All columns: the published ones as text, the others as numbers, NaN where there is none."""
+    """The published columns as text, the others as numbers, NaN where there is none."""
     columns, entries = _csv_columns(), comparison.entries
     fields = ("metrics", "temperature", "ece_after_temperature", "against", "size", "latency")
     figures = pd.json_normalize([{f: getattr(entry, f, None) for f in fields} for entry in entries])
@@ -97,10 +97,10 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
                 cells[title] += "*"
     if against:
         score, p = against["difference"]["accuracy"], against["mcnemar_holm_p"]
-        value, low, high = (100 * score[part] for part in ("value", "low", "high"))
+        low, high = 100 * score["low"], 100 * score["high"]
         p_value = "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
         discordant = f"{against['only_variant_right']}:{against['only_baseline_right']}"
-        cells[DIFFERENCE] = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        cells[DIFFERENCE] = f"{entry.points:+.2f} [{low:+.2f}, {high:+.2f}]"
         cells["McNemar"] = f"{discordant} p={p_value}"
         cells[EQUIVALENT] = "yes" if entry.equivalent else "not shown"
     return cells

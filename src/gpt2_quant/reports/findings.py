@@ -5,34 +5,27 @@ test does, and neither where neither does. A speed is called higher where the in
 medians lie apart.
 """
 
-from operator import itemgetter
+import numpy as np
 
 from ..compare.comparison import MIB, Comparison, Row
 from ..models.variants import FP16
 
-# What may count, the figure that decides it (`_costs`), and how that reads.
-AIMS = (
-    ("the smallest file", "stored_bytes", "{:.2f} MB stored"),
-    ("the least memory while loaded", "resident_bytes", "{:.2f} MB resident"),
-    ("the least memory at the peak of a forward", "peak_bytes", "{:.2f} MB at the peak"),
-    ("the shortest time of a batch", "fastest_ms", "{:.2f} ms for {} texts of {} tokens"),
-    (
-        "the shortest time without compiling",
-        "eager_ms",
-        "{:.2f} ms for the same batch, run as transformers runs it",
-    ),
-    (
-        "the most texts a second",
-        "texts_per_s",
-        "{:,.0f} texts a second over test texts at their real lengths",
-    ),
-    ("the least energy", "joules", "{:.2f} J a thousand texts"),
-)
+_PLAINLY = "{:.2f} ms for the same batch, run as transformers runs it"
+# What may count (the figures of `_costs`, in their order), and how its figure reads.
+AIMS = {
+    "the smallest file": "{:.2f} MB stored",
+    "the least memory while loaded": "{:.2f} MB resident",
+    "the least memory at the peak of a forward": "{:.2f} MB at the peak",
+    "the shortest time of a batch": "{:.2f} ms for {} texts of {} tokens",
+    "the shortest time without compiling": _PLAINLY,
+    "the most texts a second": "{:,.0f} texts a second over test texts at their real lengths",
+    "the least energy": "{:.2f} J a thousand texts",
+}
 
 
 def findings(comparison: Comparison) -> list[str]:
     """The report's first page: what this run found, a sentence each."""
-    label, rows, n = comparison.baseline.label, comparison.others, len(comparison.labels)
+    label, rows = comparison.baseline.label, comparison.others
     sentences = [
         "{label} reaches an accuracy of {value:.4f} (95% interval {low:.4f} to {high:.4f}, "
         "n = {n:,}).".format(label=label, **comparison.baseline.metrics["accuracy"])
@@ -41,22 +34,18 @@ def findings(comparison: Comparison) -> list[str]:
         margin = "within ±0.5 points of accuracy (two one-sided tests, Holm)"
         sentences.append(f"Equivalent to it {margin}: {_listed(same)}.")
     if worse := [row for row in rows if row.different]:
-        values = {row.label: row.against["difference"]["accuracy"]["value"] for row in worse}
-        each = ", ".join(f"{name} ({100 * value:+.2f} points)" for name, value in values.items())
+        each = ", ".join(f"{row.label} ({row.points:+.2f} points)" for row in worse)
         sentences.append(f"Different from it (exact McNemar, Holm): {each}.")
     if undecided := [row.label for row in rows if not (row.equivalent or row.different)]:
-        sentences.append(
-            f"Neither a difference nor equivalence is shown for {_listed(undecided)}: "
-            "more test rows would be needed."
-        )
+        fault = f"Neither a difference nor equivalence is shown for {_listed(undecided)}"
+        sentences.append(f"{fault}: more test rows would be needed.")
     if rows:
         most = max(rows, key=lambda row: row.against["flips"])
-        against = most.against
+        changed = 100 * (1 - most.against["agreement"])
         sentences.append(
-            f"Accuracy hides changes that cancel: {most.label} changes {against['flips']:,} of "
-            f"{n:,} answers ({100 * (1 - against['agreement']):.2f}%), "
-            f"{against['only_variant_right']} for the better and "
-            f"{against['only_baseline_right']} for the worse."
+            f"Accuracy hides changes that cancel: {most.label} changes "
+            "{flips:,} of {n:,} answers ({changed:.2f}%), {only_variant_right} for the better and "
+            "{only_baseline_right} for the worse.".format(changed=changed, **most.against)
         )
     if sized := [row for row in rows if row.size.get("compression")]:
         small = min(sized, key=lambda row: row.size["stored_bytes"])
@@ -112,31 +101,28 @@ def choices(comparison: Comparison) -> dict:
         rows = [row for row in others if not row.different]
         among = f"No row is shown to be equivalent to {baseline.label}. "
         among += "Among it and those not shown to differ from it:"
-    rows = [baseline, *rows]
-    timed = [row for row in rows if row in comparison.timed]
-    compiled = any(row.latency["best"] for row in timed)
-    costs = {row.label: _costs(row, row in timed) for row in rows}
+    rows, timed = [baseline, *rows], comparison.timed
+    costs = np.array([_costs(row, row in timed) for row in rows], dtype=float)  # [rows, AIMS]
+    compiled = any(row.latency["best"] for row in rows if row in timed)
     found = []
-    for aim, name, because in AIMS:
-        known = [(cost[name], label) for label, cost in costs.items() if cost.get(name)]
+    for (aim, because), values in zip(AIMS.items(), costs.T, strict=True):
         # Without compiled modes the shortest time is that of the eager mode.
-        if known and (compiled or name != "eager_ms"):
-            value, choice = (max if name == "texts_per_s" else min)(known, key=itemgetter(0))
-            reason = because.format(value, *(comparison.shape or ()))
-            found.append({"aim": aim, "choice": choice, "because": reason})
+        if np.isnan(values).all() or not (compiled or because != _PLAINLY):
+            continue
+        best = int(np.nanargmin(values))
+        reason = because.format(abs(values[best]), *(comparison.shape or ()))
+        found.append({"aim": aim, "choice": rows[best].label, "because": reason})
     return {"among": among, "rows": found}
 
 
-def _costs(row: Row, timed: bool) -> dict:
-    """A row's figures by the names of AIMS, as far as they were measured."""
-    sizes = {name: row.size.get(name) for name in ("stored_bytes", "resident_bytes", "peak_bytes")}
-    costs = {name: size / MIB for name, size in sizes.items() if size}
+def _costs(row: Row, timed: bool) -> list[float | None]:
+    """A row's figures in the order of AIMS, the less the better; None where none was measured."""
+    sizes = [row.size.get(f"{part}_bytes") for part in ("stored", "resident", "peak")]
+    costs = [size / MIB if size else None for size in sizes]
     if not timed:
-        return costs
-    eager, joules = row.latency["eager"], row.latency["joules_per_1000_texts"].values()
-    return costs | {
-        "fastest_ms": row.fastest["median_ms"],
-        "eager_ms": eager["median_ms"] if eager else None,
-        "texts_per_s": max(row.latency["texts_per_s"].values(), default=None),
-        "joules": min(joules, default=None),
-    }
+        return costs + [None] * 4
+    eager, latency = row.latency["eager"], row.latency
+    rate = max(latency["texts_per_s"].values(), default=None)
+    joules = min(latency["joules_per_1000_texts"].values(), default=None)
+    times = [row.fastest["median_ms"], eager and eager["median_ms"]]
+    return [*costs, *times, rate and -rate, joules]
