@@ -24,28 +24,13 @@ from gpt2_quant.models.variants import BASELINE
 
 def flags():
     result = parser(__doc__)
-    add = result.add_argument
-    add(
-        "--baseline",
-        metavar="KEY",
-        default=BASELINE.key,
-        help="row to compare with (default: %(default)s)",
-    )
-    add(
-        "--format",
-        choices=("terminal", "markdown", "latex"),
-        default="terminal",
-        help="of the printed table (default: %(default)s)",
-    )
-    add(
-        "--predictions",
-        type=Path,
-        metavar="FOLDER",
-        help="outside classifiers' predictions (default: none)",
-    )
-    add(
-        "--write-readme", action="store_true", help="write README.md's results table (default: off)"
-    )
+    add, formats = result.add_argument, ("terminal", "markdown", "latex")
+    row = f"row to compare with (default: {BASELINE.key})"
+    add("--baseline", metavar="KEY", default=BASELINE.key, help=row)
+    add("--format", choices=formats, default=formats[0], help="to print in (default: terminal)")
+    outside = "outside classifiers' predictions (default: none)"
+    add("--predictions", type=Path, metavar="FOLDER", help=outside)
+    add("--write-readme", action="store_true", help="write README.md's table (default: off)")
     args = result.parse_args()
     args.device = "cpu"  # nothing is run here, so no device is looked for
     return args
@@ -53,8 +38,7 @@ def flags():
 
 def main() -> None:
     args = flags()
-    settings = settings_from(args)
-    results = settings.results_dir
+    results = settings_from(args).results_dir
 
     from gpt2_quant.cache import Step
 
@@ -68,9 +52,7 @@ def main() -> None:
     from gpt2_quant.compare import changed_texts, figures, tables
     from gpt2_quant.compare.comparison import compare_results
     from gpt2_quant.records import write_csv
-    from gpt2_quant.reports import compile_report
-    from gpt2_quant.reports.metrics_report import write_report
-    from gpt2_quant.reports.quantization_report import report_data
+    from gpt2_quant.reports import metrics_report, quantization_report
 
     comparison = compare_results(results, args.baseline, args.predictions)
     changed = changed_texts.most_changed(comparison)
@@ -78,16 +60,11 @@ def main() -> None:
     written = tables.write_tables(comparison, results)
     drawn = figures.draw_all(comparison, results)
     write_csv(results / "changed_texts.csv", changed)
-
-    # Scripts 1 and 2 have drawn these.
-    earlier = ("training_curve", "quantization_error_heatmap")
-    images = drawn | {name: results / f"{name}.pdf" for name in earlier}
-    report = results / "report_2.pdf"
-    compile_report("report_2.typ", report_data(comparison, changed, results), images, report)
+    report = quantization_report.write_report(comparison, changed, drawn, results)
     written += [results / "changed_texts.csv", report]
     notes = [f"\n{changed_texts.printed(changed, texts)}"] if texts else []
     if (results / "records" / "text_metrics.json").is_file():
-        written.append(write_report(results))
+        written.append(metrics_report.write_report(results))
     else:
         notes.append("report_1.pdf is left out: run python src/4_evaluation_metrics.py first")
     if args.write_readme:

@@ -72,6 +72,15 @@ def test_the_printed_table_is_readable_at_100_columns(made):
     assert "report_1.pdf is left out: run python src/4_evaluation_metrics.py first" in printed
 
 
+def test_an_unchanged_second_run_shows_the_table_and_does_nothing(made, run_script):
+    folder, _ = made
+    before = (folder / "report_2.pdf").stat().st_mtime_ns
+    done = run_script(SCRIPT, "--results-dir", folder)
+    assert done.returncode == 0 and done.stdout.startswith("Complete for these flags")
+    assert (folder / "comparison_table.md").read_text() in done.stdout
+    assert (folder / "report_2.pdf").stat().st_mtime_ns == before
+
+
 def test_the_report_holds_the_tables_numbers(made):
     folder, _ = made
     text = " ".join(pages(folder / "report_2.pdf")).replace("\u00a0", " ")

@@ -6,6 +6,7 @@ terminal shows texts, when `--dataset` says where they are.
 """
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +36,13 @@ def most_changed(comparison: Comparison, count: int = 10) -> pd.DataFrame:
     by = kl[:, ids].argmax(axis=0)
     n_classes = baseline.shape[1]
     names = np.array(LABELS if n_classes == len(LABELS) else [*map(str, range(n_classes))])
-    before = softmax(baseline[ids].astype(np.float64), axis=1)
-    after = softmax(logits[by, ids].astype(np.float64), axis=1)
-    return pd.DataFrame(
-        {
-            "id": ids,
-            "label": names[comparison.labels[ids]],
-            "by": [comparison.others[i].label for i in by],
-            "kl": kl[by, ids],
-            "before": names[before.argmax(axis=1)],
-            "before_p": before.max(axis=1),
-            "after": names[after.argmax(axis=1)],
-            "after_p": after.max(axis=1),
-        }
-    )
+    by_label = [comparison.others[i].label for i in by]
+    found = {"id": ids, "label": names[comparison.labels[ids]], "by": by_label, "kl": kl[by, ids]}
+    for when, answers in (("before", baseline[ids]), ("after", logits[by, ids])):
+        probability = softmax(answers.astype(np.float64), axis=1)
+        found[when] = names[probability.argmax(axis=1)]
+        found[f"{when}_p"] = probability.max(axis=1)
+    return pd.DataFrame(found)
 
 
 def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
@@ -59,28 +53,17 @@ def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
     """
     record = comparison.record
     if not record:
-        raise UserError(
-            "--dataset shows nothing here: none of the rows has a record of its test set; "
-            "leave it out"
-        )
+        fault = "--dataset shows nothing here: none of the rows has a record of its test set"
+        raise UserError(f"{fault}; leave it out")
     said = record["settings"]
-    settings = Settings(
-        **said
-        | {name: Path(said[name]) for name in ("models_dir", "results_dir")}
-        | {
-            "dataset": dataset,
-            "dataset_revision": said["dataset_revision"] if dataset == said["dataset"] else None,
-            "preset": "paper",  # the demo's would make its corpus anew where it is gone
-            "max_train_samples": None,
-            "overwrite": False,
-        }
-    )
+    paths = {name: Path(said[name]) for name in ("models_dir", "results_dir")}
+    settings = replace(Settings(**said | paths, overwrite=False), max_train_samples=None)
+    if dataset != said["dataset"]:
+        settings = replace(settings, dataset=dataset, dataset_revision=None)
     split = load_splits(settings)["test"]
     if split.sha256 != record["data"]["sha256"]:
-        raise UserError(
-            f"--dataset {dataset} is not the records' test set (its sha256 differs): "
-            f"name theirs, {said['dataset']}"
-        )
+        fault = f"--dataset {dataset} is not the records' test set (its sha256 differs)"
+        raise UserError(f"{fault}: name theirs, {said['dataset']}")
     return split.texts
 
 

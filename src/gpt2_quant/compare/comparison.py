@@ -1,18 +1,13 @@
-"""All variants side by side: scores, paired tests, sizes and latencies, one row per classifier.
+"""All variants side by side, one row per classifier: what is compared with what.
 
-Nothing is run here; this file only decides what is compared with what:
-
-  * Every row is tested against one baseline. The McNemar tests of all rows are one family for
-    Holm's adjustment, the equivalence tests another.
-  * Size is the bytes of the tensors that a checkpoint stores. Compression is the baseline's size
-    over the row's; a second figure divides FP16's, because half of "4x" is float16.
-  * Latencies compare only when one process timed the rows in turns, which their `session` says.
-
-MB means 2**20 bytes, as in the published table.
+* Every row is tested against one baseline. The McNemar tests of all rows are one family for
+  Holm's adjustment, the equivalence tests another.
+* Size is the bytes of the tensors that a checkpoint stores. Compression is the baseline's size
+  over the row's; a second figure divides FP16's, because half of "4x" is float16.
+* Latencies compare only when one process timed the rows in turns, which their `session` says.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,9 +19,9 @@ from ..errors import UserError
 from ..measure import paired
 from ..measure.scores import calibration_error, classification_scores, fit_temperature
 from ..models.variants import BASELINE, FP16, VARIANTS, style
-from .result_files import Source, read_sources
+from .result_files import REDO, Source, read_sources
 
-MIB = 2**20
+MIB = 2**20  # what the published table calls MB
 ALPHA = 0.05
 MODES = ("eager", "best")
 HEADLINE_SHAPE = (16, 128)  # batch size, tokens: what the table's latency column shows
@@ -71,6 +66,11 @@ class Row(Source):
         return self.against["mcnemar_holm_p"] < ALPHA
 
     @property
+    def points(self) -> float:
+        """Its accuracy minus the baseline's, in points."""
+        return 100 * self.against["difference"]["accuracy"]["value"]
+
+    @property
     def fastest(self) -> dict:
         """The latency entry of the faster mode, of a row that was timed."""
         entries = [self.latency[mode] for mode in MODES if self.latency[mode]]
@@ -79,11 +79,17 @@ class Row(Source):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The table's entries in order, and sentences that belong below it."""
+    """The table's entries in order, and sentences that belong below it.
+
+    record is one that speaks for all, the baseline's if it has one ({} for outsiders alone); shape
+    is the (batch size, tokens) of the table's latencies.
+    """
 
     baseline: Row
     entries: list[Row | Missing]
     notes: list[str]
+    record: dict
+    shape: tuple[int, int] | None
 
     @property
     def labels(self) -> np.ndarray:
@@ -112,17 +118,6 @@ class Comparison:
         """The row of `key`, if it has results."""
         return next((row for row in self.rows if row.key == key), None)
 
-    @property
-    def record(self) -> dict:
-        """A record that speaks for all: the baseline's if it has one; {} for outsiders alone."""
-        records = (row.record for row in [self.baseline, *self.rows] if row.record)
-        return next(records, {})
-
-    @property
-    def shape(self) -> tuple[int, int] | None:
-        """(batch size, tokens) of the table's latencies."""
-        return next((row.latency["shape"] for row in self.rows if row.latency), None)
-
     def sweep(self) -> pd.DataFrame:
         """All times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
         columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
@@ -135,44 +130,42 @@ def compare_results(
 ) -> Comparison:
     """Compare everything below `results_dir`, and outside `predictions`, with the row `baseline`.
 
-    Raises UserError for results that must not share a table (`result_files.py`), none at all, or no
-    baseline.
+    Raises UserError for results that must not share a table, none at all, or no baseline.
     """
     sources = {source.key: source for source in read_sources(results_dir, predictions)}
     if not sources:
-        raise UserError(
-            f"{results_dir} holds no results to compare: run python {BASELINE.script_path} first"
-        )
+        fault = f"{results_dir} holds no results to compare"
+        raise UserError(f"{fault}: run python {BASELINE.script_path} first")
     if baseline not in sources:
-        script = VARIANTS.get(baseline, BASELINE).script_path
-        raise UserError(
-            f"the baseline {baseline} has no results: run python {script}, "
-            f"or give --baseline one of {', '.join(sources)}"
-        )
-    tests = _tests(sources, baseline)
-    sizes = _sizes(sources, baseline)
-    latencies = _latencies(sources, baseline)
-    looks = style(sources)
-    rows = {}
-    for key, source in sources.items():
-        rows[key] = Row(
+        mend = f"run python {VARIANTS.get(baseline, BASELINE).script_path}, or give --baseline"
+        known = ", ".join(sources)
+        raise UserError(f"the baseline {baseline} has no results: {mend} one of {known}")
+    shape, looks = _common_shape(sources), style(sources)
+    tests, sizes = _tests(sources, baseline), _sizes(sources, baseline)
+    session = next((time["session"] for time in _times(sources[baseline])), None)
+    rows = {
+        key: Row(
             **vars(source),
             **_scores(source),
             look=looks[key],
             against=tests.get(key, {}),
             size=sizes.get(key, {}),
-            latency=latencies.get(key, {}),
+            latency=_latency(source, shape, session),
         )
-    notes = _other_sessions(rows.values()) + _twins(rows.values())
-    return Comparison(rows[baseline], _with_missing(rows), notes)
+        for key, source in sources.items()
+    }
+    own = [row.record for row in (rows[baseline], *rows.values()) if row.record]
+    record = own[0] if own else {}
+    notes = _notes([*rows.values()])
+    return Comparison(rows[baseline], _entries(rows, record), notes, record, shape)
 
 
-def _with_missing(rows: dict[str, Row]) -> list[Row | Missing]:
+def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
     """All variants in the registry's order, then the other rows; outsiders stand alone."""
-    presets = [row.record["settings"]["preset"] for row in rows.values() if row.record]
-    if not presets:
-        return list(rows.values())
-    flag = "" if presets[0] == "paper" else f" --preset {presets[0]}"
+    if not record:
+        return [*rows.values()]
+    preset = record["settings"]["preset"]
+    flag = "" if preset == "paper" else f" --preset {preset}"
     entries: list[Row | Missing] = []
     for key, variant in VARIANTS.items():
         sentence = f"{variant.label} is missing: run python {variant.script_path}{flag}"
@@ -183,11 +176,11 @@ def _with_missing(rows: dict[str, Row]) -> list[Row | Missing]:
 def _scores(source: Source) -> dict:
     """Scores, and what a temperature does to calibration on test: it is fitted on validation."""
     # A record's scores are of these very predictions: read_sources has checked that.
-    metrics = source.record.get("metrics") or classification_scores(source.labels, source.logits)
-    temperature = ece = None
+    labels, logits, temperature, ece = source.labels, source.logits, None, None
+    metrics = source.record.get("metrics") or classification_scores(labels, logits)
     if source.validation is not None:
         temperature = fit_temperature(*source.validation)
-        ece = calibration_error(source.labels, source.logits / temperature)
+        ece = calibration_error(labels, logits / temperature)
     return {"metrics": metrics, "temperature": temperature, "ece_after_temperature": ece}
 
 
@@ -195,10 +188,10 @@ def _tests(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
     """Paired results of every other row against the baseline, Holm-adjusted over these rows."""
     labels = sources[baseline].labels
     logits = {key: source.logits for key, source in sources.items()}
-    tests = {}
-    for key, difference in paired.bootstrap_differences(labels, logits, baseline).items():
-        pair = paired.compare(labels, logits[baseline], logits[key])
-        tests[key] = {**pair, "difference": difference}
+    tests = {
+        key: paired.compare(labels, logits[baseline], logits[key]) | {"difference": difference}
+        for key, difference in paired.bootstrap_differences(labels, logits, baseline).items()
+    }
     for name in ("mcnemar", "tost"):
         adjusted = paired.holm([test[f"{name}_p"] for test in tests.values()])
         for test, p_value in zip(tests.values(), adjusted, strict=True):
@@ -226,10 +219,8 @@ def _size(key: str, record: dict) -> dict:
     if own_file:
         sums &= stored["header_bytes"] + stored["tensor_bytes"] == size["file_bytes"]
     if not sums:
-        raise UserError(
-            f"records/{key}.json: its sizes do not add up to the file's bytes; "
-            f"run the script that makes {key} with --overwrite"
-        )
+        fault = f"records/{key}.json: its sizes do not add up to the file's bytes"
+        raise UserError(f"{fault}; {REDO.format(key)}")
     return {
         "stored_bytes": stored["tensor_bytes"],
         "stored_parts": stored["parts"],
@@ -241,69 +232,52 @@ def _size(key: str, record: dict) -> dict:
     }
 
 
-def _latencies(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
-    """Times and rates of the rows that were timed at the shape that most rows share."""
-    entries = {key: source.record.get("latency", []) for key, source in sources.items()}
-    session = next((entry["session"] for entry in entries[baseline]), None)
-    shape = _common_shape(entries.values())
-    latencies = {}
-    for key, source in sources.items():
-        at_shape = {entry["mode"]: entry for entry in entries[key] if _shape(entry) == shape}
-        if not at_shape:
-            continue
-        sessions = {entry["session"] for entry in at_shape.values()}
-        latencies[key] = {
-            "shape": shape,
-            **{mode: _with_interval(at_shape.get(mode)) for mode in MODES},
-            "same_session": sessions == {session},
-            "texts_per_s": _by_mode(source.record, "throughput", "texts_per_s"),
-            "joules_per_1000_texts": _by_mode(source.record, "energy", "joules_per_1000_texts"),
-        }
-    return latencies
+def _times(source: Source) -> list[dict]:
+    return source.record.get("latency", [])
 
 
-def _shape(entry: dict) -> tuple[int, int]:
-    return entry["batch_size"], entry["seq_len"]
+def _shape(time: dict) -> tuple[int, int]:
+    return time["batch_size"], time["seq_len"]
 
 
-def _common_shape(entries: Iterable[list[dict]]) -> tuple[int, int] | None:
+def _common_shape(sources: dict[str, Source]) -> tuple[int, int] | None:
     """The shape that most rows were timed at; the headline shape wins a tie, then the largest."""
-    counts = Counter(shape for row in entries for shape in {_shape(entry) for entry in row})
+    counts = Counter(shape for s in sources.values() for shape in set(map(_shape, _times(s))))
     return max(counts, key=lambda it: (counts[it], it == HEADLINE_SHAPE, it), default=None)
 
 
-def _with_interval(entry: dict | None) -> dict | None:
-    """The entry with an interval in any case: below six values no two of them enclose the median
-    with 95%, so their range stands.
-    """
-    if not entry or entry["median_low_ms"] is not None:
-        return entry
-    values = entry["values_ms"]
-    return {**entry, "median_low_ms": min(values), "median_high_ms": max(values)}
+def _latency(source: Source, shape: tuple[int, int] | None, session: str | None) -> dict:
+    """Times at `shape` and rates; {} for a row that was not timed there."""
+    times: dict[str, dict] = {}
+    for time in _times(source):
+        if _shape(time) == shape:
+            times[time["mode"]] = time
+            # Below six values no two of them enclose the median with 95%: then their range stands.
+            if time["median_low_ms"] is None:
+                low, high = min(time["values_ms"]), max(time["values_ms"])
+                times[time["mode"]] = time | {"median_low_ms": low, "median_high_ms": high}
+    if not times:
+        return {}
+    rates = {}
+    for section, name in (("throughput", "texts_per_s"), ("energy", "joules_per_1000_texts")):
+        measured = source.record.get(section) or {}
+        rates[name] = {mode: measured[mode][name] for mode in MODES if mode in measured}
+    same_session = all(time["session"] == session for time in times.values())
+    by_mode = {mode: times.get(mode) for mode in MODES}
+    return {"shape": shape, **by_mode, "same_session": same_session, **rates}
 
 
-def _by_mode(record: dict, section: str, name: str) -> dict[str, float]:
-    """One figure of a record's section for each mode that was measured."""
-    measured = record.get(section) or {}
-    return {mode: measured[mode][name] for mode in MODES if mode in measured}
-
-
-def _other_sessions(rows: Iterable[Row]) -> list[str]:
-    """A sentence on the rows that were timed in another session than the baseline's."""
-    apart = [row.label for row in rows if row.latency and not row.latency["same_session"]]
-    if not apart:
-        return []
-    return [
-        f"{', '.join(apart)}: latency marked * was timed in another process than the baseline's "
-        f"and does not compare; run python {FP16.script_path} --overwrite to time all in turns"
-    ]
-
-
-def _twins(rows: Iterable[Row]) -> list[str]:
-    """A sentence for every two rows with bit-identical logits: most likely one classifier twice."""
-    return [
+def _notes(rows: list[Row]) -> list[str]:
+    """Sentences on rows that were timed apart, and on classifiers that stand there twice."""
+    notes = [
         f"{one.label} and {other.label} answer with identical logits on every row: "
         "one classifier under two names?"
         for one, other in combinations(rows, 2)
         if np.array_equal(one.logits, other.logits)
     ]
+    apart = [row.label for row in rows if row.latency and not row.latency["same_session"]]
+    if apart:
+        mend = f"run python {FP16.script_path} --overwrite to time all in turns"
+        fault = "latency marked * was timed in another process than the baseline's"
+        notes.insert(0, f"{', '.join(apart)}: {fault} and does not compare; {mend}")
+    return notes

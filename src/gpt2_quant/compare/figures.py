@@ -6,15 +6,14 @@ vertical axis or in a legend outside the panels and heights grow with the rows, 
 """
 
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from ..measure.figures import confusion_matrix, reliability
@@ -27,42 +26,48 @@ SCORES = {
     "recall_macro": "macro recall",
     "f1_macro": "macro F1",
 }
-PARTS = ("value", "low", "high")
+LINES = {"eager": "-", "best": ":"}
 SIDE_BY_SIDE = 0.03  # costs closer than this fraction are drawn side by side
 
 
-def _rows_figure(rows: list[Row], n_panels: int, width: float) -> tuple[Figure, np.ndarray]:
-    """A figure of panels side by side, a line for each row; the names are on the left one only."""
+def _rows_figure(
+    rows: list[Row], titles: list[str], width: float, caption: str = ""
+) -> tuple[Figure, np.ndarray]:
+    """A panel for each title and a line for each row, the first on top, named on the left."""
     figure = Figure(figsize=(width, 0.36 * len(rows) + 1.1), layout="constrained")
-    panels = figure.subplots(1, n_panels, sharey=True)
-    for axes in panels:
+    panels = figure.subplots(1, len(titles), sharey=True)
+    for axes, title in zip(panels, titles, strict=True):
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_title(title, loc="left")
+    panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    figure.supxlabel(caption, fontsize=9)
     return figure, panels
 
 
-def _name_rows(axes: Axes, rows: list[Row]) -> None:
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
-    axes.set(ylim=(len(rows) - 0.4, -0.6), ylabel=None)  # the first row on top
+def _interval(score: dict, scale: float = 1) -> tuple[float, list[list[float]]]:
+    """A score's value, and how far its interval reaches below and above it."""
+    value, low, high = (scale * score[part] for part in ("value", "low", "high"))
+    return value, [[max(value - low, 0)], [max(high - value, 0)]]
 
 
 def _draw_scores(axes: Axes, rows: list[Row], scores: list[dict], scale: float = 1) -> None:
-    """One point with its interval for each row; values are multiplied by `scale`."""
     for y, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        value, low, high = (scale * score[part] for part in PARTS)
-        interval = [[max(value - low, 0)], [max(high - value, 0)]]
-        axes.errorbar(
-            value, y, xerr=interval, color=row.look[0], fmt=row.look[1], capsize=2.5, markersize=5.5
-        )
+        value, reach = _interval(score, scale)
+        colour, marker = row.look
+        axes.errorbar(value, y, xerr=reach, color=colour, fmt=marker, capsize=2.5, markersize=5.5)
 
 
-def _row_handle(row: Row, line: str) -> Line2D:
-    return Line2D([], [], color=row.look[0], marker=row.look[1], linestyle=line, label=row.label)
-
-
-def _legend_below(figure: Figure, handles: list[Line2D], n_columns: int) -> None:
-    n_columns = min(n_columns, len(handles))
-    figure.legend(handles=handles, loc="outside lower center", ncols=n_columns, fontsize=8)
+def _legend(figure: Figure) -> None:
+    """What the panels have labels for, once each, below them."""
+    found: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    place = "outside lower center"
+    figure.legend([*found.values()], [*found], loc=place, ncols=4, fontsize=8)
 
 
 def _log_ticks(axis: Axis) -> None:
@@ -74,123 +79,101 @@ def _log_ticks(axis: Axis) -> None:
 
 def performance_comparison(comparison: Comparison) -> Figure:
     """Accuracy and macro precision, recall and F1 with 95% intervals, the baseline's as a line."""
-    rows = comparison.rows
-    figure, panels = _rows_figure(rows, len(SCORES), 11.5)
-    for axes, (name, title) in zip(panels, SCORES.items(), strict=True):
+    rows, caption = comparison.rows, "score, 95% interval; axes truncated (they do not begin at 0)"
+    figure, panels = _rows_figure(rows, [*SCORES.values()], 11.5, caption)
+    for axes, name in zip(panels, SCORES, strict=True):
         reference = comparison.baseline.metrics[name]["value"]
         axes.axvline(reference, color=FAINT, linewidth=0.8, linestyle="--")
         _draw_scores(axes, rows, [row.metrics[name] for row in rows])
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.set_title(title, loc="left")
-    _name_rows(panels[0], rows)
-    figure.supxlabel("score, 95% interval; axes truncated (they do not begin at 0)", fontsize=9)
+    return figure
+
+
+def paired_differences(comparison: Comparison) -> Figure | None:
+    """Accuracy and macro F1 minus the baseline's in points, with paired 95% intervals, beside the
+    equivalence margin. None when there is no row but the baseline.
+    """
+    rows, names = comparison.others, ("accuracy", "f1_macro")
+    if not rows:
+        return None
+    titles = [f"{SCORES[name]} minus {comparison.baseline.label}'s" for name in names]
+    caption = "points; 95% interval of the paired bootstrap; shaded: the margin of equivalence"
+    figure, panels = _rows_figure(rows, titles, 10, caption)
+    margin = 100 * rows[0].against["margin"]
+    for axes, name in zip(panels, names, strict=True):
+        axes.axvspan(-margin, margin, color="#e8eef3", zorder=0)
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        _draw_scores(axes, rows, [row.against["difference"][name] for row in rows], scale=100)
     return figure
 
 
 def efficiency_comparison(comparison: Comparison) -> Figure:
     """Stored size, and eager and best latency with its median's 95% interval, as bars from zero."""
     rows, shape = comparison.rows, comparison.shape
-    figure, (size, time) = _rows_figure(rows, 2, 10)
-    _draw_sizes(size, rows)
-    size.set_title("stored size", loc="left")
-    size.set_xlabel("MB (2^20 bytes), and compression")
-    modes = _draw_times(time, rows, comparison.timed)
     what = f", {shape[0]} texts x {shape[1]} tokens" if shape else ""
-    time.set_title(f"time of a forward{what}", loc="left")
+    figure, (sizes, times) = _rows_figure(rows, ["stored size", f"time of a forward{what}"], 10)
+    modes = [mode for mode in MODES if any(row.latency.get(mode) for row in rows)]
+    height, small = 0.8 / max(len(modes), 1), {"va": "center", "fontsize": 8}
+    for y, row in enumerate(rows):
+        size, ratio = row.size.get("stored_bytes", 0) / MIB, row.size.get("compression")
+        note = f" ({ratio:.2f}x)" if ratio else ""
+        sizes.barh(y, size, height=0.62, color=row.look[0])
+        sizes.text(size, y, f"  {size:.2f}{note}" if size else " not known", **small)
+        if not row.latency:
+            times.text(0, y, " not measured", color=FAINT, **small)
+        for number, mode in enumerate(modes):
+            if row.latency.get(mode):
+                _draw_time(times, y - 0.4 + (number + 0.5) * height, height, row, mode)
+    sizes.set_xlabel("MB (2^20 bytes), and compression")
     kinds = "solid: eager, hatched: best mode" if "best" in modes else "eager"
-    time.set_xlabel(f"ms, median and its 95% interval; {kinds}")
-    for axes in (size, time):
+    times.set_xlabel(f"ms, median and its 95% interval; {kinds}")
+    for axes in (sizes, times):
         axes.margins(x=0.24)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-    _name_rows(size, rows)
     return figure
 
 
-def _draw_sizes(axes: Axes, rows: list[Row]) -> None:
-    labels = []
-    for row in rows:
-        ratio = row.size.get("compression")
-        note = f" ({ratio:.2f}x)" if ratio else ""
-        labels.append(f"{row.size['stored_bytes'] / MIB:.2f}{note}" if row.size else "not known")
-    bars = axes.barh(
-        [row.key for row in rows],
-        [row.size.get("stored_bytes", 0) / MIB for row in rows],
-        height=0.62,
-        color=[row.look[0] for row in rows],
-    )
-    axes.bar_label(bars, labels, padding=5, fontsize=8)
-
-
-def _draw_times(axes: Axes, rows: list[Row], timed: list[Row]) -> list[str]:
-    """Bars of the modes that were timed, which are returned; a row timed apart says so."""
-    times = pd.DataFrame(
-        {"key": row.key, "colour": row.look[0], "apart": row not in timed, **row.latency[mode]}
-        for row in rows
-        for mode in MODES
-        if row.latency.get(mode)
-    )
-    for y, row in enumerate(rows):
-        if not row.latency:
-            axes.text(0, y, " not measured", va="center", fontsize=8, color=FAINT)
-    if times.empty:
-        return []
-    modes = [mode for mode in MODES if mode in set(times["mode"])]
-    sns.barplot(
-        times, x="median_ms", y="key", order=[row.key for row in rows], hue="mode",
-        hue_order=modes, errorbar=None, legend=False, ax=axes,
-    )  # fmt: skip
-    for mode, bars in zip(modes, list(axes.containers), strict=True):
-        of_mode = times[times["mode"] == mode].to_dict("records")
-        for bar, time in zip(bars, of_mode, strict=True):
-            value, high, colour = time["median_ms"], time["median_high_ms"], time["colour"]
-            bar.set(facecolor=colour, edgecolor=colour)
-            if mode == "best":
-                bar.set(facecolor="none", hatch="////")
-            y = bar.get_y() + bar.get_height() / 2
-            error = [[value - time["median_low_ms"]], [high - value]]
-            axes.errorbar(value, y, xerr=error, fmt="none", elinewidth=0.8, ecolor=INK)
-            note = f"  {value:.2f}" + " * other session" * time["apart"]
-            axes.text(high, y, note, va="center", fontsize=7)
-    return modes
+def _draw_time(axes: Axes, y: float, height: float, row: Row, mode: str) -> None:
+    value, low, high = (row.latency[mode][f"median{end}_ms"] for end in ("", "_low", "_high"))
+    colour = row.look[0]
+    hatch, fill = ("////", "none") if mode == "best" else ("", colour)
+    axes.barh(y, value, height, facecolor=fill, edgecolor=colour, hatch=hatch)
+    reach = [[value - low], [high - value]]
+    axes.errorbar(value, y, xerr=reach, fmt="none", elinewidth=0.8, ecolor=INK)
+    apart = "" if row.latency["same_session"] else " * other session"
+    axes.text(high, y, f"  {value:.2f}{apart}", va="center", fontsize=7)
 
 
 def pareto(comparison: Comparison) -> Figure | None:
     """Accuracy against stored size and against latency, on logarithmic cost axes; the front joins
     the rows that no row beats in both. None when neither cost is known of any row.
     """
-    sized = [(row, row.size["stored_bytes"] / MIB) for row in comparison.rows if row.size]
-    timed = [(row, row.fastest["median_ms"]) for row in comparison.timed]
+    sized = [(row.size["stored_bytes"] / MIB, row) for row in comparison.rows if row.size]
+    timed = [(row.fastest["median_ms"], row) for row in comparison.timed]
     if not (sized or timed):
         return None
-    rows = [row for row in comparison.rows if row.size or row in comparison.timed]
-    figure = Figure(figsize=(10, 3.6 + 0.17 * -(-len(rows) // 4)), layout="constrained")
+    figure = Figure(figsize=(10, 3.6 + 0.05 * len(comparison.rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_trade_off(left, sized, "stored size, MB (2^20 bytes), log scale")
     _draw_trade_off(right, timed, "time of a forward, faster mode, ms, log scale")
     left.set_ylabel("accuracy, 95% interval (axis truncated)")
-    _legend_below(figure, [_row_handle(row, "") for row in rows], 4)
+    _legend(figure)
     return figure
 
 
-def _draw_trade_off(axes: Axes, costs: list[tuple[Row, float]], label: str) -> None:
+def _draw_trade_off(axes: Axes, costs: list[tuple[float, Row]], label: str) -> None:
     axes.set_xlabel(label)
     axes.grid()
     if not costs:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=FAINT)
         return
     points, x = [], 0.0
-    for row, cost in sorted(costs, key=lambda pair: pair[1]):
-        value, low, high = (row.metrics["accuracy"][part] for part in PARTS)
+    for cost, row in sorted(costs, key=itemgetter(0)):
+        value, reach = _interval(row.metrics["accuracy"])
         points.append((cost, value))
-        interval = [[value - low], [high - value]]
         x = max(cost, x * (1 + SIDE_BY_SIDE))
-        axes.errorbar(
-            x, value, yerr=interval, color=row.look[0], fmt=row.look[1], capsize=2.5,
-            markersize=7, alpha=0.9,
-        )  # fmt: skip
-    x_front, y_front = zip(*pareto_front(points), strict=True)
-    axes.step(x_front, y_front, ":", where="post", color=FAINT, linewidth=1, zorder=0)
+        colour, marker = row.look
+        axes.errorbar(x, value, reach, color=colour, fmt=marker, capsize=2.5, label=row.label)
+    axes.step(*zip(*pareto_front(points), strict=True), ":", where="post", color=FAINT, zorder=0)
     axes.set_xscale("log")
     _log_ticks(axes.xaxis)
     axes.margins(x=0.12)
@@ -205,43 +188,22 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
     return front
 
 
-def paired_differences(comparison: Comparison) -> Figure | None:
-    """Accuracy and macro F1 minus the baseline's in points, with paired 95% intervals, beside the
-    equivalence margin. None when there is no row but the baseline.
-    """
-    rows = comparison.others
-    if not rows:
-        return None
-    figure, panels = _rows_figure(rows, 2, 10)
-    margin = 100 * rows[0].against["margin"]
-    for axes, name in zip(panels, ("accuracy", "f1_macro"), strict=True):
-        axes.axvspan(-margin, margin, color="#e8eef3", zorder=0)
-        axes.axvline(0, color=FAINT, linewidth=0.8)
-        _draw_scores(axes, rows, [row.against["difference"][name] for row in rows], scale=100)
-        axes.set_title(f"{SCORES[name]} minus {comparison.baseline.label}'s", loc="left")
-    _name_rows(panels[0], rows)
-    caption = "points; 95% interval of the paired bootstrap; shaded: the margin of equivalence"
-    figure.supxlabel(caption, fontsize=9)
-    return figure
-
-
 def latency_sweep(comparison: Comparison) -> Figure | None:
     """Time of a forward over batch sizes, one panel per text length. None for one shape only."""
-    rows, sweep = comparison.timed, comparison.sweep()
+    rows, sweep = comparison.timed, comparison.sweep().sort_values("batch_size", kind="stable")
     if len(sweep[["batch_size", "seq_len"]].drop_duplicates()) < 2:
         return None
-    lengths, sizes = np.unique(sweep["seq_len"]), np.unique(sweep["batch_size"])
-    size = (3.4 * len(lengths) + 1.2, 3.4 + 0.17 * -(-len(rows) // 4))
+    lengths, sizes = sorted(sweep["seq_len"].unique()), sweep["batch_size"].unique()
+    size = (3.4 * len(lengths) + 1.2, 3.4 + 0.05 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
-    lines = dict(zip(MODES, ("-", ":"), strict=True))
     for axes, length in zip(panels, lengths, strict=True):
-        at_length = sweep[sweep["seq_len"] == length].sort_values("batch_size")
-        for row, mode in product(rows, MODES):
-            curve = at_length[(at_length["key"] == row.key) & (at_length["mode"] == mode)]
-            x, y = curve["batch_size"], curve["median_ms"]
-            colour, marker = row.look
-            axes.plot(x, y, marker + lines[mode], color=colour, markersize=4, linewidth=1.1)
+        for row, (mode, line) in product(rows, LINES.items()):
+            of_row = (sweep["key"] == row.key) & (sweep["mode"] == mode)
+            curve = sweep[of_row & (sweep["seq_len"] == length)]
+            x, y, (colour, marker) = curve["batch_size"], curve["median_ms"], row.look
+            name = row.label if mode == "eager" else None
+            axes.plot(x, y, marker + line, color=colour, markersize=4, linewidth=1.1, label=name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, sizes)
@@ -251,10 +213,10 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
         axes.set_xlabel("texts a batch")
         axes.grid()
     panels[0].set_ylabel("ms a forward, median (log scale)")
-    handles = [_row_handle(row, "-") for row in rows]
     if "best" in set(sweep["mode"]):
-        handles += [Line2D([], [], linestyle=lines[m], color=INK, label=m) for m in MODES]
-    _legend_below(figure, handles, 5)
+        for mode, line in LINES.items():
+            panels[0].plot([], [], line, color=INK, label=mode)
+    _legend(figure)
     return figure
 
 
@@ -263,18 +225,17 @@ def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
     the report. A figure that would be empty is not drawn.
     """
     drawn = {}
+    first = performance_comparison, efficiency_comparison
     with look():
-        for draw in (
-            performance_comparison, efficiency_comparison, pareto, paired_differences, latency_sweep
-        ):  # fmt: skip
+        for draw in (*first, pareto, paired_differences, latency_sweep):
             if figure := draw(comparison):
                 drawn[draw.__name__] = save(figure, results_dir / f"{draw.__name__}.png")[-1]
     calibrated = [{**vars(row), "ece": row.metrics["ece"]["value"]} for row in comparison.rows]
     drawn["reliability"] = reliability(calibrated, results_dir / "reliability.png")[-1]
     for row in comparison.rows:
-        name = f"{row.key}_confusion_matrix"
-        png, drawn[name] = results_dir / f"{name}.png", results_dir / f"{name}.pdf"
+        png = results_dir / f"{row.key}_confusion_matrix.png"
+        pdf = drawn[png.stem] = png.with_suffix(".pdf")
         # Ours are drawn when their predictions are made, and are still of these predictions.
-        if not (row.record and png.is_file() and drawn[name].is_file()):
+        if not (row.record and png.is_file() and pdf.is_file()):
             confusion_matrix(row.labels, row.logits, row.label, png)
     return drawn

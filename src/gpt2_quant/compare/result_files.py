@@ -2,8 +2,7 @@
 
 Two classifiers compare when they answered the same texts, come from the same weights and ran under
 the same preset. Records say so by fingerprints, predictions are checked text by text; what fails is
-refused with a sentence, never left out. Someone else's classifier joins as a file of predictions:
-`name.csv` or `name.parquet`, and `name.validation.csv` (or .parquet) for its temperature.
+refused with a sentence, never left out.
 """
 
 import json
@@ -26,6 +25,7 @@ SAME = {
     "test sets": ("data", "sha256"),
     "text lengths (--max-length)": ("settings", "max_length"),
 }
+REDO = "run the script that makes {} with --overwrite"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,8 @@ def read_sources(results_dir: Path, predictions: Path | None = None) -> list[Sou
 
 
 def _check_same_experiment(records: dict[str, dict]) -> None:
-    """Refuse copied records, and records that differ in one of SAME."""
     for key, record in records.items():
-        if record.get("key") != key:
-            said = record.get("key")
+        if (said := record.get("key")) != key:
             raise UserError(f"records/{key}.json is a copy of the record of {said}: delete it")
     for what, (section, field) in SAME.items():
         holders: dict[object, str] = {}  # value -> the first key that has it
@@ -70,31 +68,25 @@ def _check_same_experiment(records: dict[str, dict]) -> None:
             try:
                 holders.setdefault(record[section][field], key)
             except (KeyError, TypeError):
-                raise UserError(
-                    f"records/{key}.json lacks what a variant's record holds: "
-                    "run its script with --overwrite"
-                ) from None
+                fault = f"records/{key}.json lacks what a variant's record holds"
+                raise UserError(f"{fault}: {REDO.format(key)}") from None
         if len(holders) > 1:
             said = " and ".join(f"{key} has {str(v)[:12]}" for v, key in [*holders.items()][:2])
-            raise UserError(
-                f"these results come from two {what} ({said}): keep each in a --results-dir of "
-                "its own, or run the scripts again with --overwrite"
-            )
+            mend = "keep each in its own --results-dir, or run the scripts again with --overwrite"
+            raise UserError(f"these results come from two {what} ({said}): {mend}")
 
 
 def _own(results_dir: Path, key: str, record: dict) -> Source:
     """One of our variants: its record and the predictions that the record was made from."""
     labels, logits = _arrays(load_predictions(results_dir, key), key)
     n, accuracy = record["data"]["n"], record["metrics"]["accuracy"]["value"]
-    path = predictions_path(results_dir, key)
-    mend = f"run the script that makes {key} with --overwrite"
+    path, mend = predictions_path(results_dir, key), REDO.format(key)
     if len(labels) != n:
         raise UserError(f"{path} has {len(labels)} rows, but its record was made from {n}: {mend}")
     found = (logits.argmax(axis=1) == labels).mean()
     if abs(found - accuracy) > 1e-9:
-        raise UserError(
-            f"{path} gives accuracy {found:.6f}, but its record says {accuracy:.6f}: {mend}"
-        )
+        fault = f"{path} gives accuracy {found:.6f}, but its record says {accuracy:.6f}"
+        raise UserError(f"{fault}: {mend}")
     validation, name = None, f"{key}.validation"
     if predictions_path(results_dir, name).is_file():
         validation = _arrays(load_predictions(results_dir, name), name)
@@ -102,33 +94,28 @@ def _own(results_dir: Path, key: str, record: dict) -> Source:
 
 
 def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
-    """Every prediction file in `folder` as a classifier named by its file."""
+    """Every .csv or .parquet file in `folder` as a classifier named by it; one that ends in
+    `.validation` is for the temperature of the classifier before the dot.
+    """
+    form = ".csv or .parquet file with the columns id, label and logits"
     if not folder.is_dir():
-        raise UserError(
-            f"--predictions {folder}: there is no such folder; "
-            "give one that holds .csv or .parquet files"
-        )
+        raise UserError(f"--predictions {folder}: there is no such folder; name one with a {form}")
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".csv", ".parquet")]
     validations = {path.stem: path for path in files if path.stem.endswith(".validation")}
-    tests = [path for path in files if path.stem not in validations]
-    if not tests:
-        raise UserError(
-            f"--predictions {folder} holds no .csv or .parquet file "
-            "with the columns id, label and logits"
-        )
-    sources = []
-    for path in tests:
+    sources: dict[str, Source] = {}
+    for path in files:
         key = path.stem
-        if key in taken:
-            raise UserError(
-                f"{path}: there is a row named {key} already; give the file another name"
-            )
-        taken.append(key)
-        labels, logits = _arrays(_outside_frame(path), str(path))
+        if key in validations:
+            continue
+        if key in [*taken, *sources]:
+            raise UserError(f"{path}: there is a row named {key} already; give it another name")
         beside = validations.get(f"{key}.validation")
         validation = _arrays(_outside_frame(beside), str(beside)) if beside else None
-        sources.append(Source(key, key.replace("_", " "), labels, logits, validation, {}))
-    return sources
+        test = _arrays(_outside_frame(path), str(path))
+        sources[key] = Source(key, key.replace("_", " "), *test, validation, {})
+    if not sources:
+        raise UserError(f"--predictions {folder} holds no {form}")
+    return [*sources.values()]
 
 
 def _outside_frame(path: Path) -> pd.DataFrame:
@@ -145,47 +132,35 @@ def _outside_frame(path: Path) -> pd.DataFrame:
         dtypes |= {f"logit_{i}": np.float64 for i in range(n_logits)}
         return frame[[*dtypes]].astype(dtypes)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as fault:
-        raise UserError(
-            f"{path} cannot be read as predictions ({str(fault).splitlines()[0][:80]}): it needs "
-            "the whole-number columns id and label, and logit_0, logit_1, … "
-            "or one column logits with lists of one length"
-        ) from fault
+        said = f"{path} cannot be read as predictions ({str(fault).splitlines()[0][:80]})"
+        form = "logit_0, logit_1, … or one column logits with lists of one length"
+        raise UserError(f"{said}: it needs whole numbers id and label, and {form}") from fault
 
 
 def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels [n] and logits [n, C], ordered by id, which must be 0 … n-1, each once."""
     frame = frame.sort_values("id", kind="stable")
-    ids = frame["id"].to_numpy()
-    doubled = ids[1:][ids[1:] == ids[:-1]]
+    doubled = frame["id"][frame["id"].duplicated()]
     if len(doubled):
-        raise UserError(
-            f"{name}: id {doubled[0]} stands there more than once; give each test row one line"
-        )
+        fault = f"{name}: id {doubled.iloc[0]} stands there more than once"
+        raise UserError(f"{fault}; give each test row one line")
+    ids = frame["id"].to_numpy()
     absent = np.setdiff1d(np.arange(max(ids.max(initial=-1) + 1, len(ids))), ids)
     if len(absent):
-        raise UserError(
-            f"{name}: {len(absent)} test rows are missing, the first has id {absent[0]}; "
-            "predict every row"
-        )
+        fault = f"{name}: {len(absent)} test rows are missing, the first has id {absent[0]}"
+        raise UserError(f"{fault}; predict every row")
     labels, logits = frame["label"].to_numpy(), frame.drop(columns=["id", "label"]).to_numpy()
     check_predictions(labels, logits, name)
     return labels, logits
 
 
 def _check_same_texts(first: Source, other: Source) -> None:
-    """Refuse two classifiers that did not answer the same test set."""
-    (n, classes), (other_n, other_classes) = first.logits.shape, other.logits.shape
-    if n != other_n:
-        raise UserError(
-            f"{other.key} has {other_n} test rows and {first.key} has {n}: "
-            "only predictions for the same test set compare"
-        )
-    if classes != other_classes:
-        raise UserError(f"{other.key} has {other_classes} classes and {first.key} has {classes}")
+    for axis, what in enumerate(("test rows", "classes")):
+        n, other_n = first.logits.shape[axis], other.logits.shape[axis]
+        if n != other_n:
+            fault = f"{other.key} has {other_n} {what} and {first.key} has {n}"
+            raise UserError(f"{fault}: only predictions for the same test set compare")
     different = np.flatnonzero(first.labels != other.labels)
     if len(different):
-        i = different[0]
-        raise UserError(
-            f"{other.key} was tested on other labels than {first.key}: {len(different)} rows "
-            f"differ, the first is id {i} ({other.labels[i]} and {first.labels[i]})"
-        )
+        fault = f"{other.key} was tested on other labels than {first.key}"
+        raise UserError(f"{fault}: {len(different)} rows differ, the first is id {different[0]}")

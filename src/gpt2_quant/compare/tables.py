@@ -4,7 +4,9 @@ The CSV begins with the published columns in their order and spelling; every oth
 in full precision. The printed tables have the columns that fit a page.
 """
 
+import re
 import textwrap
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +19,6 @@ README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 PUBLISHED = ["Model", "Accuracy", "F1-Score", "Size (MB)", "Inference (ms)", "Compression"]
 DIFFERENCE, EQUIVALENT = "Diff. (points)", "Equivalent"
 SHAPE = "Latency batch x tokens"
-SCORES = "accuracy f1_macro precision_macro recall_macro nll brier ece ece_adaptive"
 TERMINAL_TITLES = {
     "Model": "Model", "Accuracy": "Acc.", "F1-Score": "F1", "Size (MB)": "MB",
     "Compression": "compr.", "Inference (ms)": "ms", "Best (ms)": "best",
@@ -27,26 +28,25 @@ TERMINAL_TITLES = {
 
 def _csv_columns() -> dict[str, str]:
     """Title of each CSV column behind the published ones -> its path in a row's dicts."""
-    columns: dict[str, str] = {}
 
-    def add(path: str, names: str, title: str = "") -> None:
-        columns.update({title + name: f"{path}.{name}" for name in names.split()})
+    def plain(path: str, names: str, title: str = "") -> dict[str, str]:
+        return {title + name: f"{path}.{name}" for name in names.split()}
 
-    def add_interval(path: str, title: str) -> None:
-        for part, suffix in (("value", ""), ("low", " low"), ("high", " high")):
-            columns[title + suffix] = f"{path}.{part}"
+    def intervals(path: str, names: str, title: str = "") -> dict[str, str]:
+        pairs = product(names.split(), (("", "value"), (" low", "low"), (" high", "high")))
+        return {f"{name}{title}{end}": f"{path}.{name}.{part}" for name, (end, part) in pairs}
 
-    for name in SCORES.split():
-        add_interval(f"metrics.{name}", name)
+    scores = "accuracy f1_macro precision_macro recall_macro nll brier ece ece_adaptive"
+    tests = "only_variant_right only_baseline_right mcnemar_p mcnemar_holm_p tost_p tost_holm_p"
+    sizes = "stored_bytes file_bytes resident_bytes peak_bytes compression_fp16"
+    columns = intervals("metrics", scores)
     columns |= {"Temperature": "temperature", "ece after temperature": "ece_after_temperature"}
-    for name in ("accuracy", "f1_macro", "nll", "brier"):
-        add_interval(f"against.difference.{name}", f"{name} minus baseline")
-    add("against", "only_variant_right only_baseline_right mcnemar_p mcnemar_holm_p tost_p")
-    add("against", "tost_holm_p agreement flips kl_mean kl_p99 kl_max")
-    add("size", "stored_bytes file_bytes resident_bytes peak_bytes compression_fp16")
-    columns[SHAPE] = "latency.shape"
+    columns |= intervals("against.difference", "accuracy f1_macro nll brier", " minus baseline")
+    columns |= plain("against", f"{tests} agreement flips kl_mean kl_p99 kl_max")
+    columns |= plain("size", sizes) | {SHAPE: "latency.shape"}
+    times = "median_ms median_low_ms median_high_ms p95_ms"
     for mode in MODES:
-        add(f"latency.{mode}", "median_ms median_low_ms median_high_ms p95_ms", f"{mode} ")
+        columns |= plain(f"latency.{mode}", times, f"{mode} ")
     columns["Timed with the baseline"] = "latency.same_session"
     for mode in MODES:
         columns[f"{mode} texts/s"] = f"latency.texts_per_s.{mode}"
@@ -55,7 +55,7 @@ def _csv_columns() -> dict[str, str]:
 
 
 def _csv_frame(comparison: Comparison) -> pd.DataFrame:
-    """All columns: the published ones as text, the others as numbers, NaN where there is none."""
+    """The published columns as text, the others as numbers, NaN where there is none."""
     columns, entries = _csv_columns(), comparison.entries
     fields = ("metrics", "temperature", "ece_after_temperature", "against", "size", "latency")
     figures = pd.json_normalize([{f: getattr(entry, f, None) for f in fields} for entry in entries])
@@ -70,9 +70,7 @@ def _csv_frame(comparison: Comparison) -> pd.DataFrame:
 
 
 def printed_table(comparison: Comparison) -> pd.DataFrame:
-    """The printed columns as text: the published six, best latency, difference and tests; empty
-    where a figure does not exist.
-    """
+    """The published columns, best latency, difference and tests, as text; "" for no figure."""
     columns = [*PUBLISHED, "Best (ms)", DIFFERENCE, "McNemar", EQUIVALENT]
     cells = [_cells(entry) for entry in comparison.entries]
     table = pd.DataFrame(cells, columns=columns, dtype=object).fillna("")
@@ -92,19 +90,17 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
         cells["Size (MB)"] = f"{size['stored_bytes'] / MIB:.2f}"
     if size.get("compression"):
         cells["Compression"] = f"{size['compression']:.2f}x"
-    if latency.get("eager"):
-        mark = "" if latency["same_session"] else "*"
-        cells["Inference (ms)"] = f"{latency['eager']['median_ms']:.2f}{mark}"
-    if latency.get("best"):
-        cells["Best (ms)"] = f"{latency['best']['median_ms']:.2f}"
+    for title, mode in (("Inference (ms)", "eager"), ("Best (ms)", "best")):
+        if latency.get(mode):
+            cells[title] = f"{latency[mode]['median_ms']:.2f}"
+            if mode == "eager" and not latency["same_session"]:
+                cells[title] += "*"
     if against:
-        value, low, high = (
-            100 * against["difference"]["accuracy"][part] for part in ("value", "low", "high")
-        )
-        p = against["mcnemar_holm_p"]
+        score, p = against["difference"]["accuracy"], against["mcnemar_holm_p"]
+        low, high = 100 * score["low"], 100 * score["high"]
         p_value = "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
         discordant = f"{against['only_variant_right']}:{against['only_baseline_right']}"
-        cells[DIFFERENCE] = f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        cells[DIFFERENCE] = f"{entry.points:+.2f} [{low:+.2f}, {high:+.2f}]"
         cells["McNemar"] = f"{discordant} p={p_value}"
         cells[EQUIVALENT] = "yes" if entry.equivalent else "not shown"
     return cells
@@ -168,13 +164,11 @@ def markdown(comparison: Comparison) -> str:
 
 def latex(comparison: Comparison) -> str:
     """The printed table for `\\usepackage{booktabs}`, footnotes as comments."""
-    signs = {sign: f"\\{sign}" for sign in "%_&#$"} | {"<": "$<$", "^": r"\^{}"}
-    escape = str.maketrans(signs)
-    table = printed_table(comparison).replace("", "--").map(lambda cell: cell.translate(escape))
-    table.columns = table.columns.str.translate(escape)
+    table = printed_table(comparison).replace("", "--")
     columns = "l" + "r" * (len(table.columns) - 1)
     notes = "".join(f"% {note}\n" for note in footnotes(comparison))
-    return notes + table.to_latex(index=False, escape=False, column_format=columns)
+    body = table.to_latex(index=False, escape=True, column_format=columns)
+    return notes + body.replace("<", "$<$")
 
 
 def terminal(comparison: Comparison, width: int = 100) -> str:
@@ -191,17 +185,14 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
         # Three digits before the point need none behind it; a mark stays.
         table[name] = table[name].str.replace(r"^(\d{3,})\.\d+", r"\1", regex=True)
     table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
+    table["Model"] = table["Model"].str.ljust(table["Model"].str.len().max())
     for dropped in ([], ["Best (ms)"], ["Best (ms)", "F1-Score"]):
-        shown = table.drop(columns=dropped)
-        widths = shown.apply(lambda column: column.str.len().max())
-        total = widths.sum() + len(widths) - 1
-        if total <= width:
+        text = table.drop(columns=dropped).to_string(index=False, header=False)
+        head, *body = text.splitlines()
+        if len(head) <= width:
             break
-    for name, wide in widths.items():
-        shown[name] = shown[name].str.pad(wide, side="right" if name == "Model" else "left")
-    head, *body = shown.agg(" ".join, axis=1).str.rstrip()
     notes = [textwrap.fill(n, width, subsequent_indent="  ") for n in footnotes(comparison)]
-    return "\n".join([head, "-" * total, *body, "", *notes])
+    return "\n".join([head, "-" * len(head), *map(str.rstrip, body), "", *notes])
 
 
 FORMATS = {"terminal": terminal, "markdown": markdown, "latex": latex}
@@ -221,14 +212,12 @@ def write_readme(comparison: Comparison, readme: Path) -> bool:
 
     Raises UserError when the marks are not there, so that nothing is written in a wrong place.
     """
-    text = readme.read_text(encoding="utf-8")
-    begin, end = (text.find(mark) for mark in README_MARKS)
-    if begin < 0 or end < begin:
-        raise UserError(
-            f"{readme} lacks the lines {' and '.join(README_MARKS)}: "
-            "put them where the table belongs"
-        )
-    new = f"{text[:begin]}{README_MARKS[0]}\n{markdown(comparison)}{text[end:]}"
+    text, (begin, end) = readme.read_text(encoding="utf-8"), README_MARKS
+    table = f"{begin}\n{markdown(comparison)}{end}"
+    new, found = re.subn(f"(?s){begin}.*?{end}", lambda _: table, text)
+    if not found:
+        mend = "put them where the table belongs"
+        raise UserError(f"{readme} lacks the lines {begin} and {end}: {mend}")
     if new != text:
         write_text(readme, new)
     return new != text

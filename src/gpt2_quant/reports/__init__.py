@@ -3,11 +3,6 @@
 A template, a `.typ` file in this folder, holds the words and the layout and no number of its own:
 all figures come from `data.json`. Strings from the data are set as text, never evaluated as markup.
 Only the fonts that Typst carries are used: the same data give the same pages on any machine.
-
-    #import "style.typ": *
-    #let data = json("data.json")
-    #show: report.with(title: "…", subtitle: "…")
-    #if "pareto" in data.images { image(data.images.pareto) }
 """
 
 import shutil
@@ -19,18 +14,17 @@ from ..records import atomic_path, write_json
 
 
 def compile_report(template_name: str, data: dict, images: dict[str, Path], output: Path) -> None:
-    """Compile `reports/<template_name>` (e.g. "report_2.typ") to the PDF file `output`, atomically.
+    """Compile `reports/<template_name>` to the PDF file `output`, atomically.
 
     `data` is any value that JSON holds (NaN becomes null); `images` maps a name to a PNG, SVG or
-    PDF file, whose path the template finds in `data.images`; an image whose file does not exist is
-    left out. Raises UserError when the `typst` package is missing.
+    PDF file, whose path the template finds in `data.images`; one that does not exist is left out.
+    Raises UserError when the `typst` package is missing.
     """
     try:
         import typst
     except ImportError:
-        raise UserError(
-            f"{output.name} needs the typst package: pip install -r requirements.txt"
-        ) from None
+        fault = f"{output.name} needs the typst package"
+        raise UserError(f"{fault}: pip install -r requirements.txt") from None
     with tempfile.TemporaryDirectory(prefix="report_") as folder:
         build = Path(folder)
         for template in Path(__file__).parent.glob("*.typ"):
@@ -43,9 +37,5 @@ def compile_report(template_name: str, data: dict, images: dict[str, Path], outp
         write_json(build / "data.json", {**data, "images": placed})
         with atomic_path(output) as temporary:
             # A template that does not compile is a fault of ours: typst.TypstError passes through.
-            typst.compile(
-                str(build / template_name),
-                output=str(temporary),
-                root=str(build),
-                ignore_system_fonts=True,
-            )
+            source, target, root = map(str, (build / template_name, temporary, build))
+            typst.compile(source, output=target, root=root, ignore_system_fonts=True)

@@ -14,11 +14,23 @@ from ..compare.comparison import Comparison, Row
 from ..compare.tables import footnotes, printed_table
 from ..data.labels import LABELS
 from ..models.variants import BASELINE
+from . import compile_report
 from .findings import choices, findings
 
 ERROR_TABLES = (
     "quantization_error", "activation_outliers", "quantization_effect", "quantization_choices"
 )  # fmt: skip
+
+
+def write_report(
+    comparison: Comparison, changed: pd.DataFrame, drawn: dict[str, Path], results_dir: Path
+) -> Path:
+    """Typeset `results_dir/report_2.pdf` with the figures `drawn` and those of scripts 1 and 2."""
+    earlier = ("training_curve", "quantization_error_heatmap")
+    images = drawn | {name: results_dir / f"{name}.pdf" for name in earlier}
+    data = report_data(comparison, changed, results_dir)
+    compile_report("report_2.typ", data, images, results_dir / "report_2.pdf")
+    return results_dir / "report_2.pdf"
 
 
 def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path) -> dict:
@@ -62,29 +74,24 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     facts = [("Rows compared", f"{n_rows}, on the same {n:,} test texts")]
     if not record:
         return facts
-    data, checkpoint = record["data"], record["checkpoint"]
+    data, made_from = record["data"], record["checkpoint"]
     revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
-    weights = checkpoint["baseline_sha256"][:16]
+    base, weights = made_from["base_model"], made_from["baseline_sha256"][:16]
     return facts + [
         ("Test set", f"{data['name']}{revision}, sha256 {data['sha256'][:16]}"),
-        ("Checkpoint", f"from {checkpoint['base_model']}, weights sha256 {weights}"),
+        ("Checkpoint", f"from {base}, weights sha256 {weights}"),
         ("Device", str(record["provenance"].get("device"))),
         ("Preset", record["settings"]["preset"]),
     ]
 
 
 def _experiment(record: dict) -> dict:
-    """What a record says of data, settings and training."""
     made = record["provenance"]
-    packages = {name: v for name, v in (made.get("packages") or {}).items() if v}
-    machine = {name: made.get(name) for name in ("device", "driver", "cuda", "python")}
-    return {
-        "settings": record["settings"],
-        "data": record["data"],
-        "splits": record.get("splits", {}),
-        "training": record.get("training"),
-        "environment": machine | {"packages": packages},
-    }
+    environment = {name: made.get(name) for name in ("device", "driver", "cuda", "python")}
+    packages = made.get("packages") or {}
+    environment["packages"] = {name: version for name, version in packages.items() if version}
+    parts = {name: record.get(name, {}) for name in ("settings", "data", "splits")}
+    return {**parts, "training": record.get("training"), "environment": environment}
 
 
 def _calibration(row: Row) -> dict:
@@ -92,18 +99,15 @@ def _calibration(row: Row) -> dict:
     return {"label": row.label, **after, **row.metrics}
 
 
-def _sweep(entries: pd.DataFrame) -> dict | None:
+def _sweep(times: pd.DataFrame) -> dict | None:
     """Median ms by row and mode at every shape: {shapes, rows: [{label, mode, values}]}."""
-    table = entries.pivot_table(
-        index=["label", "key", "mode"], columns=["seq_len", "batch_size"], values="median_ms",
-        aggfunc="last", sort=False,
-    ).sort_index(axis=1)  # fmt: skip
+    shape, row = ["seq_len", "batch_size"], ["label", "key", "mode"]
+    table = times.pivot_table("median_ms", row, shape, aggfunc="last", sort=False)
+    table = table.sort_index(axis=1)
     if table.shape[1] < 2:
         return None
-    rows = [
-        {"label": label, "mode": mode, "values": list(values)}
-        for (label, _, mode), values in zip(table.index, table.to_numpy(), strict=True)
-    ]
+    found = zip(table.index, table.to_numpy().tolist(), strict=True)
+    rows = [{"label": label, "mode": mode, "values": ms} for (label, _, mode), ms in found]
     return {"shapes": list(table.columns), "rows": rows}
 
 
@@ -124,16 +128,13 @@ def _errors(results_dir: Path) -> dict | None:
     worst = outliers.nlargest(5, "outlier_ratio")
     spread = weights.nlargest(1, "absmax_over_sigma").iloc[0]
     layer = "" if pd.isna(spread["layer"]) else f" of layer {spread['layer']:.0f}"
+    kl_rows = kl.reset_index().values.tolist()
     return {
         "weights": {"matrices": matrices, "rows": sqnr.reset_index().values.tolist()},
         "spread": f"{spread['matrix']}{layer}: its largest weight is "
         f"{spread['absmax_over_sigma']:.0f} standard deviations out",
         "outliers": worst[["layer", "matrix", "top_channel", "outlier_ratio"]].values.tolist(),
-        "effects": {
-            "schemes": list(kl),
-            "rows": kl.reset_index().values.tolist(),
-            "n": int(effects["n"].iloc[0]),
-        },
+        "effects": {"schemes": list(kl), "rows": kl_rows, "n": int(effects["n"].iloc[0])},
         "choices": refinements.to_dict("records"),
     }
 
