@@ -35,8 +35,8 @@ class StoredInt8(Scheme):
                 scale, zero_point = codes.scale, codes.zero_point.to(torch.int8)
             else:  # the skeleton of the file, without values
                 module._parameters.pop(leaf)
-                codes = torch.empty_like(x, dtype=torch.int8)
-                module.register_buffer(leaf, codes if version == 1 else codes.flatten())
+                empty = torch.empty_like(x, dtype=torch.int8)
+                module.register_buffer(leaf, empty if version == 1 else empty.flatten())
                 shapes[name] = x.shape
                 scale = torch.empty((), dtype=torch.float32, device=x.device)
                 zero_point = torch.empty((), dtype=torch.int8, device=x.device)
