@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gpt2_quant.inference import gpt2
 from gpt2_quant.quantization import affine, kernels, layers, nf4
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -305,3 +306,25 @@ def test_layers_compute_the_same_through_the_kernels(monkeypatch):
     for theirs, ours in zip(expected, outputs(DEVICE), strict=True):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         assert torch.allclose(ours.cpu(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [9, 0])
+def test_pooled_rows_are_those_of_the_last_real_tokens(pad):
+    texts = [[1, 2, 9, 9], [1, 9, 3, 9], [9, 9, 9, 9], [1, 2, 3, 4], [0, 0, 5, 0]]
+    ids = torch.tensor(texts, device=DEVICE)
+    positions, rows = kernels.pooled_rows(ids, pad)
+    assert torch.equal(positions, gpt2.pooled_positions(ids, pad))
+    assert torch.equal(rows, torch.arange(5, device=DEVICE) * 4 + positions)
+
+
+@pytest.mark.parametrize("width, classes", [(768, 4), (100, 3)])
+def test_layer_norm_head(width, classes):
+    x, head = normal(3, width) * 3 + 1, normal(classes, width, seed=3)
+    weight, bias = normal(width, seed=1), normal(width, seed=2)
+    parameters = (weight.double(), bias.double(), 1e-5)
+    normed = torch.nn.functional.layer_norm(x.double(), (width,), *parameters)
+    got = kernels.layer_norm_head(x, weight, bias, 1e-5, head)
+    # Sums of `width` products of numbers of a few units, each rounded once, with square root and
+    # quotient before.
+    error = (got.double() - normed @ head.double().T).abs().max()
+    assert error <= 16 * width * HALF_ULP[torch.float32]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..quantization import kernels
 from ..quantization.layers import NF4Linear
-from .gpt2 import is_w8a8, pooled_positions, score_scale
+from .gpt2 import is_w8a8, score_scale
 
 
 class Integers:
@@ -71,11 +71,7 @@ class FusedClassifier:
     """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, sharing its tensors."""
 
     def __init__(self, model):
-        self.model = model
-        norm = model.transformer.ln_f
-        self.dtype = norm.weight.dtype
-        # In float32, so that the logits are: a few thousand numbers.
-        self.norm, self.head = (norm.weight.float(), norm.bias.float()), model.score.weight.float()
+        self.model, self.dtype = model, model.transformer.ln_f.weight.dtype
         self.arithmetic: Any = Integers() if is_w8a8(model) else Floats()
 
     @torch.inference_mode()
@@ -86,15 +82,15 @@ class FusedClassifier:
         *blocks, last = transformer.h
         for block in blocks:
             x = self._mlp(block, self._attention(block, x, texts, bias))
-        positions = pooled_positions(ids, self.model.config.pad_token_id)
-        x = self._mlp(last, self._attention(last, x, texts, bias, positions))
-        normed = functional.layer_norm(x.float(), x.shape[1:], *self.norm, transformer.ln_f.eps)
-        return functional.linear(normed, self.head)
+        pooled = kernels.pooled_rows(ids, self.model.config.pad_token_id)
+        x = self._mlp(last, self._attention(last, x, texts, bias, *pooled))
+        norm = transformer.ln_f
+        return kernels.layer_norm_head(x, norm.weight, norm.bias, norm.eps, self.model.score.weight)
 
-    def _attention(
-        self, block, x: Tensor, texts: int, bias: Tensor | None, positions: Tensor | None = None
-    ) -> Tensor:
-        """The block's first half, residual included; for the tokens at `positions` if given."""
+    def _attention(self, block, x: Tensor, texts: int, bias, positions=None, rows=None) -> Tensor:
+        """The block's first half, residual included; for the tokens at `positions`, which are these
+        `rows` of x, if given.
+        """
         attention, width = block.attn, x.shape[1]
         operand = self.arithmetic.normalize(block.ln_1, x)
         if positions is None:
@@ -102,7 +98,7 @@ class FusedClassifier:
         else:
             both = self._product(attention.c_attn, operand, slice(width, None))
             key, value = both.split(width, dim=1)
-            x = _pooled(x, positions)
+            x = x[rows]
             operand = self.arithmetic.normalize(block.ln_1, x)
             query = self._product(attention.c_attn, operand, slice(width))
         heads, scale = self.model.config.n_head, score_scale(self.model, attention)
@@ -118,9 +114,3 @@ class FusedClassifier:
     ) -> Tensor:
         """A layer, or the given output channels of it."""
         return self.arithmetic.product(layer, operand, channels, residual, self.dtype)
-
-
-def _pooled(x: Tensor, positions: Tensor) -> Tensor:
-    """`[texts * length, width]` -> `[texts, width]`, a token of each text."""
-    texts = torch.arange(len(positions), device=x.device)
-    return x.view(len(positions), -1, x.shape[1])[texts, positions]

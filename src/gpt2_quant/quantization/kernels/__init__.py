@@ -8,4 +8,5 @@ before Triton is imported).
 from .attention import causal_attention, padding_bias
 from .gemm import int8_gemm
 from .nf4 import nf4_dequantize, nf4_embedding
+from .pooling import layer_norm_head, pooled_rows
 from .rows import gelu_quantize, int8_embedding, layer_norm_quantize, quantize_rows
