@@ -1,12 +1,8 @@
 """Scores of one classifier from its logits, each with a 95% interval.
 
 How far would a score move on another n rows? The bootstrap draws n of the rows at hand, with
-replacement, in one of two forms:
-
-  * Accuracy, precision, recall and F1 depend on *counts* only, of rows with label i and prediction
-    j: a sample is one draw from a multinomial distribution (`draw_counts`).
-  * NLL, Brier score and calibration error are made of *sums over rows*: how often each row was
-    drawn, times the matrix of the rows' terms (`draw_sums`).
+replacement. What depends on counts only (accuracy, precision, recall, F1) is drawn as counts, from
+a multinomial distribution; what sums over rows (NLL, Brier score, calibration errors) row by row.
 
 The interval is the bootstrap's percentiles (Efron & Tibshirani 1993, ch. 13), with two exceptions.
 Proportions (accuracy, precision and recall per class) have Wilson's score interval, which stays in
@@ -33,7 +29,6 @@ def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predi
 
     labels [n] integers in [0, C); logits [n, C] finite floats, C >= 2; n >= 1.
     """
-    labels, logits = np.asarray(labels), np.asarray(logits)
     fault = ""
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
         fault = f"expected n labels and n x C logits, got {labels.shape} and {logits.shape}"
@@ -86,8 +81,8 @@ def row_terms(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     confidence - correct of the top label in 15 bins of equal width (Guo et al., arXiv 1706.04599,
     eq. 3) | in 15 bins of equal count (Nixon et al., arXiv 1904.01685).
     """
-    rows, logits = np.arange(len(labels)), np.asarray(logits, dtype=np.float64)
-    log_probability = log_softmax(logits, axis=1)
+    rows = np.arange(len(labels))
+    log_probability = log_softmax(logits.astype(np.float64), axis=1)
     probability = np.exp(log_probability)
     confidence = probability.max(axis=1)
     gap = confidence - (logits.argmax(axis=1) == labels)
@@ -126,7 +121,7 @@ def sum_scores(sums: np.ndarray, n: int) -> dict[str, np.ndarray]:
 
 
 def calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Expected calibration error in 15 bins of equal width; labels [n], logits [n, C]."""
+    """Expected calibration error in 15 bins of equal width."""
     sums = row_terms(labels, logits).sum(axis=0, dtype=np.float64)
     return float(sum_scores(sums, len(labels))["ece"])
 
@@ -135,8 +130,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """95% score interval of a proportion; (0, 1) when there are no rows to know it from."""
     if n == 0:
         return 0.0, 1.0
-    interval = binomtest(int(successes), int(n)).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def classification_scores(
@@ -147,40 +142,33 @@ def classification_scores(
     labels [n] in [0, C); logits [n, C], any float dtype. Raises UserError (`check_predictions`).
     """
     check_predictions(labels, logits)
-    labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
+    logits = logits.astype(np.float64)
     n, n_classes = logits.shape
     classes, predicted = range(n_classes), logits.argmax(axis=1)
     (truth, guess), counts = draw_counts(np.column_stack([labels, predicted]), resamples, seed)
     samples = count_scores(counts, truth, guess, n_classes)
     samples |= sum_scores(draw_sums(row_terms(labels, logits), resamples, seed), n)
 
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+    per_class = metrics.precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
     )
-    brier = metrics.brier_score_loss(
-        labels, softmax(logits, axis=1), labels=classes, scale_by_half=False
-    )
-    values = {
-        "accuracy": metrics.accuracy_score(labels, predicted),
-        "f1_macro": f1.mean(),
-        "precision_macro": precision.mean(),
-        "recall_macro": recall.mean(),
-        "nll": samples["nll"][0],
-        "brier": brier,
-        "ece": samples["ece"][0],
-        "ece_adaptive": samples["ece_adaptive"][0],
-    }
+    probability = softmax(logits, axis=1)
+    brier = metrics.brier_score_loss(labels, probability, labels=classes, scale_by_half=False)
+    values = {"accuracy": metrics.accuracy_score(labels, predicted), "brier": brier}
+    values |= {name: samples[name][0] for name in ("nll", "ece", "ece_adaptive")}
+    for name, of_class in zip(("precision", "recall", "f1"), per_class[:3], strict=True):
+        values[f"{name}_macro"] = of_class.mean()
+        values |= {f"{name}_{c}": of_class[c] for c in classes}
+
     table = metrics.confusion_matrix(labels, predicted, labels=classes)  # [label, prediction]
     proportions = {"accuracy": (table.trace(), n)}
-    for c in classes:
-        values |= {f"precision_{c}": precision[c], f"recall_{c}": recall[c], f"f1_{c}": f1[c]}
-        proportions[f"precision_{c}"] = table[c, c], table[:, c].sum()
-        proportions[f"recall_{c}"] = table[c, c], table[c].sum()
+    for name, totals in (("precision", table.sum(axis=0)), ("recall", table.sum(axis=1))):
+        proportions |= {f"{name}_{c}": (table[c, c], totals[c]) for c in classes}
 
     scores = {}
     for name, value in values.items():
-        hits, of = proportions.get(name, (None, n))
         low, high = np.quantile(samples[name][1:], (0.025, 0.975))
+        hits, of = proportions.get(name, (None, n))
         if hits is not None:
             low, high = wilson(hits, of)
         elif name.startswith("ece"):
@@ -191,7 +179,7 @@ def classification_scores(
 
 def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> pd.DataFrame:
     """Rows (`count`), mean `confidence` and `accuracy` per equal-width bin that is not empty."""
-    probability = softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
+    probability = softmax(logits.astype(np.float64) / temperature, axis=1)
     confidence, hits = probability.max(axis=1), probability.argmax(axis=1) == labels
     frame = pd.DataFrame({"count": 1, "confidence": confidence, "accuracy": hits})
     how = {"count": "sum", "confidence": "mean", "accuracy": "mean"}
@@ -205,7 +193,7 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     means that the classifier was overconfident. No prediction changes.
     """
     check_predictions(labels, logits)
-    logits, rows = np.asarray(logits, dtype=np.float64), np.arange(len(labels))
+    logits, rows = logits.astype(np.float64), np.arange(len(labels))
 
     def nll(log_temperature: float) -> float:
         return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()

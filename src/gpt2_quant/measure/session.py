@@ -1,8 +1,7 @@
 """One process's measurements: the same batches for every variant, one id that every figure carries.
 
-*Throughput* is the test set at its real lengths, in batches of like length, from padded batches in
-host memory to logits in host memory; tokenizing is not in it. The same passes give the energy per
-thousand texts.
+*Throughput* is the test set at its real lengths, in batches of like length, from padded batches to
+logits, both in host memory; tokenizing is not in it. The same passes give the energy.
 """
 
 import time
@@ -31,7 +30,7 @@ class Protocol:
 
     shapes: tuple[Shape, ...]
     best_shapes: tuple[Shape, ...]  # in the order in which they are prepared
-    best_seconds: float  # for compiling and capturing: variants that come too late are left out
+    best_seconds: float  # for compiling and capturing: who comes too late is left out
     best_seconds_each: float  # and of that, the most that one variant may take
     warmup: int
     min_rounds: int  # below 6 there is no 95% interval of the median
@@ -40,7 +39,7 @@ class Protocol:
     texts: int | None  # of the test set, evenly spaced; None takes all
     texts_a_batch: int
     passes: int
-    seconds_a_pass: float  # texts are gone through until this is over: energy is counted coarsely
+    seconds_a_pass: float  # texts are repeated until this is over: energy is counted coarsely
 
 
 @dataclass
@@ -79,10 +78,7 @@ class Session:
         return shape_batch(self.tokens, *shape, self.pad_id, self.device)
 
     def sweep(self, functions_at: dict[Shape, Functions], mode: str) -> None:
-        """Time, at every shape, the functions given for it.
-
-        A variant that runs out of memory at a shape is left out there, with a note.
-        """
+        """Time, at every shape, the functions given for it; a note says whose memory ran out."""
         plan = self.plan
         for shape, functions in functions_at.items():
             batch, calls = self.batch(shape), {}
@@ -119,7 +115,7 @@ class Session:
         rng = np.random.default_rng(0)
         for _ in range(self.plan.passes):
             for key in rng.permutation(list(functions)).tolist():
-                passes[key].append(self._one_pass(functions[key], batches, n_texts))
+                passes[key].append(self._one_pass(functions[key], batches))
         for key, measured in passes.items():
             rates = [texts / seconds for texts, seconds, _ in measured]
             median = float(np.median(rates))
@@ -135,9 +131,7 @@ class Session:
                     "seconds": seconds, "texts": texts, "mode": mode, "session": self.id,
                 }  # fmt: skip
 
-    def _one_pass(
-        self, function: Function, batches: Batches, n_texts: int
-    ) -> tuple[int, float, float]:
+    def _one_pass(self, function: Function, batches: Batches) -> tuple[int, float, float]:
         """Texts, seconds and joules of going through `batches` until `seconds_a_pass` are over."""
         read_joules = self.joules or (lambda: 0.0)
         synchronize(self.device)
@@ -146,9 +140,7 @@ class Session:
             inputs = ((batch["input_ids"], batch["attention_mask"]) for batch in batches)
             # All are launched before the first answer is waited for.
             logits = [function(ids.to(self.device), mask.to(self.device)) for ids, mask in inputs]
-            for answer in logits:
-                answer.cpu()
-            texts += n_texts
+            texts += sum(len(answer.cpu()) for answer in logits)
             seconds = time.perf_counter() - start
             if seconds >= self.plan.seconds_a_pass:
                 return texts, seconds, read_joules() - joules
@@ -157,8 +149,8 @@ class Session:
 def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_before: int) -> dict:
     """Bytes that a freshly loaded model holds, and the most with a forward pass of `batch` running.
 
-    Comes before any forward, in which bitsandbytes casts tensors. `allocated_before`: the
-    allocator's count before loading.
+    Comes before any forward, in which bitsandbytes casts tensors. `allocated_before`: by the
+    allocator, before loading.
     """
     resident = resident_bytes(model)
     allocated = footprint.allocated_bytes(device) - allocated_before
