@@ -130,21 +130,15 @@ def settings_from(args: argparse.Namespace) -> Settings:
             raise UserError(f"{flag} {value}: {NO_FOLDER}")
     models_dir = args.models_dir or preset.models_dir
     results_dir = args.results_dir or preset.results_dir
-    for flag, folder in (("--models-dir", models_dir), ("--results-dir", results_dir)):
-        _check_writable(flag, folder)
-    given = {field.name: getattr(args, field.name, None) for field in fields(Settings)}
-    return Settings(
-        **given
-        | {
-            "base_model": args.base_model or preset.base_model or str(models_dir / "base_gpt2"),
-            "base_revision": None if args.base_model else preset.base_revision,
-            "dataset": args.dataset or preset.dataset or str(models_dir / "dataset"),
-            "dataset_revision": None if args.dataset else preset.dataset_revision,
-            "models_dir": models_dir,
-            "results_dir": results_dir,
-            "device": resolve_device(args.device),
-        }
-    )
+    _check_writable("--models-dir", models_dir)
+    _check_writable("--results-dir", results_dir)
+    values: dict[str, Any] = {f.name: getattr(args, f.name, None) for f in fields(Settings)}
+    values["base_model"] = args.base_model or preset.base_model or str(models_dir / "base_gpt2")
+    values["base_revision"] = None if args.base_model else preset.base_revision
+    values["dataset"] = args.dataset or preset.dataset or str(models_dir / "dataset")
+    values["dataset_revision"] = None if args.dataset else preset.dataset_revision
+    values |= {"models_dir": models_dir, "results_dir": results_dir}
+    return Settings(**values | {"device": resolve_device(args.device)})
 
 
 def looks_like_path(name: str) -> bool:

@@ -79,8 +79,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON, atomically; NaN and infinity become null."""
-    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, frame) -> None:
@@ -96,11 +95,9 @@ def _plain(value: object) -> object:
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def save_record(results_dir: Path, key: str, record: dict) -> Path:
@@ -138,7 +135,6 @@ def file_sha256(path: Path) -> str:
 
 
 def provenance(settings: Settings) -> dict:
-    """Who made a number: code, command, time, seed, versions, device."""
     return {
         **code_version(),
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -152,7 +148,7 @@ def provenance(settings: Settings) -> dict:
 
 @cache
 def code_version() -> dict:
-    """The git commit, whether files differ from it (both None without git), a hash over `src/`."""
+    """The git commit, whether files differ from it (None without git), a hash over `src/`."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "src").rglob("*.py")):
         name = path.relative_to(ROOT).as_posix().encode()

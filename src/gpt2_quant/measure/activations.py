@@ -52,12 +52,10 @@ class InputStatistics:
 
 
 def energy(x: Tensor) -> float:
-    """Sum of squares, in float64."""
     return x.double().square().sum().item()
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise) of two energies; infinite where there is no noise."""
     return 10 * math.log10(signal / noise) if noise else math.inf
 
 

@@ -117,10 +117,14 @@ def weight_errors(model: nn.Module) -> pd.DataFrame:
 
 def _effects() -> dict[tuple, Change]:
     """One kind of matrix at a time under each scheme, and all of them together."""
+
+    def in_layers(scheme: schemes.LayerScheme, model: GPT2PreTrainedModel, wanted) -> None:
+        scheme.replace(model, model.dtype, True, wanted)
+
     how: dict[str, Callable] = {
         "int8 per tensor": partial(fake_quantize_weights, scheme="int8 affine per tensor"),
-        "W8A8": partial(_in_layers, schemes.W8A8),
-        "NF4": partial(_in_layers, schemes.NF4),
+        "W8A8": partial(in_layers, schemes.W8A8),
+        "NF4": partial(in_layers, schemes.NF4),
     }
     return {
         (scheme, kind): partial(quantize, wanted=partial(_is_of, kind))
@@ -129,29 +133,24 @@ def _effects() -> dict[tuple, Change]:
     }
 
 
-def _in_layers(scheme: schemes.LayerScheme, model: GPT2PreTrainedModel, wanted) -> None:
-    scheme.replace(model, model.dtype, True, wanted)
-
-
 def _is_of(kind: str, path: str) -> bool:
     return kind == "all" or path.endswith(f".{kind}")
 
 
-def _normal_float(scheme: str, positions: str) -> Change:
-    def change(model: GPT2PreTrainedModel) -> None:
-        fake_quantize_weights(model, scheme, lambda path: not _is_of("wpe", path))
-        fake_quantize_weights(model, positions, partial(_is_of, "wpe"))
-
-    return change
+def _normal_float(model: GPT2PreTrainedModel, scheme: str, positions: str) -> None:
+    fake_quantize_weights(model, scheme, lambda path: not _is_of("wpe", path))
+    fake_quantize_weights(model, positions, partial(_is_of, "wpe"))
 
 
-LEAST = "nf4 least squares"
-CHOICES = {  # scheme, choice, whether the scheme does it
-    ("NF4", "absmax scales, positions in NF4", False): _normal_float("nf4", "nf4"),
-    ("NF4", "least-squares scales, positions in NF4", False): _normal_float(LEAST, LEAST),
-    ("NF4", "least-squares scales, positions in int8", True): _normal_float(
-        LEAST, "int8 per channel"
-    ),
+CHOICES: dict[tuple, Change] = {  # scheme, choice, whether the scheme does it
+    ("NF4", f"{scales} scales, positions in {where}", taken): partial(
+        _normal_float, scheme=scheme, positions=positions
+    )
+    for scales, where, taken, scheme, positions in (
+        ("absmax", "NF4", False, "nf4", "nf4"),
+        ("least-squares", "NF4", False, "nf4 least squares", "nf4 least squares"),
+        ("least-squares", "int8", True, "nf4 least squares", "int8 per channel"),
+    )
 }
 
 

@@ -1,13 +1,12 @@
 """Scores of one classifier from its logits, each with a 95% interval.
 
-How far would a score move on another n rows? The bootstrap draws n of the rows at hand, with
-replacement. What depends on counts only (accuracy, precision, recall, F1) is drawn as counts, from
-a multinomial distribution; what sums over rows (NLL, Brier score, calibration errors) row by row.
+The bootstrap draws n of the n rows with replacement: what depends on counts only (accuracy,
+precision, recall, F1) as counts, multinomially; what sums over rows (NLL, Brier, ECE) row by row.
 
-The interval is the bootstrap's percentiles (Efron & Tibshirani 1993, ch. 13), with two exceptions.
-Proportions (accuracy, precision and recall per class) have Wilson's score interval, which stays in
-[0, 1] and is not empty at its ends (JASA 1927, eq. 7). Calibration errors are sums of absolute
-values, to which resampling adds what sampling has added before; the basic bootstrap takes that off:
+The interval is its percentiles (Efron & Tibshirani 1993, ch. 13), with two exceptions. Proportions
+(accuracy, precision and recall per class) have Wilson's score interval, which stays in [0, 1] and
+is not empty at its ends (JASA 1927, eq. 7). Calibration errors are sums of absolute values, to
+which resampling adds what sampling has added before; the basic bootstrap takes that off:
 [2v - q97.5, 2v - q2.5] (Davison & Hinkley 1997, eq. 5.6).
 """
 
@@ -25,9 +24,8 @@ BINS = 15
 
 
 def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predictions") -> None:
-    """Refuse what no score is defined for: raises UserError, naming `name` and the fault.
-
-    labels [n] integers in [0, C); logits [n, C] finite floats, C >= 2; n >= 1.
+    """Raise UserError, naming `name`, unless labels [n] are in [0, C), logits [n, C] finite, n >= 1
+    and C >= 2.
     """
     fault = ""
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
@@ -55,10 +53,8 @@ def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndar
 def count_scores(
     counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray, n_classes: int
 ) -> dict[str, np.ndarray]:
-    """Accuracy, and precision, recall and F1 per class (`f1_2`) and averaged over classes, [...].
-
-    counts [..., cells]: how many rows have `labels` [cells] and `predicted` [cells]. A class never
-    predicted has precision 0, one without rows recall 0.
+    """Accuracy, and precision, recall and F1 per class (`f1_2`) and averaged over classes, [...],
+    where counts [..., cells] rows have `labels` [cells] and `predicted` [cells]; 0 / 0 is 0.
     """
     classes = np.eye(n_classes)
     labelled, answered = counts @ classes[labels], counts @ classes[predicted]
@@ -77,9 +73,9 @@ def count_scores(
 def row_terms(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """What each row adds to the scores that are sums over rows, float32 [n, 32].
 
-    Columns: negative log-likelihood in nats | Brier score, a sum of squares over classes (0 to 2) |
-    confidence - correct of the top label in 15 bins of equal width (Guo et al., arXiv 1706.04599,
-    eq. 3) | in 15 bins of equal count (Nixon et al., arXiv 1904.01685).
+    Columns: NLL in nats | Brier score, summed over classes (0 to 2) | confidence - correct of the
+    top label in 15 bins of equal width (Guo et al., arXiv 1706.04599, eq. 3) | in 15 bins of equal
+    count (Nixon et al., arXiv 1904.01685).
     """
     rows = np.arange(len(labels))
     log_probability = log_softmax(logits.astype(np.float64), axis=1)
@@ -189,8 +185,8 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """The T that minimises the NLL of softmax(logits / T): temperature scaling (Guo, section 4.2).
 
-    For validation logits only. NLL is convex in 1/T: it has one minimum over T in [0.05, 20]. T > 1
-    means that the classifier was overconfident. No prediction changes.
+    For validation logits only. NLL is convex in 1/T; T > 1 means that the classifier was
+    overconfident. No prediction changes.
     """
     check_predictions(labels, logits)
     logits, rows = logits.astype(np.float64), np.arange(len(labels))

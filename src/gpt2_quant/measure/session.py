@@ -44,7 +44,7 @@ class Protocol:
 
 @dataclass
 class Found:
-    """What was measured of one variant, by the sections of its record."""
+    """What was measured of one variant, by its record's sections."""
 
     latency: list[dict] = field(default_factory=list)
     throughput: dict[str, dict] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Found:
 
 
 def eager(model) -> Function:
-    """The model as transformers would call it; a classifier needs no cache of keys and values."""
+    """The model as transformers would call it, without a cache of keys and values."""
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
@@ -69,12 +69,11 @@ class Session:
         self.found = {key: Found(notes=[no_energy] if no_energy else []) for key in models}
 
     def note(self, key: str, text: str) -> None:
-        """Keep, once, a sentence that explains what is missing from a variant's figures."""
+        """Keep, once, a sentence on what is missing from a variant's figures."""
         if text not in self.found[key].notes:
             self.found[key].notes.append(text)
 
     def batch(self, shape: Shape) -> tuple[Tensor, Tensor]:
-        """input_ids and attention_mask of a shape on the device, the same for every variant."""
         return shape_batch(self.tokens, *shape, self.pad_id, self.device)
 
     def sweep(self, functions_at: dict[Shape, Functions], mode: str) -> None:
@@ -83,9 +82,10 @@ class Session:
         for shape, functions in functions_at.items():
             batch, calls = self.batch(shape), {}
             for key, function in functions.items():
+                call = partial(function, *batch)
                 try:
-                    function(*batch)
-                    calls[key] = partial(function, *batch)
+                    call()
+                    calls[key] = call
                 except torch.OutOfMemoryError:
                     at = f"{mode} at {shape[0]} x {shape[1]}"
                     self.note(key, f"latency: {at} does not fit in the device's memory")
@@ -149,14 +149,13 @@ class Session:
 def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_before: int) -> dict:
     """Bytes that a freshly loaded model holds, and the most with a forward pass of `batch` running.
 
-    Comes before any forward, in which bitsandbytes casts tensors. `allocated_before`: by the
-    allocator, before loading.
+    `allocated_before`: by the allocator, before loading.
     """
-    resident = resident_bytes(model)
+    resident = resident_bytes(model)  # before any forward, in which bitsandbytes casts tensors
     allocated = footprint.allocated_bytes(device) - allocated_before
     call = partial(eager(model), *batch)
     with torch.inference_mode():
-        call()  # kernels tune themselves in their first call, in memory that later ones do not need
+        call()  # kernels tune themselves in their first call, which takes memory
         peak = resident + footprint.peak_bytes_of(call, device)
     batch_size, seq_len = batch[0].shape
     return {

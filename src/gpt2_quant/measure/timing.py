@@ -32,8 +32,8 @@ def median_interval(values_ms) -> tuple[float, float, float]:
 def shape_batch(
     tokens: Tokens, batch_size: int, seq_len: int, pad_id: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, int64 [batch_size, seq_len]: evenly spaced texts, cut or padded
-    on the right; fewer texts than that are repeated.
+    """input_ids and attention_mask, int64 [batch_size, seq_len], of evenly spaced texts, cut or
+    padded on the right.
     """
     ids = torch.full((batch_size, seq_len), pad_id)
     mask = torch.zeros_like(ids)
