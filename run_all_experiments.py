@@ -20,13 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "src"))
+from gpt2_quant import cli as common
+from gpt2_quant.errors import UserError, run
 
-from gpt2_quant import cli as common  # noqa: E402
-from gpt2_quant.errors import UserError, run  # noqa: E402
-
-SCRIPTS = {int(path.name[0]): path for path in sorted((ROOT / "src").glob("[1-5]_*.py"))}
+SCRIPTS = {int(path.name[0]): path for path in sorted((common.ROOT / "src").glob("[1-5]_*.py"))}
 SHARED = (
     "preset", "base_model", "models_dir", "results_dir", "device", "batch_size", "max_length",
     "seed", "max_train_samples", "max_test_samples",

@@ -16,9 +16,8 @@ def resolve(*flags: str):
 
 def program(*lines: str) -> subprocess.Popen:
     """A process that runs these lines with the library at hand."""
-    code = "\n".join(["import sys; sys.path.insert(0, 'src')", *lines])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes)
+    return subprocess.Popen([sys.executable, "-c", "\n".join(lines)], text=True, **pipes)
 
 
 def test_paper_preset_is_the_published_setting_at_pinned_commits():
@@ -87,7 +86,7 @@ def test_sigterm_ends_like_an_interrupt():
 def test_help_and_whether_a_step_is_complete_are_told_without_torch(tmp_path):
     flags = ["--device", "cpu", "--results-dir", str(tmp_path)]
     child = program(
-        "from gpt2_quant import cache, cli",
+        "import sys; from gpt2_quant import cache, cli",
         f"settings = cli.settings_from(cli.parser('').parse_args({flags}))",
         "cache.Step(settings.results_dir, 'step', {}).complete()",
         "try: cli.parser('What it does.').parse_args(['--help'])",

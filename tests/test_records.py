@@ -39,14 +39,12 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "value.json"
     records.write_json(path, {"a": 1})
     code = (
-        "import pathlib, sys, time; sys.path.insert(0, 'src')\n"
+        "import pathlib, time\n"
         "from gpt2_quant.records import atomic_path\n"
         f"with atomic_path(pathlib.Path({str(path)!r})) as temporary:\n"
         "    temporary.write_text('half'); print('in', flush=True); time.sleep(60)"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "in\n"
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -2,11 +2,11 @@
 
 *Receipts.* A script writes its receipt last. Its work is complete while the receipt names the same
 flags and inputs, and every output is still as it was written. Small files are compared by sha256,
-large ones (weights) by size and time of change: looking takes milliseconds.
+large ones (weights) by size and time of change.
 
 *Scores.* The key of a row is sha256(signature, text, …): the signature names the metric with all
-that could change its value (model and revision, layer, tokenizer, package version), so a new
-version never meets an old number. Tables are `.npz` files: keys uint8 [n, 32], rows [n, width].
+that could change its value (model, revision, package version), so a new version never meets an old
+number. Tables are `.npz` files: keys uint8 [n, 32], rows [n, width].
 """
 
 import hashlib
@@ -28,7 +28,7 @@ SAVE_EVERY_S = 20.0  # so that an interrupted run goes on from where it was
 
 
 def content_key(*parts: str) -> bytes:
-    """sha256 over the parts, each after its length: ("ab", "c") and ("a", "bc") differ."""
+    """sha256 over the parts, each after its length: "ab", "c" and "a", "bc" differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")
@@ -37,7 +37,7 @@ def content_key(*parts: str) -> bytes:
 
 
 class Cache:
-    """Rows by content in `folder`, one file per metric; None keeps them in memory, for this run."""
+    """Rows by content in `folder`, one file per metric; None keeps them in memory."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -46,9 +46,8 @@ class Cache:
     def rows(
         self, name: str, keys: Sequence[bytes], compute: Callable[[list[int]], np.ndarray]
     ) -> np.ndarray:
-        """Rows [len(keys), width] of table `name`.
-
-        `compute` is given the positions that are missing (each key once) and returns their rows.
+        """Rows [len(keys), width] of table `name`; `compute` makes those at the positions that are
+        missing (each key once).
         """
         if name not in self._tables:
             self._tables[name] = self._read(name)
@@ -63,7 +62,7 @@ class Cache:
             chunk = missing[start : start + CHUNK]
             fresh = np.asarray(compute(chunk)).reshape(len(chunk), -1)
             if table and len(next(iter(table.values()))) != fresh.shape[1]:
-                table.clear()  # rows of an earlier version, whose keys nobody asks for any more
+                table.clear()  # rows of an earlier version, which nobody asks for any more
             table.update(zip([keys[i] for i in chunk], fresh, strict=True))
             if start + CHUNK >= len(missing) or time.monotonic() - saved > SAVE_EVERY_S:
                 self._save(name)
@@ -71,10 +70,8 @@ class Cache:
         return np.stack([table[key] for key in keys]) if keys else np.empty((0, 0))
 
     def _read(self, name: str) -> dict[bytes, np.ndarray]:
-        stored = load_arrays(self.folder / f"{name}.npz", "keys", "rows") if self.folder else None
-        if stored is None:
-            return {}
-        keys, rows = stored
+        stored = self.folder and load_arrays(self.folder / f"{name}.npz", "keys", "rows")
+        keys, rows = stored or ((), ())
         return dict(zip(map(np.ndarray.tobytes, keys), rows, strict=True))
 
     def _save(self, name: str) -> None:
@@ -90,7 +87,7 @@ def load_arrays(path: Path, *names: str) -> list[np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return [stored[name] for name in names]
-    except Exception:  # a cache is never worth an error, and a damaged archive raises a dozen kinds
+    except Exception:  # a damaged archive raises a dozen kinds
         return None
 
 
@@ -111,7 +108,7 @@ class Step:
         self.inputs = {str(path): _state(path) for path in inputs}
 
     def complete(self) -> bool:
-        """Whether all is as in the receipt, and --overwrite was not given; says so if it is."""
+        """Whether all is as in the receipt, without --overwrite; says so if it is."""
         try:
             receipt = json.loads(self.receipt.read_text(encoding="utf-8"))
             same = receipt["flags"] == self.flags and receipt["inputs"] == self.inputs
@@ -126,7 +123,7 @@ class Step:
         return True
 
     def finish(self, outputs: Iterable[Path]) -> None:
-        """Write the receipt. Raises FileNotFoundError for an output that is not there."""
+        """Write the receipt. Raises FileNotFoundError for a missing output."""
         states = {str(path): _output_state(path) for path in outputs}
         if missing := [path for path, state in states.items() if state is None]:
             raise FileNotFoundError(f"{self.name} ended without writing {', '.join(missing)}")
@@ -134,7 +131,6 @@ class Step:
 
 
 def _state(path: Path) -> str | None:
-    """What tells one state of a file from another; None where there is none."""
     if not path.is_file():
         return None
     status = path.stat()

@@ -1,9 +1,8 @@
 """What every script is told: presets, flags, folders, device and seed.
 
 A *preset* names an experiment. `paper` is the published one: GPT-2 and AG News from the hub, each
-pinned to a commit, so that no change there changes a result here. `demo` runs the same code on a
-corpus and a miniature GPT-2 that it makes on the spot, in folders of its own. A flag overrides what
-the preset says; whatever a script ran with stands in its record.
+pinned to a commit. `demo` runs the same code on a corpus and a miniature GPT-2 that it makes on the
+spot, in folders of its own. A flag overrides what the preset says.
 """
 
 import argparse
@@ -11,7 +10,8 @@ import ctypes
 import os
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,9 +46,7 @@ PRESETS = {
         dataset="fancyzhx/ag_news",
         dataset_revision="eb185aade064a813bc0b7f42de02595523103ca4",
     ),
-    "demo": Preset(
-        ROOT / "models" / "demo", ROOT / "results" / "demo", epochs=2, learning_rate=5e-4
-    ),
+    "demo": Preset(ROOT / "models/demo", ROOT / "results/demo", epochs=2, learning_rate=5e-4),
 }
 
 
@@ -72,10 +70,7 @@ class Settings:
     overwrite: bool
 
     def as_dict(self) -> dict:
-        """What a record keeps: every setting but `overwrite`, which changes no result.
-
-        Folders in this repository are named from its root: records travel.
-        """
+        """What a record keeps; folders in this repository by their path from its root."""
         values = asdict(self)
         for name in ("models_dir", "results_dir", "base_model", "dataset"):
             path = Path(values[name])
@@ -99,7 +94,7 @@ def positive_int(text: str) -> int:
 
 
 def parser(docstring: str) -> argparse.ArgumentParser:
-    """A parser with the flags that every script has; the script's `docstring` is the help text."""
+    """A parser with the flags that every script has; `docstring` is the help text."""
     result = _Parser(
         prog=os.path.relpath(sys.argv[0] or "."),
         description=docstring,
@@ -128,52 +123,39 @@ def parser(docstring: str) -> argparse.ArgumentParser:
 def settings_from(args: argparse.Namespace) -> Settings:
     """Apply the preset to the parsed flags. Raises UserError for what cannot be as they ask."""
     preset = PRESETS[args.preset]
-    if args.max_length > 1024:
-        fault = f"--max-length {args.max_length} is beyond GPT-2's 1,024 positions"
-        raise UserError(f"{fault}: give 1024 or less")
+    if (length := args.max_length) > 1024:
+        raise UserError(f"--max-length {length} is beyond GPT-2's 1,024 positions: give less")
     for flag, value in (("--base-model", args.base_model), ("--dataset", args.dataset)):
         if value and looks_like_path(value) and not Path(value).is_dir():
             raise UserError(f"{flag} {value}: {NO_FOLDER}")
     models_dir = args.models_dir or preset.models_dir
     results_dir = args.results_dir or preset.results_dir
-    for flag, folder in (("--models-dir", models_dir), ("--results-dir", results_dir)):
-        _check_writable(flag, folder)
-    return Settings(
-        preset=args.preset,
-        base_model=args.base_model or preset.base_model or str(models_dir / "base_gpt2"),
-        base_revision=None if args.base_model else preset.base_revision,
-        dataset=args.dataset or preset.dataset or str(models_dir / "dataset"),
-        dataset_revision=None if args.dataset else preset.dataset_revision,
-        models_dir=models_dir,
-        results_dir=results_dir,
-        device=resolve_device(args.device),
-        **{name: getattr(args, name) for name in AS_GIVEN},
-    )
-
-
-AS_GIVEN = (
-    "batch_size", "max_length", "seed", "max_train_samples", "max_test_samples", "overwrite",
-)  # fmt: skip
+    _check_writable("--models-dir", models_dir)
+    _check_writable("--results-dir", results_dir)
+    values: dict[str, Any] = {f.name: getattr(args, f.name, None) for f in fields(Settings)}
+    values["base_model"] = args.base_model or preset.base_model or str(models_dir / "base_gpt2")
+    values["base_revision"] = None if args.base_model else preset.base_revision
+    values["dataset"] = args.dataset or preset.dataset or str(models_dir / "dataset")
+    values["dataset_revision"] = None if args.dataset else preset.dataset_revision
+    values |= {"models_dir": models_dir, "results_dir": results_dir}
+    return Settings(**values | {"device": resolve_device(args.device)})
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether `name` can only mean a folder: a hub id has no dot in front and at most one slash."""
+    """Whether `name` can only mean a folder: a hub id has at most one slash, no dot in front."""
     outside = name.startswith((".", "/", "~")) or "\\" in name
     return outside or name.count("/") > 1 or Path(name).is_dir()
 
 
 def resolve_device(name: str) -> str:
     """`cuda` or `cpu`, whichever `name` means. Raises UserError for CUDA that is not there."""
-    if name == "cpu":
-        return "cpu"
-    try:
-        ctypes.CDLL("libcuda.so.1")  # the driver; without it torch, seconds to import, is not asked
-    except OSError:
-        found = False
-    else:
-        import torch
+    found = False
+    if name != "cpu":
+        with suppress(OSError):
+            ctypes.CDLL("libcuda.so.1")  # without the driver torch, slow to import, is not asked
+            import torch
 
-        found = torch.cuda.is_available()
+            found = torch.cuda.is_available()
     if name == "cuda" and not found:
         fault = "--device cuda, but torch finds no CUDA device"
         raise UserError(f"{fault}: use --device cpu, or run python verify_setup.py")
@@ -181,7 +163,6 @@ def resolve_device(name: str) -> str:
 
 
 def _check_writable(flag: str, folder: Path) -> None:
-    """Try a temporary file in `folder`, or in its nearest existing parent."""
     absolute = folder.absolute()
     existing = next(path for path in (absolute, *absolute.parents) if path.exists())
     try:
@@ -193,7 +174,7 @@ def _check_writable(flag: str, folder: Path) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (torch's covers every device)."""
+    """Seed Python's, NumPy's and torch's generators."""
     from transformers import set_seed
 
     set_seed(seed % 2**32)  # NumPy takes no other

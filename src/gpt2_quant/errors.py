@@ -18,7 +18,7 @@ DISK_FAULTS = {EACCES, EDQUOT, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS}
 
 
 class UserError(Exception):
-    """The input, the setup or a flag is at fault: one sentence names the fault and its mend."""
+    """The user's fault: one sentence names it and its mend."""
 
 
 def _errno_of(fault: Exception) -> int | None:

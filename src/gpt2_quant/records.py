@@ -1,8 +1,8 @@
 """One JSON file per result, with its provenance, written atomically.
 
 A number is worth what is known of its origin: a record also holds settings, the data's fingerprint,
-the code's (git commit, and a hash for copies without git), package versions, device and driver.
-Files are written under a temporary name, flushed, then renamed: a reader sees the old or the new.
+the code's, package versions, device and driver. Files are written under a temporary name, flushed,
+then renamed: a reader sees the old or the new.
 """
 
 import hashlib
@@ -36,13 +36,12 @@ PACKAGES = (
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path, of a file or folder, that takes `path`'s place when the block ends well.
-
-    Else it vanishes. A folder replaces the old one whole. Raises OSError when the disk refuses.
+    """A temporary path, of a file or folder, that takes `path`'s place when the block ends well,
+    and vanishes otherwise. Raises OSError when the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
-    # The suffix stays last, because writers such as matplotlib choose their format by it.
+    # The suffix stays last: matplotlib chooses its format by it.
     temporary = path.with_name(f".{path.stem}.{mark}{path.suffix}")
     try:
         yield temporary
@@ -65,7 +64,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Put `path` (a file or a folder's entries) on the disk now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,9 +78,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as JSON, atomically. NaN and infinity become null: JSON has neither."""
-    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    """Write `value` as JSON, atomically; NaN and infinity become null."""
+    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, frame) -> None:
@@ -92,59 +89,52 @@ def write_csv(path: Path, frame) -> None:
 
 
 def _plain(value: object) -> object:
-    """NumPy scalars and arrays, paths and non-finite floats as values that JSON has."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def save_record(results_dir: Path, key: str, record: dict) -> Path:
-    """Write `results_dir/records/<key>.json` under the present schema version."""
+    """Write `results_dir/records/<key>.json`."""
     path = results_dir / "records" / f"{key}.json"
     write_json(path, {"schema_version": SCHEMA_VERSION, "key": key, **record})
     return path
 
 
 def load_record(path: Path) -> dict:
-    """Read one record. Raises UserError where it is missing, damaged or of a newer schema."""
+    """One record. Raises UserError where it is missing, damaged or of a newer schema."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         newer = record["schema_version"] > SCHEMA_VERSION
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the script that writes it") from None
     except (ValueError, KeyError, TypeError):
-        fault = f"{path} is not a record (damaged JSON or no schema version)"
-        raise UserError(f"{fault}: delete it and run its script again") from None
+        raise UserError(f"{path} is not a record: delete it and run its script again") from None
     if newer:
-        version = f"{path} has schema version {record['schema_version']}"
-        fault = f"{version}, but this code reads up to {SCHEMA_VERSION}"
+        fault = f"{path} has schema version {record['schema_version']}, newer than this code"
         raise UserError(f"{fault}: update the code, or delete the file and run its script again")
     return record
 
 
 def load_records(results_dir: Path) -> dict[str, dict]:
-    """All variants' records below `results_dir`, by key; other records have no `variant`."""
+    """All variants' records, by key; other records have no `variant`."""
     paths = sorted((results_dir / "records").glob("*.json"))
     records = {path.stem: load_record(path) for path in paths}
     return {key: record for key, record in records.items() if "variant" in record}
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(settings: Settings) -> dict:
-    """Who made a number: code, command, time, seed, versions, device."""
     return {
         **code_version(),
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,7 +148,7 @@ def provenance(settings: Settings) -> dict:
 
 @cache
 def code_version() -> dict:
-    """The git commit, whether files differ from it (both None without git), a hash over `src/`."""
+    """The git commit, whether files differ from it (None without git), a hash over `src/`."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "src").rglob("*.py")):
         name = path.relative_to(ROOT).as_posix().encode()

@@ -27,7 +27,7 @@ RC = {
 
 
 def look():
-    """Context manager that sets the fonts, lines and grid that all figures share."""
+    """Context manager with the settings that all figures share."""
     return matplotlib.rc_context(RC)
 
 

@@ -70,8 +70,9 @@ def ask(
     code: str, home: Path, endpoint: str, revision: str | None = COMMIT, offline: str = "0"
 ) -> subprocess.CompletedProcess:
     """Run `code` below errors.run, as a script does; the hub is `endpoint`, its cache `home`."""
-    program = "import json, sys\nsys.path.insert(0, 'src')\nfrom gpt2_quant.errors import run\n"
-    program += f"revision = {revision!r}\ndef main():\n"
+    program = (
+        f"import json\nfrom gpt2_quant.errors import run\nrevision = {revision!r}\ndef main():\n"
+    )
     program += "".join(f"    {line}\n" for line in code.strip().splitlines()) + "run(main)\n"
     environment = {
         "HF_HOME": str(home),

@@ -30,11 +30,3 @@ def test_matrices_are_views_of_out_by_in(tiny_gpt2):
     up = tiny_gpt2.transformer.h[0].mlp.c_fc.weight
     assert up.shape == (64, 256) and found["transformer.h.0.mlp.c_fc"].shape == (256, 64)
     assert found["transformer.h.0.mlp.c_fc"].data_ptr() == up.data_ptr()
-
-
-def test_a_clipped_range_beats_absmax_and_saturates():
-    x = torch.randn(8, 4096)
-    x[:, 0] = 40.0
-    clipped, whole = fake.read_back_clipped(x), affine.quantize_tensor(x).dequantize()
-    assert (clipped - x).square().mean() < (whole - x).square().mean()
-    assert (clipped[:, 0] < 40).all()

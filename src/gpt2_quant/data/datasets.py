@@ -3,8 +3,8 @@
 AG News has train and test. A validation split is cut from train by content: a row belongs to it
 when the sha256 of its text, read as a number, is divisible by 20 (5%). The rule knows no seed and
 no row order: the split is the same in every run, and no copy of a text lands on the other side.
-Whatever is chosen (the best epoch, a temperature) is chosen there; the test split is only reported.
-`--max-*-samples N` keeps the N rows with the smallest hashes, for the same reasons.
+Whatever is chosen (the best epoch, a temperature) is chosen there. `--max-*-samples N` keeps the N
+rows with the smallest hashes, for the same reasons.
 """
 
 import csv
@@ -27,7 +27,7 @@ Rows = tuple[list[str], list[int]]  # texts, and their labels 0–3
 
 @dataclass(frozen=True)
 class Split:
-    """Texts and their labels (0–3) from `source` at `revision`; `cache` keeps tokens, if given."""
+    """Texts and labels (0–3) from `source` at `revision`; `cache` keeps tokens, if given."""
 
     name: str
     texts: list[str]
@@ -38,19 +38,17 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """Fingerprint over texts and labels in order: `label TAB text NUL` per row, UTF-8."""
+        """Over texts and labels in order: `label TAB text NUL` per row, UTF-8."""
         digest = hashlib.sha256()
         for text, label in zip(self.texts, self.labels, strict=True):
             digest.update(f"{label}\t{text}\0".encode())
         return digest.hexdigest()
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Split":
-        """These rows of it."""
         texts, labels = [self.texts[i] for i in rows], [self.labels[i] for i in rows]
         return replace(self, texts=texts, labels=labels)
 
     def describe(self) -> dict:
-        """What a record says of it."""
         return {
             "name": self.source,
             "revision": self.revision,
@@ -64,8 +62,8 @@ class Split:
 def load_splits(settings: Settings) -> dict[str, Split]:
     """The splits `train`, `validation` and `test` as the settings name them.
 
-    Raises UserError for missing files, a malformed row (named by file and line), other classes, an
-    unknown or unreachable hub id, or fewer rows than are asked for.
+    Raises UserError for missing or malformed files, other classes, an unknown or unreachable hub
+    id, or fewer rows than are asked for.
     """
     name, revision = settings.dataset, settings.dataset_revision
     if looks_like_path(name):
@@ -73,9 +71,10 @@ def load_splits(settings: Settings) -> dict[str, Split]:
     else:
         rows = _read_hub(name, revision)
     kept = settings.results_dir / "cache"
-    train = Split("train", *rows[0], name, revision, kept)
-    test = Split("test", *rows[1], name, revision, kept)
-
+    train, test = (
+        Split(split, *found, name, revision, kept)
+        for split, found in zip(("train", "test"), rows, strict=True)
+    )
     held_out = np.array([_digest(text) % VALIDATION_DIVISOR == 0 for text in train.texts])
     if not held_out.any():
         fault = f"--dataset {name}: its {len(held_out)} train rows leave none for validation"
@@ -87,14 +86,7 @@ def load_splits(settings: Settings) -> dict[str, Split]:
     }
 
 
-def check_folder(settings: Settings) -> None:
-    """Tell the faults of a data set's folder before large libraries load."""
-    if settings.preset != "demo" and looks_like_path(settings.dataset):
-        load_splits(settings)
-
-
 def _digest(text: str) -> int:
-    # A fixed, uniform draw that depends on nothing but the text.
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
@@ -104,17 +96,13 @@ def _fewer(split: Split, limit: int | None) -> Split:
     if limit > (n := len(split.texts)):
         fault = f"--max-{split.name}-samples {limit} asks for more than the {n} {split.name} rows"
         raise UserError(f"{fault} there are: give {n} or less")
-    return split.take(smallest_digests(split.texts, limit))
-
-
-def smallest_digests(texts: list[str], limit: int) -> list[int]:
-    """Row numbers, in order, of the `limit` rows whose text hashes lowest."""
-    return sorted(sorted(range(len(texts)), key=lambda i: _digest(texts[i]))[:limit])
+    lowest = sorted(range(n), key=lambda i: _digest(split.texts[i]))[:limit]
+    return split.take(sorted(lowest))
 
 
 @cache
 def _read_local(folder: Path, split: str) -> Rows:
-    """A split from `<split>.csv` in AG News' own form, or from the hub's parquet files."""
+    """From `<split>.csv` in AG News' own form, or from the hub's parquet files."""
     path = folder / f"{split}.csv"
     if path.is_file():
         return read_csv(path)
@@ -127,7 +115,7 @@ def _read_local(folder: Path, split: str) -> Rows:
     try:
         table = pyarrow.dataset.dataset(shards).to_table(columns=["text", "label"])
     except (pyarrow.ArrowException, OSError) as fault:
-        wrong = f"{shards[0].parent}: {split} files are damaged or without columns text and label"
+        wrong = f"{shards[0].parent}: {split} files are damaged or lack columns text and label"
         raise UserError(f"{wrong}; fetch them again") from fault
     labels = table["label"].to_pylist()
     _check_labels(labels, str(shards[0].parent))
@@ -138,9 +126,8 @@ FORM = "a row is a class from 1 to 4, a title and a description"
 
 
 def read_csv(path: Path) -> Rows:
-    """Texts (title, space, description) and labels 0–3. Raises UserError naming file and line.
-
-    AG News' own CSV has class index 1–4, title, description: quoted, no header, UTF-8.
+    """Texts (title, space, description) and labels 0–3 from AG News' own form: class 1–4, title,
+    description, quoted, no header, UTF-8. Raises UserError naming file and line.
     """
     csv.field_size_limit(1 << 30)  # how long a text may be is truncation's business
     texts, labels = [], []
@@ -157,14 +144,13 @@ def read_csv(path: Path) -> Rows:
             raise UserError(f"{wrong}: convert it, with iconv, say") from fault
         except csv.Error as fault:
             wrong = f"{path}, line {reader.line_num}, is not well-formed CSV ({fault})"
-            raise UserError(f"{wrong}: mend the row or fetch the file again") from fault
+            raise UserError(f"{wrong}: mend it or fetch it again") from fault
     if not texts:
         raise UserError(f"{path} is empty: fetch it again")
     return texts, labels
 
 
 def _fault_of(row: list[str], line: int) -> str | None:
-    """What is wrong with a row, and what mends it."""
     if any("\0" in field for field in row):
         return "holds a NUL byte: remove it, the file is damaged"
     if len(row) != 3:

@@ -1,12 +1,11 @@
 """The demo's raw material, made on the spot: a corpus, a tokenizer, a miniature GPT-2.
 
-The demo runs the real scripts without hub and GPU, so it needs what they would download: AG News
-(here the grammar of demo_corpus.py, in AG News' own CSV form), GPT-2's tokenizer (here a byte-level
-BPE of the same kind, 2,048 tokens instead of 50,257) and weights (here 4 layers of width 128, 1.1
-million parameters, trained as a language model on items that are in neither split, so that
-perplexity on the test texts means something).
+The demo runs the real scripts without hub and GPU. In place of AG News stands the grammar of
+demo_corpus.py, in AG News' own form; in place of GPT-2's tokenizer a byte-level BPE of 2,048 tokens
+instead of 50,257; in place of its weights 4 layers of width 128, 1.1 million parameters, trained as
+a language model on items in neither split, so that perplexity on the test texts means something.
 
-Each folder is written whole and carries a stamp of what it was made from: another seed or a changed
+Each folder is written whole and stamped with what it was made from: another seed or a changed
 grammar makes it anew.
 """
 
@@ -32,23 +31,19 @@ STAMP = "demo.json"
 def prepare(settings: Settings) -> None:
     """Make the demo's data set and base model unless they are there, or others are asked for.
 
-    Takes about a minute on two CPU cores; the base's training curve goes to the results folder.
+    Takes about a minute on two CPU cores; the training curve goes to the results folder.
     """
     base, dataset = settings.models_dir / "base_gpt2", settings.models_dir / "dataset"
     if settings.base_model != str(base) and settings.dataset != str(dataset):
         return
-    stamp = {"seed": settings.seed, "code_sha256": _code_sha256()}
+    sources = (demo_corpus.GRAMMAR, Path(demo_corpus.__file__), Path(__file__))
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    stamp = {"seed": settings.seed, "code_sha256": code}
     if not _carries(dataset, stamp):
         _write_dataset(dataset, settings.seed, stamp)
     if not _carries(base, stamp):
         curve = _pretrain(base, settings.seed, stamp)
         write_json(settings.results_dir / "demo_pretraining.json", curve)
-
-
-def _code_sha256() -> str:
-    # Of the files that decide what is made.
-    sources = (demo_corpus.GRAMMAR, Path(demo_corpus.__file__), Path(__file__))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _carries(folder: Path, stamp: dict) -> bool:
@@ -69,7 +64,7 @@ def _write_dataset(folder: Path, seed: int, stamp: dict) -> None:
 
 
 def write_ag_news(path: Path, rows: list[tuple[str, str, int]]) -> None:
-    """Write titles, descriptions and labels (0–3) as AG News has them: class 1–4 first, quoted."""
+    """Write titles, descriptions and labels (0–3) in AG News' own form (`datasets.read_csv`)."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerows((label + 1, title, description) for title, description, label in rows)
@@ -78,8 +73,8 @@ def write_ag_news(path: Path, rows: list[tuple[str, str, int]]) -> None:
 def train_tokenizer(texts: list[str], vocab_size: int):
     """A GPT-2 tokenizer of at most `vocab_size` tokens, trained on `texts`, padding on the right.
 
-    It is a byte-level BPE (Radford et al., 2019, section 2.2): the alphabet is the 256 bytes, so
-    any text can be written and there is no unknown token.
+    Byte-level BPE (Radford et al., 2019, section 2.2): its alphabet is the 256 bytes, so no token
+    is unknown.
     """
     from transformers import GPT2Tokenizer
 
@@ -98,7 +93,7 @@ def _pretrain(folder: Path, seed: int, stamp: dict) -> dict:
     titles, descriptions, _ = generate_corpus(PRETRAIN_ROWS, seed + 1)
     texts = [" ".join(item) for item in zip(titles, descriptions, strict=True)]
     tokenizer = train_tokenizer(texts, VOCABULARY)
-    # One stream, end-of-text before each item, cut into full contexts: every position teaches.
+    # One stream, end-of-text before each item, cut into full contexts.
     items = tokenizer([END_OF_TEXT + text for text in texts])["input_ids"]
     stream = torch.tensor(list(chain.from_iterable(items)))
     contexts = stream[: len(stream) // CONTEXT * CONTEXT].view(-1, CONTEXT)

@@ -1,13 +1,13 @@
 """A made-up world of news in AG News' four classes: the demo's data, drawn from a grammar.
 
 An item is a story of one class whose cast (people, places, firms, clubs) stays the same from title
-to last sentence: sentences of one item belong together, sentences of two do not. All classes share
-the names; only what happens tells them apart. Words and sentences stand in demo_corpus.toml.
+to last sentence. All classes share the names; only what happens tells them apart. Words and
+sentences stand in demo_corpus.toml.
 
 Two things keep a classifier from being perfect, as in real news. One item in nine is a story
 between two desks (a club's share sale, a state's satellite) that either may print: half of those
 are anybody's guess, which puts the ceiling near 0.95. And one item in five ends with a sentence
-from another desk, a cue that misleads whoever counts words.
+from another desk.
 """
 
 import random
@@ -29,10 +29,7 @@ def grammar() -> dict:
 
 
 def generate_corpus(n: int, seed: int) -> tuple[list[str], list[str], list[int]]:
-    """`n` items as titles, descriptions and labels (0–3, equally likely).
-
-    The same for the same seed; fewer items are the first of more.
-    """
+    """`n` items as titles, descriptions and labels 0–3; fewer items are the first of more."""
     rng = random.Random(seed)
     titles, descriptions, labels = [], [], []
     for _ in range(n):
@@ -83,7 +80,6 @@ def draw_cast(rng: random.Random) -> dict[str, str]:
 
 
 def _fill(template: str, cast: dict[str, str], rng: random.Random) -> str:
-    """Replace each name in braces: a member of the cast, or a fresh filler."""
     # Drawing every filler, used or not, keeps one sentence's draws from depending on its wording.
     fillers = {kind: rng.choice(values) for kind, values in grammar()["fillers"].items()}
     return template.format(**cast, **fillers)

@@ -1,8 +1,8 @@
 """The Hugging Face hub, where weights and data come from unless a folder is named.
 
-A model is fetched as safetensors, config and tokenizer files at one commit, and nothing that would
-have to be unpickled. huggingface_hub checks sizes, caches, and asks again when a connection breaks,
-but not when the hub is busy (503): that is done here. What goes wrong becomes one sentence.
+A model is fetched at one commit, without files that would have to be unpickled. huggingface_hub
+checks sizes, caches, and asks again when a connection breaks, but not when the hub is busy (503):
+that is done here. What goes wrong becomes one sentence.
 """
 
 import sys
@@ -23,7 +23,7 @@ MODEL_FILES = ["*.safetensors", "*.json", "merges.txt", "*.md"]
 def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--base-model") -> Path:
     """The local folder of a model: `name` itself where it is a folder, else the hub's snapshot.
 
-    Raises UserError for a folder without a model, an unknown id or revision, no way to the hub.
+    Raises UserError where there is no model.
     """
     if looks_like_path(name):
         folder = Path(name)
@@ -41,14 +41,14 @@ def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--ba
 
 
 def retried(download: Callable[[], Any]) -> Any:
-    """What `download` returns, begun again after a while when the hub is busy (5xx)."""
+    """What `download` returns, tried again after a while when the hub is busy (5xx)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait in WAITS_S:
         try:
             return download()
         except HfHubHTTPError as fault:
-            status = fault.response.status_code if fault.response is not None else 0
+            status = fault.response.status_code
             if status < 500:
                 raise
             print(f"the hub answers {status}; asking again in {wait} s", file=sys.stderr)
@@ -57,7 +57,7 @@ def retried(download: Callable[[], Any]) -> Any:
 
 
 def check_login(repository: str) -> None:
-    """See before the training whether pushing can work: UserError where nobody is logged in."""
+    """Raise UserError where nobody is logged in."""
     from huggingface_hub import HfApi
 
     with hub_faults(repository, PUSH):
@@ -69,11 +69,10 @@ def push(folder: Path, repository: str) -> str:
     from huggingface_hub import HfApi
 
     with hub_faults(repository, PUSH):
-        api = HfApi()
         # The hub's answer has the user's own name where none was given.
-        full = api.create_repo(repository, exist_ok=True).repo_id
+        full = HfApi().create_repo(repository, exist_ok=True).repo_id
         message = "GPT-2 fine-tuned on AG News"
-        return str(api.upload_folder(repo_id=full, folder_path=folder, commit_message=message))
+        return str(HfApi().upload_folder(repo_id=full, folder_path=folder, commit_message=message))
 
 
 PUSH = "--push-to-hub"
@@ -91,7 +90,7 @@ def hub_faults(name: str, flag: str) -> Iterator[None]:
 
 
 def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
-    """The fault and its mend in words; None for what is no fault of hub, network or id."""
+    """The fault and its mend; None for what is no fault of hub, network or id."""
     import httpx
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors

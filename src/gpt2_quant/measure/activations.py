@@ -2,13 +2,7 @@
 
 Transformers grow a few channels whose magnitude dwarfs the others' (LLM.int8(), arXiv 2208.07339,
 counts |x| >= 6). One scale per tensor must stretch to them and leaves the rest few codes; one scale
-per token confines the damage to that token. `smooth` moves part of an outlier into the weights,
-where a scale per output channel absorbs it (SmoothQuant, arXiv 2211.10438, eq. 4): divide channel j
-of the input by s_j, multiply row j of the weight by it,
-
-    s_j = max|x_j|^alpha / max|w_j|^(1 - alpha).
-
-The division costs nothing where a LayerNorm makes the input: its weight and bias take it.
+per token confines the damage to that token.
 """
 
 import math
@@ -21,12 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from ..quantization import affine
 
 OUTLIER = 6.0
-# The layers whose input a LayerNorm makes, and that LayerNorm.
-NORMS = {"attn.c_attn": "ln_1", "mlp.c_fc": "ln_2"}
 
 
 class InputStatistics:
-    """Running statistics of one layer's input over tokens; channel_absmax is float32 `[in]`."""
+    """Running statistics of one layer's input over tokens."""
 
     def __init__(self, channels: int, device: torch.device):
         self.channel_absmax = torch.zeros(channels, device=device)
@@ -60,12 +52,10 @@ class InputStatistics:
 
 
 def energy(x: Tensor) -> float:
-    """Sum of squares, in float64."""
     return x.double().square().sum().item()
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise) of two energies; infinite where there is no noise."""
     return 10 * math.log10(signal / noise) if noise else math.inf
 
 
@@ -89,25 +79,3 @@ def input_statistics(model: nn.Module, batches: Iterable[dict]) -> dict[str, Inp
         for handle in handles:
             handle.remove()
     return found
-
-
-@torch.no_grad()
-def smooth(model: nn.Module, channel_absmax: dict[str, Tensor], alpha: float) -> nn.Module:
-    """Fold SmoothQuant's factors into LayerNorms and the weights behind them, in place; the
-    function stays the same.
-
-    channel_absmax: path of Conv1D -> largest |input| per channel, float32 `[in]`.
-    """
-    for path, absmax in channel_absmax.items():
-        for layer, norm in NORMS.items():
-            if not path.endswith(f".{layer}"):
-                continue
-            weight = model.get_parameter(f"{path}.weight")  # Conv1D: [in, out]
-            row_absmax = weight.abs().amax(1).clamp_min(1e-5)
-            factor = absmax.clamp_min(1e-5) ** alpha / row_absmax ** (1 - alpha)
-            factor = factor.clamp_min(1e-5)
-            weight.mul_(factor.unsqueeze(1))
-            before = path.removesuffix(layer) + norm
-            model.get_parameter(f"{before}.weight").div_(factor)
-            model.get_parameter(f"{before}.bias").div_(factor)
-    return model

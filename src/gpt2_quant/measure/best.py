@@ -1,5 +1,4 @@
-"""Best mode, as far as it can be had: prepared within a time limit, checked against eager,
-explained where it is missing.
+"""Best mode, as far as it can be had: prepared within a time limit, checked against eager.
 
 `inference.engine.best_mode` compiles, captures and fuses. That may take long, fail, or change the
 result; what is given up leaves a sentence in the variant's record, beside its eager figures.
@@ -23,14 +22,14 @@ LOGIT_TOLERANCE = 0.05
 
 
 class Budget:
-    """The seconds that preparing may take, of each variant and in all."""
+    """The seconds that preparing may take, in all and for each variant."""
 
     def __init__(self, seconds: float, seconds_each: float):
         self.seconds, self.seconds_each = seconds, seconds_each
         self.spent: dict[str, float] = defaultdict(float)
 
     def run(self, key: str, prepare: Callable[[], object]) -> None:
-        """Call `prepare`. Raises TimeoutError where what was called before has used up the time."""
+        """Call `prepare`. Raises TimeoutError where earlier calls have used up the time."""
         if self.spent[key] > self.seconds_each or sum(self.spent.values()) > self.seconds:
             raise TimeoutError("compiling took more than the time allowed")
         start = time.monotonic()
@@ -39,10 +38,10 @@ class Budget:
 
 
 def prepare_best(session: Session) -> dict[Shape, Functions]:
-    """The best-mode functions that were ready, and equal to eager, in time at each shape.
+    """The best-mode functions that were ready in time, and equal to eager, at each shape.
 
-    All variants are prepared for the first shape before any is for the second: what time there is
-    goes where it matters most. A variant without a best mode is eager once more.
+    All variants are prepared for the first shape, which matters most, before any is for the second.
+    A variant without a best mode is eager once more.
     """
     budget = Budget(session.plan.best_seconds, session.plan.best_seconds_each)
     ready: dict[Shape, Functions] = {shape: {} for shape in session.plan.best_shapes}
@@ -82,9 +81,7 @@ def _make(session: Session, key: str, batch: tuple[Tensor, Tensor]) -> Function:
     best = engine.best_mode(session.models[key], session.device)
 
     def function(ids: Tensor, mask: Tensor) -> Tensor:
-        # Padding is on the right, where causal attention never looks, so no mask is needed. (Eager
-        # gets it all the same: transformers complains of padding without one.)
-        return best(ids, None)
+        return best(ids, None)  # padding is on the right, where causal attention never looks
 
     function(*batch)
     if session.device == "cuda":
@@ -93,7 +90,6 @@ def _make(session: Session, key: str, batch: tuple[Tensor, Tensor]) -> Function:
 
 
 def _check_same(best: Tensor, reference: Tensor) -> None:
-    """Raise ValueError where best mode's logits are not eager's within rounding."""
     difference, largest = float((best - reference).abs().max()), float(reference.abs().max())
     if not difference <= LOGIT_TOLERANCE * largest:
         gap = f"{difference:.3g} where the largest is {largest:.3g}"
@@ -105,7 +101,7 @@ def _sentence(fault: Exception) -> str:
 
 
 def ready_for_texts(session: Session, functions: Functions, batches: Batches) -> Functions:
-    """Those of `functions` that served every shape in `batches` in half `prepare_best`'s time."""
+    """Those of `functions` that served every shape in `batches`, in half `prepare_best`'s time."""
     budget = Budget(session.plan.best_seconds / 2, session.plan.best_seconds_each / 2)
     shapes = {batch["input_ids"].shape: batch for batch in batches}
     served = dict(functions)

@@ -1,12 +1,10 @@
-"""Where the quantization error comes from: matrix by matrix, channel by channel, and in the end in
-the predictions.
+"""Where the quantization error comes from: matrices, channels, and in the end the predictions.
 
 weights      signal-to-quantization-noise ratio 10 log10(sum w² / sum e²) of each matrix under each
              scheme; worst and mean error; absmax over sigma, which one scale suffers from
 activations  outlier channels of every linear layer's input
-effects      the model with one kind of matrix quantized: errors of matrices do not add up to errors
-             of predictions; this says which reach the output
-choices      refinements of the schemes with everything quantized: why each was taken or left
+effects      the model with one kind of matrix quantized: which errors reach the output
+choices      NF4's refinements with everything quantized: why each was taken
 
 All on validation texts: nothing here has seen the test split.
 """
@@ -20,27 +18,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import log_softmax
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import GPT2PreTrainedModel
 
 from .. import records
 from ..cli import Settings
 from ..data.tokens import Tokens
-from ..models.variants import W8A8
 from ..quantization import affine, schemes
-from ..quantization.fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices, read_back_clipped
-from ..quantization.quantizer import quantize_model
-from .activations import decibels, energy, input_statistics, smooth
+from ..quantization.fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices
+from .activations import decibels, energy, input_statistics
 from .figures import quantization_error
+from .paired import divergence
 from .session import eager
 from .timing import Batches, text_batches
 
 KINDS = ("wte", "wpe", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 TEXTS = {"cuda": 2000, "cpu": 128}  # validation texts for effects and choices, evenly spaced
 OUTLIER_TEXTS = 256
-SMOOTHING = 0.5
 Change = Callable[[GPT2PreTrainedModel], object]  # quantizes a model in place
 
 
@@ -56,18 +51,17 @@ class Analysis:
     def save(self, results_dir: Path) -> list[Path]:
         """Write tables and heat map; returns the paths."""
         tables = {
-            "quantization_error.csv": self.weights,
-            "activation_outliers.csv": self.activations,
-            "quantization_effect.csv": self.effects,
-            "quantization_choices.csv": self.choices,
+            results_dir / "quantization_error.csv": self.weights,
+            results_dir / "activation_outliers.csv": self.activations,
+            results_dir / "quantization_effect.csv": self.effects,
+            results_dir / "quantization_choices.csv": self.choices,
         }
-        for name, frame in tables.items():
-            records.write_csv(results_dir / name, frame)
-        figures = quantization_error(self.weights, results_dir / "quantization_error_heatmap.png")
-        return [*(results_dir / name for name in tables), *figures]
+        for path, frame in tables.items():
+            records.write_csv(path, frame)
+        heat_map = results_dir / "quantization_error_heatmap.png"
+        return [*tables, *quantization_error(self.weights, heat_map)]
 
     def summary(self) -> str:
-        """The short version, for the terminal."""
         sqnr = self.weights.pivot_table("sqnr_db", "scheme", "matrix", sort=False)
         kl = self.effects.pivot_table("kl_nats", "part", "scheme", sort=False)
         worst = self.activations.nlargest(1, "outlier_ratio").to_dict("records")[0]
@@ -88,12 +82,11 @@ def analyse(
     many = text_batches(tokens, TEXTS[settings.device], settings.batch_size, pad_id)
     with torch.inference_mode(False), torch.no_grad():
         inputs = input_statistics(model, few)
-        absmax = {path: found.channel_absmax for path, found in inputs.items()}
         return Analysis(
             weight_errors(model),
             pd.DataFrame([_position(path) | found.row() for path, found in inputs.items()]),
             _compare(model, many, _effects(), ("scheme", "part")),
-            _compare(model, many, _choices(absmax), ("scheme", "choice", "taken")),
+            _compare(model, many, CHOICES, ("scheme", "choice", "taken")),
         )
 
 
@@ -124,10 +117,14 @@ def weight_errors(model: nn.Module) -> pd.DataFrame:
 
 def _effects() -> dict[tuple, Change]:
     """One kind of matrix at a time under each scheme, and all of them together."""
+
+    def in_layers(scheme: schemes.LayerScheme, model: GPT2PreTrainedModel, wanted) -> None:
+        scheme.replace(model, model.dtype, True, wanted)
+
     how: dict[str, Callable] = {
         "int8 per tensor": partial(fake_quantize_weights, scheme="int8 affine per tensor"),
-        "W8A8": partial(_in_layers, schemes.W8A8),
-        "NF4": partial(_in_layers, schemes.NF4),
+        "W8A8": partial(in_layers, schemes.W8A8),
+        "NF4": partial(in_layers, schemes.NF4),
     }
     return {
         (scheme, kind): partial(quantize, wanted=partial(_is_of, kind))
@@ -136,48 +133,25 @@ def _effects() -> dict[tuple, Change]:
     }
 
 
-def _in_layers(scheme: schemes.LayerScheme, model: GPT2PreTrainedModel, wanted) -> None:
-    scheme.replace(model, model.dtype, True, wanted)
-
-
 def _is_of(kind: str, path: str) -> bool:
     return kind == "all" or path.endswith(f".{kind}")
 
 
-def _choices(channel_absmax: dict[str, Tensor]) -> dict[tuple, Change]:
-    """Refinements of W8A8 and NF4, each with every matrix quantized; the last entry of a key says
-    whether the schemes do it.
-    """
+def _normal_float(model: GPT2PreTrainedModel, scheme: str, positions: str) -> None:
+    fake_quantize_weights(model, scheme, lambda path: not _is_of("wpe", path))
+    fake_quantize_weights(model, positions, partial(_is_of, "wpe"))
 
-    def w8a8(model) -> None:
-        quantize_model(model, W8A8.key)
 
-    def after_smoothing(model) -> None:
-        w8a8(smooth(model, channel_absmax, SMOOTHING))
-
-    def clipped(model) -> None:
-        for weight in matrices(model).values():
-            weight.copy_(read_back_clipped(weight))
-        w8a8(model)
-
-    def normal_float(scheme: str, positions: str) -> Change:
-        def apply(model) -> None:
-            fake_quantize_weights(model, scheme, lambda path: not path.endswith("wpe"))
-            fake_quantize_weights(model, positions, lambda path: path.endswith("wpe"))
-
-        return apply
-
-    in_nf4 = normal_float("nf4", "nf4")
-    least = normal_float("nf4 least squares", "nf4 least squares")
-    least_and_int8 = normal_float("nf4 least squares", "int8 per channel")
-    return {
-        ("W8A8", "absmax scales", True): w8a8,
-        ("W8A8", "least-squares clipping of the weights", False): clipped,
-        ("W8A8", f"SmoothQuant, alpha {SMOOTHING}", False): after_smoothing,
-        ("NF4", "absmax scales, positions in NF4", False): in_nf4,
-        ("NF4", "least-squares scales, positions in NF4", False): least,
-        ("NF4", "least-squares scales, positions in int8", True): least_and_int8,
-    }
+CHOICES: dict[tuple, Change] = {  # scheme, choice, whether the scheme does it
+    ("NF4", f"{scales} scales, positions in {where}", taken): partial(
+        _normal_float, scheme=scheme, positions=positions
+    )
+    for scales, where, taken, scheme, positions in (
+        ("absmax", "NF4", False, "nf4", "nf4"),
+        ("least-squares", "NF4", False, "nf4 least squares", "nf4 least squares"),
+        ("least-squares", "int8", True, "nf4 least squares", "int8 per channel"),
+    )
+}
 
 
 def _compare(
@@ -185,28 +159,27 @@ def _compare(
 ) -> pd.DataFrame:
     """Apply each change to a copy of `model`; compare its predictions with the float model's."""
     labels = torch.cat([batch["labels"] for batch in batches]).numpy()
-    reference = _log_probabilities(model, batches)
+    reference = _logits(model, batches)
     rows = []
     for names, change in tqdm(changes.items(), desc="effect on predictions", unit="variant"):
         changed = copy.deepcopy(model)
         change(changed)
-        found = _log_probabilities(changed, batches)
+        found = _logits(changed, batches)
         row = dict(zip(columns, names, strict=True)) | {
             "accuracy": (found.argmax(1) == labels).mean(),
             "float_accuracy": (reference.argmax(1) == labels).mean(),
             "agreement": (found.argmax(1) == reference.argmax(1)).mean(),
-            "kl_nats": (np.exp(reference) * (reference - found)).sum(1).mean(),
+            "kl_nats": divergence(reference, found).mean(),
             "n": len(labels),
         }
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _log_probabilities(model: GPT2PreTrainedModel, batches: Batches) -> np.ndarray:
-    """Log-softmax of the logits, float64 `[texts, classes]`."""
+def _logits(model: GPT2PreTrainedModel, batches: Batches) -> np.ndarray:
     inputs = [(batch["input_ids"], batch["attention_mask"]) for batch in batches]
     logits = [eager(model)(ids.to(model.device), mask.to(model.device)) for ids, mask in inputs]
-    return log_softmax(torch.cat(logits).double().cpu().numpy(), axis=1)
+    return torch.cat(logits).cpu().numpy()
 
 
 def _position(path: str) -> dict:

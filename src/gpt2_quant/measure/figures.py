@@ -1,12 +1,8 @@
-"""The figures of one classifier: confusion matrix, reliability, quantization error.
-
-Each function returns the files that it wrote, a PNG and a PDF.
-"""
+"""Confusion matrix, reliability, quantization error. Each function returns the PNG and the PDF."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -24,9 +20,9 @@ from .scores import reliability as reliability_bins
 def confusion_matrix(
     labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS
 ) -> list[Path]:
-    """Confusion matrix: counts, and beneath each its fraction of the row, the texts of that class.
+    """Confusion matrix: counts, and beneath each its fraction of the row, which sets its colour.
 
-    labels [n] in [0, C); logits [n, C]. Colours follow the fractions: classes of any size compare.
+    labels [n] in [0, C); logits [n, C].
     """
     n, n_classes = logits.shape
     predicted = logits.argmax(axis=1)
@@ -56,7 +52,7 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
 
     Each variant is {key, label, labels, logits, ece, temperature}; with a temperature (fitted on
     validation) open circles show the rows after it. On the diagonal a classifier is as often right
-    as it claims. A circle's area is the fraction of rows: nearly empty bins are noisy.
+    as it claims. A circle's area is the fraction of rows.
     """
     columns = min(4, len(variants))
     n_rows = -(-len(variants) // columns)
@@ -70,20 +66,16 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
         for variant, axes in zip(variants, grid, strict=False):
             axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
             note, temperature = f"ECE {variant['ece']:.3f}", variant["temperature"]
-            filled = {
-                "facecolors": colours[variant["key"]][0],
-                "edgecolors": "white",
-                "alpha": 0.85,
-            }
-            _circles(axes, variant, 1.0, **filled)
+            colour, _ = colours[variant["key"]]
+            _circles(axes, variant, 1.0, facecolors=colour, edgecolors="white", alpha=0.85)
             if temperature is not None:
                 note += f"\nT = {temperature:.2f}"
                 _circles(axes, variant, temperature, facecolors="none", edgecolors=INK)
             axes.set_title(variant["label"], loc="left", fontsize=9)
             axes.text(0.04, 0.96, note, transform=axes.transAxes, va="top", fontsize=8, color=INK)
             axes.set(xlim=(0, 1.04), ylim=(0, 1.04))
-            axes.xaxis.set_major_formatter(PercentFormatter(1))
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(PercentFormatter(1))
             axes.tick_params(labelbottom=True)
             axes.grid()
         figure.supxlabel("confidence (probability of the predicted class)", fontsize=9)
@@ -99,34 +91,27 @@ def _circles(axes: Axes, variant: dict, temperature: float, **colours) -> None:
 
 
 def quantization_error(weights: pd.DataFrame, path: Path) -> list[Path]:
-    """SQNR in dB of every matrix, one panel per weight scheme: layers downward, kinds of matrix
-    across, the two embeddings above. `weights` is `error_analysis.weight_errors`'. Brighter is
-    better; 6 dB are one bit.
+    """SQNR in dB of every matrix, one panel per weight scheme: kinds of matrix across, layers
+    downward, the embeddings above. `weights` is `error_analysis.weight_errors`'. 6 dB are one bit.
     """
-    schemes, depth = weights["scheme"].unique(), weights["layer"].nunique()
+    layers = weights["layer"].map("{:.0f}".format, na_action="ignore").fillna(weights["matrix"])
+    by_scheme = weights.assign(layer=layers).groupby("scheme", sort=False)
     low, high = weights["sqnr_db"].min(), weights["sqnr_db"].max()
-    colours = {"vmin": low, "vmax": high, "cmap": "cividis", "cbar": False}
     with look():
-        matplotlib.rc("font", size=10)
-        size = (1.6 + 1.55 * len(schemes), 1.6 + 0.25 * (depth + 1))
+        size = (1.6 + 1.55 * len(by_scheme), 1.6 + 0.25 * layers.nunique())
         figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(2, len(schemes), squeeze=False, height_ratios=[1, depth])
-        for scheme, (top, axes) in zip(schemes, panels.T, strict=True):
-            rows = weights[weights["scheme"] == scheme]
-            above = rows[rows["layer"].isna()]
-            names, values = above[["matrix"]].T, above[["sqnr_db"]].T
-            no_ticks = {"xticklabels": False, "yticklabels": False}
-            sns.heatmap(values, annot=names, fmt="", ax=top, **no_ticks, **colours)
-            below = rows.dropna(subset="layer").astype({"layer": int})
-            grid = below.pivot(index="layer", columns="matrix", values="sqnr_db")
-            grid = grid[below["matrix"].unique()]  # in the model's order
-            sns.heatmap(grid, yticklabels=axes is panels[1, 0], ax=axes, **colours)
+        panels = figure.subplots(1, len(by_scheme), sharey=True)
+        for (scheme, rows), axes in zip(by_scheme, panels, strict=True):
+            grid = rows.pivot_table("sqnr_db", "layer", "matrix", sort=False)
+            grid = grid.bfill(axis=1).ffill(axis=1)  # an embedding's one value fills its row
+            grid = grid.drop(columns=grid.index.intersection(grid.columns))
+            sns.heatmap(grid, vmin=low, vmax=high, cmap="cividis", cbar=False, ax=axes)
             axes.tick_params(length=0)
             axes.tick_params(axis="y", rotation=0)
             axes.set(xlabel="", ylabel="")
-            title = scheme.replace(" per ", "\nper ").replace(" least", "\nleast")
-            top.set_title(f"{title}\n{rows['sqnr_db'].mean():.1f} dB")
-        panels[1, 0].set_ylabel("layer")
-        bar = figure.colorbar(axes.collections[0], ax=panels.ravel().tolist(), shrink=0.9)
+            title = str(scheme).replace(" per ", "\nper ").replace(" least", "\nleast")
+            axes.set_title(f"{title}\n{rows['sqnr_db'].mean():.1f} dB")
+        panels[0].set_ylabel("layer")
+        bar = figure.colorbar(axes.collections[0], ax=panels, shrink=0.9)
         bar.set_label("SQNR (dB)")
         return save(figure, path)

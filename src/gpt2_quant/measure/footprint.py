@@ -1,12 +1,11 @@
 """What a forward pass costs besides time: memory at its peak, and energy.
 
 *Memory.* The peak is what the forward adds to the model's own tensors: activations, and weights
-that a scheme dequantizes on the way. On CUDA the caching allocator counts it; on the CPU torch's
-profiler reports every allocation and release, and the peak is the highest running sum. Work space
-that libraries allocate for themselves is not in it.
+that a scheme dequantizes on the way. CUDA's caching allocator counts it; on the CPU it is the
+highest running sum of torch's profiler. Work space that libraries keep for themselves is not in it.
 
-*Energy.* NVIDIA's driver counts the millijoules that a GPU has drawn (Volta and later). The
-difference over a long run is the whole board's, idle power included: what a batch job pays.
+*Energy.* NVIDIA's driver counts the millijoules that a GPU has drawn (Volta and later): the whole
+board's, idle power included, which is what a batch job pays.
 """
 
 import os
@@ -21,7 +20,7 @@ MIB = 2**20
 
 
 def warm_libraries(device: str) -> None:
-    """Have cuBLAS allocate its work space now, so that no variant pays for multiplying first."""
+    """Have cuBLAS allocate its work space now, or the first variant pays for it."""
     if device != "cuda":
         return
     square = torch.ones(256, 256, device=device)
@@ -32,14 +31,12 @@ def warm_libraries(device: str) -> None:
 
 
 def allocated_bytes(device: str) -> int:
-    """Bytes of live tensors by CUDA's allocator; 0 on the CPU, which has none."""
+    """Bytes of live tensors by CUDA's allocator; 0 on the CPU."""
     return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 
 def kept_bytes(device: str) -> int:
-    """Bytes that CUDA's allocator keeps once it has given back what it can: live tensors and
-    captured graphs' pools; 0 on the CPU.
-    """
+    """Bytes of live tensors and captured graphs' pools on CUDA; 0 on the CPU."""
     if device != "cuda":
         return 0
     torch.cuda.synchronize()
@@ -68,7 +65,7 @@ def peak_bytes_of(call: Callable[[], object], device: str) -> int:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Drop the notices that torch's profiler, in C++, writes to the standard error."""
+    # torch's profiler writes its notices in C++, past sys.stderr.
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
@@ -87,7 +84,7 @@ def energy_counter(device: str) -> tuple[Callable[[], float] | None, str]:
         return None, f"{none} a CPU's counters are readable by the administrator only"
     import pynvml
 
-    # CUDA_VISIBLE_DEVICES renumbers GPUs, so the one that torch calls current is found by its UUID.
+    # CUDA_VISIBLE_DEVICES renumbers GPUs, so torch's current one is found by its UUID.
     uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
     try:
         pynvml.nvmlInit()

@@ -1,5 +1,4 @@
-"""Latency, throughput, memory and energy of all variants, measured in one process and written into
-their records.
+"""Latency, throughput, memory and energy of all variants, measured in one process.
 
 timing.py says how a call is timed, session.py what is called, best.py what the fastest way to call
 it is, footprint.py how memory and energy are read; here stands how much is measured on a device.
@@ -40,10 +39,8 @@ PROTOCOLS = {
 
 
 def protocol(preset: str, device: str) -> Protocol:
-    """The protocol of a preset on a device. The demo on a CPU compiles nothing: that takes longer
-    than the whole demo.
-    """
-    if (preset, device) == ("demo", "cpu"):
+    """The protocol of a preset on a device."""
+    if (preset, device) == ("demo", "cpu"):  # compiling would take longer than the whole demo
         return replace(PROTOCOLS["cpu"], best_shapes=(), seconds_a_shape=0.8, texts=128)
     return PROTOCOLS[device]
 
@@ -62,10 +59,9 @@ def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
 
 
 def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict[str, dict]:
-    """Measure all comparable variants in this process and renew their records.
+    """Measure all comparable variants and renew `records.TIMED_SECTIONS` in their records.
 
-    Sets `latency`, `throughput`, `memory`, `energy`, `notes` and `timing` (the session's id and
-    provenance) in results/records/<key>.json. Returns the records by key.
+    Returns the records by key.
     """
     device, plan = settings.device, protocol(settings.preset, settings.device)
     keys = comparable_keys(settings, checkpoint)
@@ -110,7 +106,7 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
 
 
 def store(settings: Settings, session: Session) -> dict[str, dict]:
-    """Write what a session has found so far into the variants' records; returns them."""
+    """Write what a session has found so far into the variants' records; returns them by key."""
     timing = {
         "session": session.id,
         "protocol": asdict(session.plan),
@@ -131,7 +127,7 @@ def store(settings: Settings, session: Session) -> dict[str, dict]:
 
 
 def table(stored: dict[str, dict]) -> str:
-    """What was measured as lines of text: memory, the published batch, and the real texts."""
+    """What was measured, as text: memory, the published batch, and the real texts."""
     rows = {}
     for record in stored.values():
         memory, throughput = record["memory"], record["throughput"]

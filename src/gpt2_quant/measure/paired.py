@@ -1,23 +1,20 @@
-"""Two classifiers on the same test rows: is the difference real, and is it small enough not to
-matter?
+"""Two classifiers on the same rows: is the difference real, and is it too small to matter?
 
-Only the rows where exactly one is right tell them apart: b that the variant alone gets right, c
-that the baseline alone gets right, of n. The difference in accuracy is d = (b - c) / n.
+Of n rows the variant alone gets b right, the baseline alone c: accuracy differs by (b - c) / n.
 
   * *Is there a difference?* Exact McNemar (Psychometrika 1947): if neither is better, b of b + c is
-    a fair coin's count. Holm's adjustment over many comparisons (Scand. J. Stat. 1979) keeps the
-    chance of any false claim below alpha.
+    a fair coin's count; over many comparisons Holm's adjustment (Scand. J. Stat. 1979).
   * *Is there none that matters?* A large p is no evidence of equality. Two one-sided tests
     (Schuirmann, J. Pharmacokinet. Biopharm. 1987) reject a loss, and a gain, of the margin or more,
     by Tango's score statistic (Stat. Med. 1998, eq. 9), which still works when b + c is 0.
   * *How large is it?* Paired bootstrap: both are scored on the same samples (`scores.py`).
-  * *What changed beneath the accuracy?* Answers may flip both ways and cancel out: agreement, flips
-    by class, KL(baseline || variant) in nats (arXiv 2407.09141).
+  * *What changed beneath?* Flips may cancel out: agreement, KL in nats (arXiv 2407.09141).
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import log_softmax
 from scipy.stats import binomtest, norm
@@ -50,17 +47,14 @@ def tango(b: int, c: int, n: int, difference: float) -> float:
 
 def tango_interval(b: int, c: int, n: int, level: float) -> tuple[float, float]:
     """All differences p_b - p_c that Tango's test does not reject at 1 - `level`, two-sided."""
-    z = norm.ppf(0.5 + level / 2)
-    edge = 1 - 1e-9
-    estimate = (b - c) / n
+    z, estimate, edge = norm.ppf(0.5 + level / 2), (b - c) / n, 1 - 1e-9
 
     def end(target: float, bound: float) -> float:
         def surplus(difference: float) -> float:
             return tango(b, c, n, difference) - target
 
-        # At the bound itself no data can be told from it: then the bound is the end.
         if surplus(bound) * surplus(estimate) > 0:
-            return bound
+            return bound  # which no data can be told from
         return float(brentq(surplus, bound, estimate, xtol=1e-12))
 
     return end(z, -edge), end(-z, edge)
@@ -68,19 +62,14 @@ def tango_interval(b: int, c: int, n: int, level: float) -> tuple[float, float]:
 
 def equivalence(b: int, c: int, n: int, margin: float = MARGIN) -> float:
     """TOST p-value, the larger of the two one-sided ones: small means equivalent."""
-    no_loss = norm.sf(tango(b, c, n, -margin))
-    no_gain = norm.cdf(tango(b, c, n, margin))
-    return float(max(no_loss, no_gain))
+    return float(max(norm.sf(tango(b, c, n, -margin)), norm.cdf(tango(b, c, n, margin))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values: the k-th smallest of m times (m - k + 1), never decreasing, at most 1."""
-    values = np.asarray(p_values, dtype=float)
-    order = np.argsort(values, kind="stable")
-    scaled = values[order] * np.arange(len(values), 0, -1)
-    adjusted = np.empty(len(values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return adjusted.tolist()
+    ascending = pd.Series(p_values, dtype=float).sort_values(kind="stable")
+    scaled = ascending * np.arange(len(ascending), 0, -1)
+    return scaled.cummax().clip(upper=1.0).sort_index().tolist()
 
 
 def bootstrap_differences(
@@ -91,14 +80,12 @@ def bootstrap_differences(
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Variant minus baseline with a 95% percentile interval: key -> score -> {value, low, high},
-    for accuracy, f1_macro, nll and brier.
-
-    labels [n]; logits: key -> [n, C], the baseline among them.
+    for accuracy, f1_macro, nll and brier. labels [n]; logits: key -> [n, C], with the baseline.
     """
     n, n_classes = logits[baseline].shape
     losses = np.stack([row_terms(labels, values)[:, :2] for values in logits.values()], axis=1)
-    # One draw of rows for all: every classifier's mean NLL and Brier score on the same samples. In
-    # float64, since a difference of two means may be a millionth of either.
+    # All classifiers' mean NLL and Brier score on the same samples; in float64, since a difference
+    # of two means may be a millionth of either.
     terms = losses.reshape(n, -1).astype(np.float64)
     means = draw_sums(terms, resamples, seed).reshape(-1, len(logits), 2) / n
     mean_losses = dict(zip(logits, np.swapaxes(means, 0, 1), strict=True))
@@ -122,14 +109,13 @@ def bootstrap_differences(
 
 def divergence(baseline: np.ndarray, variant: np.ndarray) -> np.ndarray:
     """KL(softmax(baseline) || softmax(variant)) of each row, nats, float64 [n]; logits [n, C]."""
-    log_p = log_softmax(np.asarray(baseline, dtype=np.float64), axis=1)
-    log_q = log_softmax(np.asarray(variant, dtype=np.float64), axis=1)
+    log_p, log_q = (log_softmax(x.astype(np.float64), axis=1) for x in (baseline, variant))
     kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return np.maximum(kl, 0.0)  # rounding may leave -1e-17
 
 
 def compare(labels: np.ndarray, baseline: np.ndarray, variant: np.ndarray) -> dict:
-    """What one pair says without the others. Logits [n, C], labels [n]."""
+    """What one pair says without the others: labels [n], logits [n, C]."""
     n, n_classes = baseline.shape
     before, after = baseline.argmax(axis=1), variant.argmax(axis=1)
     b = int(((after == labels) & (before != labels)).sum())

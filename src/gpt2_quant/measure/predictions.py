@@ -1,9 +1,7 @@
-"""Run a classifier over a split once, and keep its logits: every score and every comparison comes
-from that file.
+"""Run a classifier over a split once, and keep its logits: every score comes from that file.
 
 `results/predictions/<key>.parquet` has a row per text: `id` (its number in the split), `label`
-(0–3) and `logit_0` … `logit_3` (float32). Validation's stands beside it as
-`<key>.validation.parquet`.
+(0–3) and `logit_0` … `logit_3` (float32). Validation's is `<key>.validation.parquet`.
 """
 
 from pathlib import Path
@@ -21,11 +19,7 @@ LOGITS = [f"logit_{i}" for i in range(len(LABELS))]
 
 
 def predict(model, tokens: Tokens, batch_size: int, pad_id: int, description: str) -> np.ndarray:
-    """Logits of every row of `tokens`, in the split's order: float32 [n, 4].
-
-    Half-precision logits are cast before any score is computed from them. Raises UserError when one
-    is not finite.
-    """
+    """Logits of every row of `tokens`, in order: float32 [n, 4]. UserError if one is not finite."""
     import torch  # here, since script 5 reads predictions without torch
 
     device = next(model.parameters()).device
@@ -46,7 +40,6 @@ def predict(model, tokens: Tokens, batch_size: int, pad_id: int, description: st
 
 
 def predictions_path(results_dir: Path, key: str) -> Path:
-    """Where the predictions of a variant are kept."""
     return results_dir / "predictions" / f"{key}.parquet"
 
 

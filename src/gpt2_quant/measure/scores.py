@@ -1,17 +1,12 @@
 """Scores of one classifier from its logits, each with a 95% interval.
 
-How far would a score move on another n rows? The bootstrap draws n of the rows at hand, with
-replacement, in one of two forms:
+The bootstrap draws n of the n rows with replacement: what depends on counts only (accuracy,
+precision, recall, F1) as counts, multinomially; what sums over rows (NLL, Brier, ECE) row by row.
 
-  * Accuracy, precision, recall and F1 depend on *counts* only, of rows with label i and prediction
-    j: a sample is one draw from a multinomial distribution (`draw_counts`).
-  * NLL, Brier score and calibration error are made of *sums over rows*: how often each row was
-    drawn, times the matrix of the rows' terms (`draw_sums`).
-
-The interval is the bootstrap's percentiles (Efron & Tibshirani 1993, ch. 13), with two exceptions.
-Proportions (accuracy, precision and recall per class) have Wilson's score interval, which stays in
-[0, 1] and is not empty at its ends (JASA 1927, eq. 7). Calibration errors are sums of absolute
-values, to which resampling adds what sampling has added before; the basic bootstrap takes that off:
+The interval is its percentiles (Efron & Tibshirani 1993, ch. 13), with two exceptions. Proportions
+(accuracy, precision and recall per class) have Wilson's score interval, which stays in [0, 1] and
+is not empty at its ends (JASA 1927, eq. 7). Calibration errors are sums of absolute values, to
+which resampling adds what sampling has added before; the basic bootstrap takes that off:
 [2v - q97.5, 2v - q2.5] (Davison & Hinkley 1997, eq. 5.6).
 """
 
@@ -29,11 +24,9 @@ BINS = 15
 
 
 def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predictions") -> None:
-    """Refuse what no score is defined for: raises UserError, naming `name` and the fault.
-
-    labels [n] integers in [0, C); logits [n, C] finite floats, C >= 2; n >= 1.
+    """Raise UserError, naming `name`, unless labels [n] are in [0, C), logits [n, C] finite, n >= 1
+    and C >= 2.
     """
-    labels, logits = np.asarray(labels), np.asarray(logits)
     fault = ""
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
         fault = f"expected n labels and n x C logits, got {labels.shape} and {logits.shape}"
@@ -60,10 +53,8 @@ def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndar
 def count_scores(
     counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray, n_classes: int
 ) -> dict[str, np.ndarray]:
-    """Accuracy, and precision, recall and F1 per class (`f1_2`) and averaged over classes, [...].
-
-    counts [..., cells]: how many rows have `labels` [cells] and `predicted` [cells]. A class never
-    predicted has precision 0, one without rows recall 0.
+    """Accuracy, and precision, recall and F1 per class (`f1_2`) and averaged over classes, [...],
+    where counts [..., cells] rows have `labels` [cells] and `predicted` [cells]; 0 / 0 is 0.
     """
     classes = np.eye(n_classes)
     labelled, answered = counts @ classes[labels], counts @ classes[predicted]
@@ -82,12 +73,12 @@ def count_scores(
 def row_terms(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """What each row adds to the scores that are sums over rows, float32 [n, 32].
 
-    Columns: negative log-likelihood in nats | Brier score, a sum of squares over classes (0 to 2) |
-    confidence - correct of the top label in 15 bins of equal width (Guo et al., arXiv 1706.04599,
-    eq. 3) | in 15 bins of equal count (Nixon et al., arXiv 1904.01685).
+    Columns: NLL in nats | Brier score, summed over classes (0 to 2) | confidence - correct of the
+    top label in 15 bins of equal width (Guo et al., arXiv 1706.04599, eq. 3) | in 15 bins of equal
+    count (Nixon et al., arXiv 1904.01685).
     """
-    rows, logits = np.arange(len(labels)), np.asarray(logits, dtype=np.float64)
-    log_probability = log_softmax(logits, axis=1)
+    rows = np.arange(len(labels))
+    log_probability = log_softmax(logits.astype(np.float64), axis=1)
     probability = np.exp(log_probability)
     confidence = probability.max(axis=1)
     gap = confidence - (logits.argmax(axis=1) == labels)
@@ -126,7 +117,7 @@ def sum_scores(sums: np.ndarray, n: int) -> dict[str, np.ndarray]:
 
 
 def calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Expected calibration error in 15 bins of equal width; labels [n], logits [n, C]."""
+    """Expected calibration error in 15 bins of equal width."""
     sums = row_terms(labels, logits).sum(axis=0, dtype=np.float64)
     return float(sum_scores(sums, len(labels))["ece"])
 
@@ -135,8 +126,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """95% score interval of a proportion; (0, 1) when there are no rows to know it from."""
     if n == 0:
         return 0.0, 1.0
-    interval = binomtest(int(successes), int(n)).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def classification_scores(
@@ -147,40 +138,33 @@ def classification_scores(
     labels [n] in [0, C); logits [n, C], any float dtype. Raises UserError (`check_predictions`).
     """
     check_predictions(labels, logits)
-    labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
+    logits = logits.astype(np.float64)
     n, n_classes = logits.shape
     classes, predicted = range(n_classes), logits.argmax(axis=1)
     (truth, guess), counts = draw_counts(np.column_stack([labels, predicted]), resamples, seed)
     samples = count_scores(counts, truth, guess, n_classes)
     samples |= sum_scores(draw_sums(row_terms(labels, logits), resamples, seed), n)
 
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+    per_class = metrics.precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0
     )
-    brier = metrics.brier_score_loss(
-        labels, softmax(logits, axis=1), labels=classes, scale_by_half=False
-    )
-    values = {
-        "accuracy": metrics.accuracy_score(labels, predicted),
-        "f1_macro": f1.mean(),
-        "precision_macro": precision.mean(),
-        "recall_macro": recall.mean(),
-        "nll": samples["nll"][0],
-        "brier": brier,
-        "ece": samples["ece"][0],
-        "ece_adaptive": samples["ece_adaptive"][0],
-    }
+    probability = softmax(logits, axis=1)
+    brier = metrics.brier_score_loss(labels, probability, labels=classes, scale_by_half=False)
+    values = {"accuracy": metrics.accuracy_score(labels, predicted), "brier": brier}
+    values |= {name: samples[name][0] for name in ("nll", "ece", "ece_adaptive")}
+    for name, of_class in zip(("precision", "recall", "f1"), per_class[:3], strict=True):
+        values[f"{name}_macro"] = of_class.mean()
+        values |= {f"{name}_{c}": of_class[c] for c in classes}
+
     table = metrics.confusion_matrix(labels, predicted, labels=classes)  # [label, prediction]
     proportions = {"accuracy": (table.trace(), n)}
-    for c in classes:
-        values |= {f"precision_{c}": precision[c], f"recall_{c}": recall[c], f"f1_{c}": f1[c]}
-        proportions[f"precision_{c}"] = table[c, c], table[:, c].sum()
-        proportions[f"recall_{c}"] = table[c, c], table[c].sum()
+    for name, totals in (("precision", table.sum(axis=0)), ("recall", table.sum(axis=1))):
+        proportions |= {f"{name}_{c}": (table[c, c], totals[c]) for c in classes}
 
     scores = {}
     for name, value in values.items():
-        hits, of = proportions.get(name, (None, n))
         low, high = np.quantile(samples[name][1:], (0.025, 0.975))
+        hits, of = proportions.get(name, (None, n))
         if hits is not None:
             low, high = wilson(hits, of)
         elif name.startswith("ece"):
@@ -191,7 +175,7 @@ def classification_scores(
 
 def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> pd.DataFrame:
     """Rows (`count`), mean `confidence` and `accuracy` per equal-width bin that is not empty."""
-    probability = softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
+    probability = softmax(logits.astype(np.float64) / temperature, axis=1)
     confidence, hits = probability.max(axis=1), probability.argmax(axis=1) == labels
     frame = pd.DataFrame({"count": 1, "confidence": confidence, "accuracy": hits})
     how = {"count": "sum", "confidence": "mean", "accuracy": "mean"}
@@ -201,11 +185,11 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """The T that minimises the NLL of softmax(logits / T): temperature scaling (Guo, section 4.2).
 
-    For validation logits only. NLL is convex in 1/T: it has one minimum over T in [0.05, 20]. T > 1
-    means that the classifier was overconfident. No prediction changes.
+    For validation logits only. NLL is convex in 1/T; T > 1 means that the classifier was
+    overconfident. No prediction changes.
     """
     check_predictions(labels, logits)
-    logits, rows = np.asarray(logits, dtype=np.float64), np.arange(len(labels))
+    logits, rows = logits.astype(np.float64), np.arange(len(labels))
 
     def nll(log_temperature: float) -> float:
         return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()

@@ -1,8 +1,7 @@
 """One process's measurements: the same batches for every variant, one id that every figure carries.
 
-*Throughput* is the test set at its real lengths, in batches of like length, from padded batches in
-host memory to logits in host memory; tokenizing is not in it. The same passes give the energy per
-thousand texts.
+*Throughput* is the test set at its real lengths, in batches of like length, from padded batches to
+logits, both in host memory; tokenizing is not in it. The same passes give the energy.
 """
 
 import time
@@ -31,7 +30,7 @@ class Protocol:
 
     shapes: tuple[Shape, ...]
     best_shapes: tuple[Shape, ...]  # in the order in which they are prepared
-    best_seconds: float  # for compiling and capturing: variants that come too late are left out
+    best_seconds: float  # for compiling and capturing: who comes too late is left out
     best_seconds_each: float  # and of that, the most that one variant may take
     warmup: int
     min_rounds: int  # below 6 there is no 95% interval of the median
@@ -40,12 +39,12 @@ class Protocol:
     texts: int | None  # of the test set, evenly spaced; None takes all
     texts_a_batch: int
     passes: int
-    seconds_a_pass: float  # texts are gone through until this is over: energy is counted coarsely
+    seconds_a_pass: float  # texts are repeated until this is over: energy is counted coarsely
 
 
 @dataclass
 class Found:
-    """What was measured of one variant, by the sections of its record."""
+    """What was measured of one variant, by its record's sections."""
 
     latency: list[dict] = field(default_factory=list)
     throughput: dict[str, dict] = field(default_factory=dict)
@@ -55,7 +54,7 @@ class Found:
 
 
 def eager(model) -> Function:
-    """The model as transformers would call it; a classifier needs no cache of keys and values."""
+    """The model as transformers would call it, without a cache of keys and values."""
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
@@ -70,26 +69,23 @@ class Session:
         self.found = {key: Found(notes=[no_energy] if no_energy else []) for key in models}
 
     def note(self, key: str, text: str) -> None:
-        """Keep, once, a sentence that explains what is missing from a variant's figures."""
+        """Keep, once, a sentence on what is missing from a variant's figures."""
         if text not in self.found[key].notes:
             self.found[key].notes.append(text)
 
     def batch(self, shape: Shape) -> tuple[Tensor, Tensor]:
-        """input_ids and attention_mask of a shape on the device, the same for every variant."""
         return shape_batch(self.tokens, *shape, self.pad_id, self.device)
 
     def sweep(self, functions_at: dict[Shape, Functions], mode: str) -> None:
-        """Time, at every shape, the functions given for it.
-
-        A variant that runs out of memory at a shape is left out there, with a note.
-        """
+        """Time, at every shape, the functions given for it; a note says whose memory ran out."""
         plan = self.plan
         for shape, functions in functions_at.items():
             batch, calls = self.batch(shape), {}
             for key, function in functions.items():
+                call = partial(function, *batch)
                 try:
-                    function(*batch)
-                    calls[key] = partial(function, *batch)
+                    call()
+                    calls[key] = call
                 except torch.OutOfMemoryError:
                     at = f"{mode} at {shape[0]} x {shape[1]}"
                     self.note(key, f"latency: {at} does not fit in the device's memory")
@@ -119,7 +115,7 @@ class Session:
         rng = np.random.default_rng(0)
         for _ in range(self.plan.passes):
             for key in rng.permutation(list(functions)).tolist():
-                passes[key].append(self._one_pass(functions[key], batches, n_texts))
+                passes[key].append(self._one_pass(functions[key], batches))
         for key, measured in passes.items():
             rates = [texts / seconds for texts, seconds, _ in measured]
             median = float(np.median(rates))
@@ -135,9 +131,7 @@ class Session:
                     "seconds": seconds, "texts": texts, "mode": mode, "session": self.id,
                 }  # fmt: skip
 
-    def _one_pass(
-        self, function: Function, batches: Batches, n_texts: int
-    ) -> tuple[int, float, float]:
+    def _one_pass(self, function: Function, batches: Batches) -> tuple[int, float, float]:
         """Texts, seconds and joules of going through `batches` until `seconds_a_pass` are over."""
         read_joules = self.joules or (lambda: 0.0)
         synchronize(self.device)
@@ -146,9 +140,7 @@ class Session:
             inputs = ((batch["input_ids"], batch["attention_mask"]) for batch in batches)
             # All are launched before the first answer is waited for.
             logits = [function(ids.to(self.device), mask.to(self.device)) for ids, mask in inputs]
-            for answer in logits:
-                answer.cpu()
-            texts += n_texts
+            texts += sum(len(answer.cpu()) for answer in logits)
             seconds = time.perf_counter() - start
             if seconds >= self.plan.seconds_a_pass:
                 return texts, seconds, read_joules() - joules
@@ -157,14 +149,13 @@ class Session:
 def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_before: int) -> dict:
     """Bytes that a freshly loaded model holds, and the most with a forward pass of `batch` running.
 
-    Comes before any forward, in which bitsandbytes casts tensors. `allocated_before`: the
-    allocator's count before loading.
+    `allocated_before`: by the allocator, before loading.
     """
-    resident = resident_bytes(model)
+    resident = resident_bytes(model)  # before any forward, in which bitsandbytes casts tensors
     allocated = footprint.allocated_bytes(device) - allocated_before
     call = partial(eager(model), *batch)
     with torch.inference_mode():
-        call()  # kernels tune themselves in their first call, in memory that later ones do not need
+        call()  # kernels tune themselves in their first call, which takes memory
         peak = resident + footprint.peak_bytes_of(call, device)
     batch_size, seq_len = batch[0].shape
     return {

@@ -2,8 +2,7 @@
 
 So that two variants compare, both get the same batch of real texts, already on the device. Each is
 warmed up (kernels are chosen, compiled, captured), then timed in *rounds*, once per round in an
-order shuffled anew: drift of clock and temperature hits all alike, and nobody always runs behind
-the same neighbour. Every value is kept.
+order shuffled anew: drift of clock and temperature hits all alike. Every value is kept.
 
 The median has a 95% interval of order statistics, which assumes no distribution: the number of
 values below the true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from scipy.stats import binom
+from scipy.stats import quantile_test
 from torch import Tensor
 
 from ..data.tokens import Tokens, pad_batch, sorted_batches
@@ -26,30 +25,26 @@ Batches = list[dict[str, Tensor]]
 
 def median_interval(values_ms) -> tuple[float, float, float]:
     """Median of `values_ms` and its 95% interval, which is NaN where there are fewer than 6."""
-    ordered = np.sort(np.asarray(values_ms, dtype=float))
-    k = int(binom.ppf(0.025, len(ordered), 0.5))  # the largest whose P(B < k) is within the tail
-    low, high = (ordered[k - 1], ordered[-k]) if k else (np.nan, np.nan)
-    return float(np.median(ordered)), float(low), float(high)
+    low, high = quantile_test(values_ms, p=0.5).confidence_interval(0.95)
+    return float(np.median(values_ms)), float(low), float(high)
 
 
 def shape_batch(
     tokens: Tokens, batch_size: int, seq_len: int, pad_id: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, int64 [batch_size, seq_len]: evenly spaced texts, cut or padded
-    on the right; fewer texts than that are repeated.
+    """input_ids and attention_mask, int64 [batch_size, seq_len], of evenly spaced texts, cut or
+    padded on the right.
     """
-    ids = np.full((batch_size, seq_len), pad_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
+    ids = torch.full((batch_size, seq_len), pad_id)
+    mask = torch.zeros_like(ids)
     for i, row in enumerate(np.linspace(0, len(tokens) - 1, batch_size).astype(int)):
-        text = tokens.row(row)[:seq_len]
+        text = torch.from_numpy(tokens.row(row)[:seq_len])
         ids[i, : len(text)], mask[i, : len(text)] = text, 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    return ids.to(device), mask.to(device)
 
 
 def text_batches(tokens: Tokens, limit: int | None, batch_size: int, pad_id: int) -> Batches:
-    """At most `limit` texts, evenly spaced, at their real lengths: batches of like length in host
-    memory, longest first, as `pad_batch` makes them.
-    """
+    """`limit` texts, evenly spaced, or all: batches of like length on the host, longest first."""
     wanted = min(limit or len(tokens), len(tokens))
     rows = np.unique(np.linspace(0, len(tokens) - 1, wanted).astype(int))
     groups = sorted_batches(tokens.lengths[rows], batch_size)
@@ -57,16 +52,14 @@ def text_batches(tokens: Tokens, limit: int | None, batch_size: int, pad_id: int
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done all that was asked of it; a CPU always has."""
+    """Wait until the device is idle; a CPU always is."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def time_once(call: Callable[[], object], device: str) -> float:
-    """Milliseconds of one `call()`, from an idle device to an idle device: without waiting on both
-    sides, only the launch would be timed.
-    """
-    synchronize(device)
+    """Milliseconds of one `call()`, from an idle device to an idle device."""
+    synchronize(device)  # without, only the launch would be timed
     start = time.perf_counter_ns()
     call()
     synchronize(device)
@@ -81,7 +74,7 @@ def time_interleaved(
     max_rounds: int,
     seconds: float,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round, name -> values, as many of each name.
+    """Milliseconds of each call in each round: name -> values.
 
     After `min_rounds`, rounds go on while the next one is expected to end within `seconds`, up to
     `max_rounds`.
@@ -93,8 +86,8 @@ def time_interleaved(
     rng = np.random.default_rng(0)
     gc.collect()
     gc.disable()  # no garbage collection during the rounds
+    start = time.perf_counter()
     try:
-        start = time.perf_counter()
         for done in range(1, max_rounds + 1):
             for name in rng.permutation(list(calls)).tolist():
                 values[name].append(time_once(calls[name], device))

@@ -1,8 +1,7 @@
 """Weight schemes side by side: quantize a matrix, read it back, and let the float model compute.
 
-Such *fake* quantization isolates what rounding the weights does. Two refinements live here alone,
-as no scheme stores them: a scale per *group* of neighbours along the input axis, and a *clipped*
-range, which saturates outliers and gives the rest finer steps.
+Such *fake* quantization isolates what rounding the weights does. A scale per *group* of neighbours
+along the input axis lives here alone: no scheme stores it.
 """
 
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
 from . import affine, nf4
-
-SHRINKAGES = torch.linspace(1.0, 0.2, 33).tolist()
 
 
 class ReadBack(NamedTuple):
@@ -84,18 +81,3 @@ def fake_quantize_weights(
         if wanted(path):
             weight.copy_(WEIGHT_SCHEMES[scheme](weight, f"{path}.weight").values)
     return model
-
-
-def read_back_clipped(weight: Tensor) -> Tensor:
-    """A weight `[out, in]` read back from int8 per channel, each range that of least squares."""
-    absmax = weight.abs().amax(-1)
-    best, least_error = weight, torch.full_like(absmax, torch.inf)
-    for shrinkage in SHRINKAGES:
-        high = absmax * shrinkage
-        scale = affine.cover(-high, high, symmetric=True)[0].unsqueeze(-1)
-        codes = affine.quantize(weight, scale, 0, -affine.SYMMETRIC_MAX, affine.SYMMETRIC_MAX)
-        values = affine.dequantize(codes, scale)
-        error = (values - weight).square().sum(-1)
-        best = torch.where((error < least_error).unsqueeze(-1), values, best)
-        least_error = torch.minimum(error, least_error)
-    return best

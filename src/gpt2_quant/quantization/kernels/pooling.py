@@ -62,7 +62,7 @@ def pooled_rows(ids: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:
 def layer_norm_head(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, head: Tensor
 ) -> Tensor:
-    """`layer_norm(x) head^T` in float32: `[texts, n]`, head `[classes, n]` -> `[texts, classes]`."""
+    """`layer_norm(x) head^T`, float32: `[texts, n]`, head `[classes, n]` -> `[texts, classes]`."""
     texts, n_columns = x.shape
     logits = torch.empty((texts, len(head)), dtype=torch.float32, device=x.device)
     _head_kernel[(texts,)](
