@@ -1,12 +1,12 @@
-"""What was done once is not done again: a script's work by its receipt, scores by their content.
+"""No work twice: scripts by their receipt, scores by their content.
 
-*Receipts.* A script writes its receipt last. Its work is complete while the receipt names the same
-flags and inputs, and every output is still as it was written. Small files are compared by sha256,
-large ones (weights) by size and time of change.
+*Receipts.* A script writes its receipt last. Its work is complete while the receipt has the same
+flags and inputs, and every output is unchanged: small files by sha256, large ones (weights) by size
+and modification time.
 
-*Scores.* The key of a row is sha256(signature, text, …): the signature names the metric with all
-that could change its value (model, revision, package version), so a new version never meets an old
-number. Tables are `.npz` files: keys uint8 [n, 32], rows [n, width].
+*Scores.* A row's key is sha256(signature, text, …); the signature names all that could change the
+metric's value (model, revision, package version). Tables are `.npz` files: keys uint8 [n, 32], rows
+[n, width].
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from .records import TIMED_SECTIONS, atomic_path, file_sha256, write_json
 
 LARGE_BYTES = 4 << 20
 CHUNK = 512  # rows computed at a time
-SAVE_EVERY_S = 20.0  # so that an interrupted run goes on from where it was
+SAVE_EVERY_S = 20.0  # an interrupted run resumes from the last save
 
 
 def content_key(*parts: str) -> bytes:
@@ -37,7 +37,7 @@ def content_key(*parts: str) -> bytes:
 
 
 class Cache:
-    """Rows by content in `folder`, one file per metric; None keeps them in memory."""
+    """One file per metric in `folder`; None: in memory only."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -46,9 +46,7 @@ class Cache:
     def rows(
         self, name: str, keys: Sequence[bytes], compute: Callable[[list[int]], np.ndarray]
     ) -> np.ndarray:
-        """Rows [len(keys), width] of table `name`; `compute` makes those at the positions that are
-        missing (each key once).
-        """
+        """Rows [len(keys), width] of table `name`; `compute` makes those at missing positions."""
         if name not in self._tables:
             self._tables[name] = self._read(name)
         table = self._tables[name]
@@ -62,7 +60,7 @@ class Cache:
             chunk = missing[start : start + CHUNK]
             fresh = np.asarray(compute(chunk)).reshape(len(chunk), -1)
             if table and len(next(iter(table.values()))) != fresh.shape[1]:
-                table.clear()  # rows of an earlier version, which nobody asks for any more
+                table.clear()  # rows of an earlier version
             table.update(zip([keys[i] for i in chunk], fresh, strict=True))
             if start + CHUNK >= len(missing) or time.monotonic() - saved > SAVE_EVERY_S:
                 self._save(name)
@@ -83,22 +81,22 @@ class Cache:
 
 
 def load_arrays(path: Path, *names: str) -> list[np.ndarray] | None:
-    """These arrays of an `.npz`; None where it is missing or damaged."""
+    """None where the `.npz` is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return [stored[name] for name in names]
-    except Exception:  # a damaged archive raises a dozen kinds
+    except Exception:  # a damaged archive raises many kinds
         return None
 
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Write an `.npz`, atomically. Raises OSError when the disk refuses."""
+    """Raises OSError when the disk refuses."""
     with atomic_path(path) as temporary:
         np.savez(temporary, **arrays)
 
 
 class Step:
-    """One script's run: its name, its flags (`vars(args)`) and the files it reads."""
+    """One script's run: name, flags, files it reads."""
 
     def __init__(self, results_dir: Path, name: str, flags: dict, inputs: Iterable[Path] = ()):
         self.name = name
@@ -108,7 +106,7 @@ class Step:
         self.inputs = {str(path): _state(path) for path in inputs}
 
     def complete(self) -> bool:
-        """Whether all is as in the receipt, without --overwrite; says so if it is."""
+        """Whether all is as in the receipt, without --overwrite; prints so."""
         try:
             receipt = json.loads(self.receipt.read_text(encoding="utf-8"))
             same = receipt["flags"] == self.flags and receipt["inputs"] == self.inputs
@@ -123,7 +121,7 @@ class Step:
         return True
 
     def finish(self, outputs: Iterable[Path]) -> None:
-        """Write the receipt. Raises FileNotFoundError for a missing output."""
+        """Raises FileNotFoundError for a missing output."""
         states = {str(path): _output_state(path) for path in outputs}
         if missing := [path for path, state in states.items() if state is None]:
             raise FileNotFoundError(f"{self.name} ended without writing {', '.join(missing)}")
@@ -140,7 +138,7 @@ def _state(path: Path) -> str | None:
 
 
 def _output_state(path: Path) -> str | None:
-    """The same, of a record without its timings, which script 3 renews for all variants."""
+    """`_state`, of a record without its timings: script 3 renews them for all variants."""
     if path.parent.name == "records":
         with suppress(OSError, ValueError, AttributeError):
             record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""What every script is told: presets, flags, folders, device and seed.
+"""Presets, flags, folders, device and seed of every script.
 
-A *preset* names an experiment. `paper` is the published one: GPT-2 and AG News from the hub, each
-pinned to a commit. `demo` runs the same code on a corpus and a miniature GPT-2 that it makes on the
-spot, in folders of its own. A flag overrides what the preset says.
+A *preset* names an experiment. `paper`: GPT-2 and AG News from the hub, each pinned to a commit.
+`demo`: the same code on a generated corpus and miniature GPT-2, in folders of its own. Flags
+override the preset.
 """
 
 import argparse
@@ -23,7 +23,7 @@ NO_FOLDER = "there is no such folder; give an existing folder or a hub id like o
 
 @dataclass(frozen=True)
 class Preset:
-    """The defaults of one experiment; a model or data set of None is made on the spot (demo.py)."""
+    """Defaults of one experiment; model or data set None: generated (demo.py)."""
 
     models_dir: Path
     results_dir: Path
@@ -52,8 +52,6 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The flags that all scripts share: preset applied, values checked, device chosen."""
-
     preset: str
     base_model: str
     base_revision: str | None
@@ -70,7 +68,7 @@ class Settings:
     overwrite: bool
 
     def as_dict(self) -> dict:
-        """What a record keeps; folders in this repository by their path from its root."""
+        """For a record: folders inside the repository relative to its root."""
         values = asdict(self)
         for name in ("models_dir", "results_dir", "base_model", "dataset"):
             path = Path(values[name])
@@ -80,21 +78,18 @@ class Settings:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that complains in one sentence instead of the whole usage text."""
-
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see python {self.prog} --help\n")
 
 
 def positive_int(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def parser(docstring: str) -> argparse.ArgumentParser:
-    """A parser with the flags that every script has; `docstring` is the help text."""
+    """`docstring` is the help text."""
     result = _Parser(
         prog=os.path.relpath(sys.argv[0] or "."),
         description=docstring,
@@ -121,7 +116,7 @@ def parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Apply the preset to the parsed flags. Raises UserError for what cannot be as they ask."""
+    """Raises UserError for flags that cannot be met."""
     preset = PRESETS[args.preset]
     if (length := args.max_length) > 1024:
         raise UserError(f"--max-length {length} is beyond GPT-2's 1,024 positions: give less")
@@ -142,17 +137,17 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether `name` can only mean a folder: a hub id has at most one slash, no dot in front."""
+    """A hub id has at most one slash, no leading dot."""
     outside = name.startswith((".", "/", "~")) or "\\" in name
     return outside or name.count("/") > 1 or Path(name).is_dir()
 
 
 def resolve_device(name: str) -> str:
-    """`cuda` or `cpu`, whichever `name` means. Raises UserError for CUDA that is not there."""
+    """Raises UserError for CUDA that is not there."""
     found = False
     if name != "cpu":
         with suppress(OSError):
-            ctypes.CDLL("libcuda.so.1")  # without the driver torch, slow to import, is not asked
+            ctypes.CDLL("libcuda.so.1")  # without the driver, spare the slow import of torch
             import torch
 
             found = torch.cuda.is_available()
@@ -174,7 +169,6 @@ def _check_writable(flag: str, folder: Path) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators."""
     from transformers import set_seed
 
-    set_seed(seed % 2**32)  # NumPy takes no other
+    set_seed(seed % 2**32)  # NumPy's range

@@ -18,11 +18,11 @@ DISK_FAULTS = {EACCES, EDQUOT, EFBIG, ENOSPC, ENOTDIR, EPERM, EROFS}
 
 
 class UserError(Exception):
-    """The user's fault: one sentence names it and its mend."""
+    """The user's fault: one sentence with its mend."""
 
 
 def _errno_of(fault: Exception) -> int | None:
-    # safetensors is written in Rust and puts the number into its message only.
+    # safetensors (Rust) has the number in its message only.
     if type(fault).__name__ == "SafetensorError":
         found = re.search(r"\(os error (\d+)\)", str(fault))
         return int(found[1]) if found else None
@@ -30,7 +30,6 @@ def _errno_of(fault: Exception) -> int | None:
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a script's `main` and end the process with the exit code of its outcome."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code, message = 0, None
     try:

@@ -1,8 +1,7 @@
 """One JSON file per result, with its provenance, written atomically.
 
-A number is worth what is known of its origin: a record also holds settings, the data's fingerprint,
-the code's, package versions, device and driver. Files are written under a temporary name, flushed,
-then renamed: a reader sees the old or the new.
+A record also holds settings, fingerprints of data and code, package versions, device and driver.
+Files are written under a temporary name, flushed, renamed: a reader sees the old or the new.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ from .cli import ROOT, Settings
 from .errors import UserError
 
 SCHEMA_VERSION = 1
-# What latency.py renews whenever all variants are timed together.
+# Renewed by latency.py when all variants are timed together.
 TIMED_SECTIONS = ("latency", "throughput", "memory", "energy", "notes", "timing")
 PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy",
@@ -36,8 +35,8 @@ PACKAGES = (
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path, of a file or folder, that takes `path`'s place when the block ends well,
-    and vanishes otherwise. Raises OSError when the disk refuses.
+    """A temporary path, of a file or folder, that replaces `path` when the block succeeds and is
+    removed otherwise. Raises OSError when the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
@@ -72,18 +71,16 @@ def _flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as JSON, atomically; NaN and infinity become null."""
+    """NaN and infinity become null."""
     write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, frame) -> None:
-    """Write a pandas DataFrame as CSV without its index, atomically."""
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False)
 
@@ -101,14 +98,13 @@ def _plain(value: object) -> object:
 
 
 def save_record(results_dir: Path, key: str, record: dict) -> Path:
-    """Write `results_dir/records/<key>.json`."""
     path = results_dir / "records" / f"{key}.json"
     write_json(path, {"schema_version": SCHEMA_VERSION, "key": key, **record})
     return path
 
 
 def load_record(path: Path) -> dict:
-    """One record. Raises UserError where it is missing, damaged or of a newer schema."""
+    """Raises UserError where it is missing, damaged or of a newer schema."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         newer = record["schema_version"] > SCHEMA_VERSION
@@ -123,7 +119,7 @@ def load_record(path: Path) -> dict:
 
 
 def load_records(results_dir: Path) -> dict[str, dict]:
-    """All variants' records, by key; other records have no `variant`."""
+    """Variants' records by key; other records have no `variant`."""
     paths = sorted((results_dir / "records").glob("*.json"))
     records = {path.stem: load_record(path) for path in paths}
     return {key: record for key, record in records.items() if "variant" in record}
@@ -148,7 +144,7 @@ def provenance(settings: Settings) -> dict:
 
 @cache
 def code_version() -> dict:
-    """The git commit, whether files differ from it (None without git), a hash over `src/`."""
+    """Git commit, whether files differ from it (None without git), hash over `src/`."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "src").rglob("*.py")):
         name = path.relative_to(ROOT).as_posix().encode()
@@ -173,7 +169,7 @@ def _git(*arguments: str) -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None  # no git, or a copy without its history
+        return None  # no git or no history
 
 
 def _gpu() -> dict:
@@ -194,7 +190,7 @@ def _gpu() -> dict:
 def _cpu() -> dict:
     import torch
 
-    info = Path("/proc/cpuinfo")  # Linux's; elsewhere the architecture has to do
+    info = Path("/proc/cpuinfo")  # Linux; elsewhere the architecture
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
     device = f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"

@@ -1,6 +1,6 @@
-"""Figures: one look, each as PNG (to glance at) and PDF (vector, for print).
+"""Figures: one style, each as PNG and PDF.
 
-Figures are drawn on `Figure` objects, without pyplot: no global state and no display.
+Drawn on `Figure` objects, without pyplot: no global state and no display.
 """
 
 from pathlib import Path
@@ -27,15 +27,14 @@ RC = {
 
 
 def look():
-    """Context manager with the settings that all figures share."""
     return matplotlib.rc_context(RC)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write the figure as .png and .pdf beside `path`, each atomically; returns both paths."""
+    """Write .png and .pdf beside `path`; returns both."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is settled: once for both files
-    # No program's name and no date go into the files: the same results give the same bytes.
+    figure.set_layout_engine("none")  # settled once for both files
+    # No program name or date: the same results give the same bytes.
     formats = {path.with_suffix(".png"): "Software", path.with_suffix(".pdf"): "CreationDate"}
     for target, changing in formats.items():
         with atomic_path(target) as temporary:

@@ -1,10 +1,9 @@
 """AG News as text, from the hub or from a folder.
 
-AG News has train and test. A validation split is cut from train by content: a row belongs to it
-when the sha256 of its text, read as a number, is divisible by 20 (5%). The rule knows no seed and
-no row order: the split is the same in every run, and no copy of a text lands on the other side.
-Whatever is chosen (the best epoch, a temperature) is chosen there. `--max-*-samples N` keeps the N
-rows with the smallest hashes, for the same reasons.
+AG News has train and test. The validation split is cut from train by content: rows whose text's
+sha256, as a number, is divisible by 20 (5%). Independent of seed and row order, the split is the
+same in every run, and no copy of a text lands on the other side. All selection (best epoch,
+temperature) uses it. `--max-*-samples N` likewise keeps the N rows with the smallest hashes.
 """
 
 import csv
@@ -27,7 +26,7 @@ Rows = tuple[list[str], list[int]]  # texts, and their labels 0–3
 
 @dataclass(frozen=True)
 class Split:
-    """Texts and labels (0–3) from `source` at `revision`; `cache` keeps tokens, if given."""
+    """Texts and labels (0–3) from `source` at `revision`; `cache`, if given, keeps tokens."""
 
     name: str
     texts: list[str]
@@ -38,7 +37,7 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """Over texts and labels in order: `label TAB text NUL` per row, UTF-8."""
+        """Over `label TAB text NUL` per row, in order, UTF-8."""
         digest = hashlib.sha256()
         for text, label in zip(self.texts, self.labels, strict=True):
             digest.update(f"{label}\t{text}\0".encode())
@@ -60,10 +59,8 @@ class Split:
 
 
 def load_splits(settings: Settings) -> dict[str, Split]:
-    """The splits `train`, `validation` and `test` as the settings name them.
-
-    Raises UserError for missing or malformed files, other classes, an unknown or unreachable hub
-    id, or fewer rows than are asked for.
+    """Raises UserError for missing or malformed files, other classes, an unknown or unreachable hub
+    id, or fewer rows than asked for.
     """
     name, revision = settings.dataset, settings.dataset_revision
     if looks_like_path(name):
@@ -102,7 +99,7 @@ def _fewer(split: Split, limit: int | None) -> Split:
 
 @cache
 def _read_local(folder: Path, split: str) -> Rows:
-    """From `<split>.csv` in AG News' own form, or from the hub's parquet files."""
+    """From `<split>.csv` in AG News' form, or the hub's parquet files."""
     path = folder / f"{split}.csv"
     if path.is_file():
         return read_csv(path)
@@ -126,10 +123,10 @@ FORM = "a row is a class from 1 to 4, a title and a description"
 
 
 def read_csv(path: Path) -> Rows:
-    """Texts (title, space, description) and labels 0–3 from AG News' own form: class 1–4, title,
+    """Texts (title, space, description) and labels 0–3 from AG News' CSV: class 1–4, title,
     description, quoted, no header, UTF-8. Raises UserError naming file and line.
     """
-    csv.field_size_limit(1 << 30)  # how long a text may be is truncation's business
+    csv.field_size_limit(1 << 30)  # long texts are truncated later
     texts, labels = [], []
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -163,7 +160,6 @@ def _fault_of(row: list[str], line: int) -> str | None:
 
 
 def _read_hub(name: str, revision: str | None) -> list[Rows]:
-    """Train and test of a hub dataset with the columns `text` and `label` (0–3)."""
     from datasets import load_dataset
 
     with hub_faults(name, "--dataset"):

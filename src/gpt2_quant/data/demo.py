@@ -1,12 +1,11 @@
-"""The demo's raw material, made on the spot: a corpus, a tokenizer, a miniature GPT-2.
+"""The demo's corpus, tokenizer and miniature GPT-2, made locally: no hub, no GPU.
 
-The demo runs the real scripts without hub and GPU. In place of AG News stands the grammar of
-demo_corpus.py, in AG News' own form; in place of GPT-2's tokenizer a byte-level BPE of 2,048 tokens
-instead of 50,257; in place of its weights 4 layers of width 128, 1.1 million parameters, trained as
-a language model on items in neither split, so that perplexity on the test texts means something.
+AG News is replaced by the grammar of demo_corpus.py in the same CSV form; GPT-2's tokenizer (50,257
+tokens) by a byte-level BPE of 2,048; its weights by 4 layers of width 128, 1.1 million parameters,
+trained as a language model on items in neither split, so that perplexity on the test texts means
+something.
 
-Each folder is written whole and stamped with what it was made from: another seed or a changed
-grammar makes it anew.
+Each folder is stamped with what it was made from: another seed or grammar makes it anew.
 """
 
 import csv
@@ -29,10 +28,7 @@ STAMP = "demo.json"
 
 
 def prepare(settings: Settings) -> None:
-    """Make the demo's data set and base model unless they are there, or others are asked for.
-
-    Takes about a minute on two CPU cores; the training curve goes to the results folder.
-    """
+    """About a minute on two CPU cores; nothing where other data and model are asked for."""
     base, dataset = settings.models_dir / "base_gpt2", settings.models_dir / "dataset"
     if settings.base_model != str(base) and settings.dataset != str(dataset):
         return
@@ -64,14 +60,14 @@ def _write_dataset(folder: Path, seed: int, stamp: dict) -> None:
 
 
 def write_ag_news(path: Path, rows: list[tuple[str, str, int]]) -> None:
-    """Write titles, descriptions and labels (0–3) in AG News' own form (`datasets.read_csv`)."""
+    """Write titles, descriptions and labels (0–3) in the form of `datasets.read_csv`."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerows((label + 1, title, description) for title, description, label in rows)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int):
-    """A GPT-2 tokenizer of at most `vocab_size` tokens, trained on `texts`, padding on the right.
+    """A GPT-2 tokenizer of at most `vocab_size` tokens, padding on the right.
 
     Byte-level BPE (Radford et al., 2019, section 2.2): its alphabet is the 256 bytes, so no token
     is unknown.
@@ -84,7 +80,6 @@ def train_tokenizer(texts: list[str], vocab_size: int):
 
 
 def _pretrain(folder: Path, seed: int, stamp: dict) -> dict:
-    """Train tokenizer and model on items of their own, save both, return the loss of each step."""
     import torch
     from torch.utils.data import DataLoader, RandomSampler, TensorDataset
     from tqdm import tqdm

@@ -1,13 +1,11 @@
-"""A made-up world of news in AG News' four classes: the demo's data, drawn from a grammar.
+"""Made-up news in AG News' four classes, drawn from a grammar (demo_corpus.toml): the demo's data.
 
-An item is a story of one class whose cast (people, places, firms, clubs) stays the same from title
-to last sentence. All classes share the names; only what happens tells them apart. Words and
-sentences stand in demo_corpus.toml.
+An item is a story of one class with a fixed cast (people, places, firms, clubs). All classes share
+the names; only events tell them apart.
 
-Two things keep a classifier from being perfect, as in real news. One item in nine is a story
-between two desks (a club's share sale, a state's satellite) that either may print: half of those
-are anybody's guess, which puts the ceiling near 0.95. And one item in five ends with a sentence
-from another desk.
+Two things limit a classifier. One item in nine is a story that either of two desks may print: half
+of those are guesses, which puts the ceiling near 0.95. One item in five ends with a sentence from
+another desk.
 """
 
 import random
@@ -24,12 +22,11 @@ STRAY_SENTENCE = 1 / 5
 
 @cache
 def grammar() -> dict:
-    """The tables `names`, `fillers`, `story` and `between` of demo_corpus.toml."""
     return tomllib.loads(GRAMMAR.read_text(encoding="utf-8"))
 
 
 def generate_corpus(n: int, seed: int) -> tuple[list[str], list[str], list[int]]:
-    """`n` items as titles, descriptions and labels 0–3; fewer items are the first of more."""
+    """`n` titles, descriptions and labels 0–3; fewer items are the first of more."""
     rng = random.Random(seed)
     titles, descriptions, labels = [], [], []
     for _ in range(n):
@@ -43,7 +40,7 @@ def generate_corpus(n: int, seed: int) -> tuple[list[str], list[str], list[int]]
 
 
 def _draw_story(desk: str, rng: random.Random) -> tuple[list[str], list[str]]:
-    """A story that `desk` prints: the titles that it may have, and its sentences."""
+    """Possible titles, and sentences."""
     if rng.random() < BETWEEN_DESKS:
         shared = rng.choice([story for story in grammar()["between"] if desk in story["desks"]])
         return shared["titles"], rng.sample(shared["sentences"], rng.choice((2, 3)))
@@ -62,7 +59,6 @@ def _stories(desk: str) -> list[dict]:
 
 
 def draw_cast(rng: random.Random) -> dict[str, str]:
-    """The names of one story."""
     names = grammar()["names"]
 
     def draw(head: str, tail: str, between: str = "") -> str:
@@ -80,6 +76,6 @@ def draw_cast(rng: random.Random) -> dict[str, str]:
 
 
 def _fill(template: str, cast: dict[str, str], rng: random.Random) -> str:
-    # Drawing every filler, used or not, keeps one sentence's draws from depending on its wording.
+    # Every filler is drawn, used or not: the draws do not depend on the wording.
     fillers = {kind: rng.choice(values) for kind, values in grammar()["fillers"].items()}
     return template.format(**cast, **fillers)

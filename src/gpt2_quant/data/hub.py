@@ -1,8 +1,8 @@
-"""The Hugging Face hub, where weights and data come from unless a folder is named.
+"""Weights and data from the Hugging Face hub.
 
-A model is fetched at one commit, without files that would have to be unpickled. huggingface_hub
-checks sizes, caches, and asks again when a connection breaks, but not when the hub is busy (503):
-that is done here. What goes wrong becomes one sentence.
+A model is fetched at one commit, without pickled files. huggingface_hub checks sizes, caches, and
+retries a broken connection but not a busy hub (503): that is done here. Faults become one-sentence
+UserErrors.
 """
 
 import sys
@@ -21,7 +21,7 @@ MODEL_FILES = ["*.safetensors", "*.json", "merges.txt", "*.md"]
 
 
 def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--base-model") -> Path:
-    """The local folder of a model: `name` itself where it is a folder, else the hub's snapshot.
+    """`name` itself where it is a folder, else the local folder of the hub's snapshot.
 
     Raises UserError where there is no model.
     """
@@ -41,7 +41,7 @@ def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--ba
 
 
 def retried(download: Callable[[], Any]) -> Any:
-    """What `download` returns, tried again after a while when the hub is busy (5xx)."""
+    """Retry on 5xx, with waits."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait in WAITS_S:
@@ -57,7 +57,7 @@ def retried(download: Callable[[], Any]) -> Any:
 
 
 def check_login(repository: str) -> None:
-    """Raise UserError where nobody is logged in."""
+    """Raises UserError unless logged in."""
     from huggingface_hub import HfApi
 
     with hub_faults(repository, PUSH):
@@ -65,11 +65,11 @@ def check_login(repository: str) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Publish the model folder, card included; the commit's address. Raises UserError."""
+    """Publish the model folder; returns the commit's address. Raises UserError."""
     from huggingface_hub import HfApi
 
     with hub_faults(repository, PUSH):
-        # The hub's answer has the user's own name where none was given.
+        # With the user's own name where no owner was given.
         full = HfApi().create_repo(repository, exist_ok=True).repo_id
         message = "GPT-2 fine-tuned on AG News"
         return str(HfApi().upload_folder(repo_id=full, folder_path=folder, commit_message=message))
@@ -80,7 +80,7 @@ PUSH = "--push-to-hub"
 
 @contextmanager
 def hub_faults(name: str, flag: str) -> Iterator[None]:
-    """Turn what goes wrong between here and the hub into a UserError."""
+    """Turn faults of hub, network or id into UserErrors."""
     try:
         yield
     except Exception as fault:
@@ -90,7 +90,7 @@ def hub_faults(name: str, flag: str) -> Iterator[None]:
 
 
 def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
-    """The fault and its mend; None for what is no fault of hub, network or id."""
+    """None for any other fault."""
     import httpx
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import errors
@@ -113,14 +113,14 @@ def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
             return f"{said}: try the same command later, what is trained stays"
         case errors.RepositoryNotFoundError() | errors.HFValidationError():
             return unknown
-        case DatasetNotFoundError():  # an unknown id or a hub out of reach: the wording tells
+        case DatasetNotFoundError():  # unknown id or hub out of reach: told by the wording
             missing = "doesn't exist on the Hub or cannot be accessed" in str(fault)
             return unknown if missing else away
         case errors.LocalEntryNotFoundError() | httpx.HTTPError() | ConnectionError():
             return away  # offline mode is a ConnectionError, too
         case OSError() if "Consistency check failed" in str(fault):
             return "a file arrived cut short from the hub: run the same command again"
-        case RuntimeError() if publishing:  # the connection broke while a large file was under way
+        case RuntimeError() if publishing:  # connection broke during a large file
             said = (str(fault) or type(fault).__name__).splitlines()[0]
             return f"the upload broke off ({said}): give the same command again, nothing is lost"
     return None

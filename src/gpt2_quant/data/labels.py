@@ -1,3 +1,3 @@
-"""The names of the classes."""
+"""Class names."""
 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")

@@ -1,12 +1,12 @@
-"""AG News as tokens: made once, kept, and put into batches of like length.
+"""AG News as tokens, cached, and in batches of similar length.
 
 *Tokens.* GPT-2 has no padding token; end-of-text serves, in tokenizer and config alike, since
 `GPT2ForSequenceClassification` classifies from the last token that is not padding. Padding is on
 the right: on the left it would shift the positions. At 128 tokens, 0.6% of AG News is cut.
 
-*Batches.* AG News averages 52 tokens: padding everything to 128 would more than double the work.
-Rows of like length share a batch instead (Khomenko et al., 2016, arXiv 1708.05604): a shuffled
-epoch is cut into pools of 50 batches, each sorted by length, and the batches shuffled again.
+*Batches.* AG News averages 52 tokens; padding all to 128 would more than double the work. Rows of
+similar length share a batch (Khomenko et al., 2016, arXiv 1708.05604): a shuffled epoch is cut into
+pools of 50 batches, each sorted by length, and the batches are shuffled again.
 """
 
 import json
@@ -22,11 +22,11 @@ from ..errors import UserError
 from .datasets import Split
 
 POOL_BATCHES = 50
-FORMAT = 2  # raise it when the code that fills a file changes what it makes
+FORMAT = 2  # raise it when a file's contents change
 
 
 def load_tokenizer(folder: Path):
-    """GPT-2's tokenizer, padding on the right with end-of-text. UserError where there is none."""
+    """GPT-2's tokenizer, padding on the right with end-of-text. Raises UserError without one."""
     from transformers import AutoTokenizer
 
     try:
@@ -66,13 +66,12 @@ class Tokens:
 
 
 def tokenize(tokenizer, split: Split, max_length: int) -> Tokens:
-    """Tokenize a split, each text cut at `max_length` tokens, or read what was kept.
+    """Each text is cut at `max_length` tokens. Raises OSError when the cache cannot be written.
 
-    A kept file's name hashes all that decides what is in it, so nothing is ever out of date.
-    Raises OSError when the cache cannot be written.
+    A cached file's name hashes all that decides its contents, so none is out of date.
     """
     arrays = path = None
-    if split.cache and tokenizer.is_fast:  # one in Python has no state to make a name of
+    if split.cache and tokenizer.is_fast:  # a Python one has no state to hash
         path = split.cache / f"tokens-{fingerprint(tokenizer, split.texts, max_length)}.npz"
         arrays = load_arrays(path, *KEPT)
     if arrays is None:
@@ -87,10 +86,10 @@ KEPT = ("flat", "offsets", "truncated")
 
 
 def _encode(tokenizer, texts: list[str], max_length: int) -> list[np.ndarray]:
-    # One token more than is kept shows which texts are cut.
+    # One token more than kept shows which texts are cut.
     cut = {"truncation": True, "max_length": max_length + 1, "add_special_tokens": False}
     encoded = tokenizer(texts, **cut)["input_ids"]
-    # An empty text becomes end-of-text, to have a position to classify from.
+    # An empty text becomes end-of-text: a position to classify from.
     rows = [ids[:max_length] or [tokenizer.eos_token_id] for ids in encoded]
     flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
@@ -98,11 +97,11 @@ def _encode(tokenizer, texts: list[str], max_length: int) -> list[np.ndarray]:
 
 
 def fingerprint(tokenizer, texts: list[str], max_length: int) -> str:
-    """sha256, shortened to 16 digits, of all that decides how `texts` are tokenized."""
+    """16 hex digits of the sha256 of all that decides the tokens of `texts`."""
     import tokenizers
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    del state["truncation"], state["padding"]  # how the last call was asked to cut and to pad
+    del state["truncation"], state["padding"]  # of the last call
     ours = [FORMAT, tokenizer.truncation_side, tokenizer.eos_token_id, max_length]
     made_with = json.dumps([tokenizers.__version__, *ours, state])
     return content_key(made_with, *texts).hex()[:16]
@@ -111,7 +110,7 @@ def fingerprint(tokenizer, texts: list[str], max_length: int) -> str:
 def length_grouped_batches(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """The rows of each training batch, in an order set by (seed, epoch)."""
+    """Rows of each training batch, order set by (seed, epoch)."""
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
     batches = []
@@ -122,7 +121,7 @@ def length_grouped_batches(
 
 
 def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The rows of each evaluation batch, longest first: the largest memory is met at once."""
+    """Rows of each evaluation batch, longest first: peak memory comes at once."""
     return _cut(np.argsort(-lengths, kind="stable"), batch_size)
 
 
@@ -131,9 +130,9 @@ def _cut(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def pad_batch(tokens: Tokens, rows: np.ndarray, pad_id: int):
-    """One batch as CPU tensors, padded on the right to its longest row, rounded up to eights.
+    """One batch as CPU tensors, padded on the right to its longest row, rounded up to 8.
 
-    Returns input_ids int64 [B, L], attention_mask int64 [B, L], labels int64 [B].
+    input_ids int64 [B, L], attention_mask int64 [B, L], labels int64 [B].
     """
     import torch
 

@@ -11,7 +11,7 @@ if not MAIN_PROCESS:
 
 
 def learning_rate(text: str) -> float:
-    """argparse type. Raises UserError for a rate that is not between 0 and 1."""
+    """argparse type. Raises UserError for a rate not between 0 and 1."""
     rate = float(text)
     if not 0 < rate < 1:
         raise UserError(f"--learning-rate {rate} is not between 0 and 1: give one like 2e-5")

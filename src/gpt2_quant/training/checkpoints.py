@@ -1,13 +1,12 @@
-"""Checkpoints of an unfinished training: any stop, at any moment, costs minutes at most.
+"""Checkpoints of an unfinished training.
 
-A checkpoint is one safetensors file: weights, AdamW's moments, losses and the best epoch's weights
-as tensors; progress, identity and CRC-32s as JSON in the header. A thread writes it under another
-name and renames it, so a kill leaves the one before; two are kept. There are no random states to
-keep: what is random in an update is drawn from generators seeded by (seed, epoch) or (seed,
-update). On the CPU a resumed run ends in the same bits as one that was never stopped.
+One safetensors file each: weights, AdamW's moments, losses and the best epoch's weights as tensors;
+progress, identity and CRC-32s as JSON in the header. A thread writes it and renames it into place;
+two are kept. Random states are not stored: generators are seeded by (seed, epoch) or (seed,
+update). On the CPU a resumed run ends in the same bits as an uninterrupted one.
 
-*Identity* says what was being trained: flags, data, base weights, code, versions. A checkpoint of
-anything else is refused by name: continuing it would give a model that no command describes.
+*Identity* is what is trained: flags, data, base weights, code, versions. A checkpoint of another
+identity is refused: continuing it would give a model that no command describes.
 """
 
 import fcntl
@@ -34,9 +33,8 @@ DAMAGE = (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeEr
 
 @contextmanager
 def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
-    """Hold `folder` for this process; `hold=False` where the run's main process does it for all.
-
-    Raises UserError where another run holds it. The kernel drops the lock with the process.
+    """Lock `folder`; `hold=False` where the run's main process does it for all. Raises UserError
+    where another run holds it. The kernel drops the lock with the process.
     """
     if not hold:
         yield
@@ -57,7 +55,7 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
 
 
 class Checkpoints:
-    """Those of one training in `folder`, one per `minutes`; `identity` must be equal to go on."""
+    """Checkpoints in `folder`, one per `minutes`; resuming needs an equal `identity`."""
 
     def __init__(self, folder: Path, identity: dict[str, str], minutes: float):
         self.folder, self.identity, self.interval_s = folder, identity, 60 * minutes
@@ -66,15 +64,14 @@ class Checkpoints:
         self.writing: Future | None = None
 
     def due(self) -> bool:
-        """Whether the last checkpoint is older than the interval. Raises as `wait` does."""
+        """Raises as `wait` does."""
         if self.writing and self.writing.done():
             self.wait()
         return time.monotonic() - self.saved_at >= self.interval_s
 
     def save(self, tensors: dict[str, torch.Tensor], progress: dict) -> None:
-        """Copy the state after `progress["update"]` updates, and write it while training goes on.
-
-        Raises as `wait` does, of the one before.
+        """Copy the state after `progress["update"]` updates; write it in the background. Raises as
+        `wait`.
         """
         self.wait()
         copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
@@ -84,7 +81,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises OSError or SafetensorError if not."""
+        """Until the checkpoint is on disk. Raises OSError or SafetensorError if that failed."""
         writing, self.writing = self.writing, None
         if writing:
             writing.result()
@@ -97,11 +94,10 @@ class Checkpoints:
             old.unlink()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict] | None:
-        """Tensors (on the CPU) and progress of the newest whole checkpoint; None without one.
-
-        A damaged one is passed over with a sentence. Raises UserError for another identity.
+        """Tensors (on the CPU) and progress of the newest intact checkpoint, or None. A damaged one
+        is skipped with a message. Raises UserError for another identity.
         """
-        for leftover in self.folder.glob(".update-*"):  # of a process killed while it wrote
+        for leftover in self.folder.glob(".update-*"):  # of a process killed while writing
             leftover.unlink()
         for path in reversed(self._paths()):
             try:
@@ -131,5 +127,5 @@ class Checkpoints:
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """The CRC-32 of a CPU tensor's bytes: one flipped bit shows."""
+    """CRC-32 of a CPU tensor's bytes."""
     return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

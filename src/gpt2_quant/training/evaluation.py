@@ -1,4 +1,4 @@
-"""Predictions and scores while training, spread over all processes."""
+"""Predictions and scores during training, over all processes."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores models on the tokenized splits. Every process calls each method, in the same order."""
+    """Every process must call each method, in the same order."""
 
     accelerator: Accelerator
     tokens: dict[str, Tokens]
@@ -25,15 +25,15 @@ class Scorer:
     def predict(
         self, model, tokens: Tokens, batch_size: int, pad_id: int, description: str
     ) -> np.ndarray:
-        """`predictions.predict`, each of P processes taking every P-th row; all get all logits."""
+        """`predictions.predict`; each of P processes takes every P-th row, all get all logits."""
         accelerator, processes = self.accelerator, self.accelerator.num_processes
-        if accelerator.device.type == "cuda":  # idle with less; FP32 logits differ by 1e-6
+        if accelerator.device.type == "cuda":  # smaller leaves it idle; FP32 logits differ by 1e-6
             batch_size = max(batch_size, BATCH_SIZE)
         if processes == 1:
             return predictions.predict(model, tokens, batch_size, pad_id, description)
         own = np.arange(accelerator.process_index, len(tokens), processes)
         part = select_rows(tokens, own)
-        # Zero but for its own rows: the sum over processes is whole, where they do not divide too.
+        # Zero but for its own rows: the sum over processes is complete.
         logits = np.zeros((len(tokens), len(LABELS)), dtype=np.float32)
         logits[own] = predictions.predict(model, part, batch_size, pad_id, description)
         total = accelerator.reduce(torch.from_numpy(logits).to(accelerator.device), "sum")
@@ -43,7 +43,7 @@ class Scorer:
         return self.predict(model, self.tokens[name], batch_size, self.pad_id, name)
 
     def validation(self, model) -> dict[str, float]:
-        """Accuracy and mean cross-entropy (nats) on validation, dropout off for as long."""
+        """Accuracy and mean cross-entropy (nats), without dropout."""
         labels, training = self.tokens["validation"].labels, model.training
         logits = self._split(model.eval(), "validation")
         model.train(training)
@@ -51,19 +51,17 @@ class Scorer:
         return {"accuracy": float((logits.argmax(axis=1) == labels).mean()), "loss": float(loss)}
 
     def test(self, model) -> dict[str, float]:
-        """Accuracy and macro F1 on test."""
         logits = self._split(model, "test")
         found = scores.classification_scores(self.tokens["test"].labels, logits)
         return {name: found[name]["value"] for name in ("accuracy", "f1_macro")}
 
     def join(self, model, batch_size: int) -> None:
-        """What other processes do while the main one is in `evaluate_variant`."""
+        """The other processes' part in the main one's `evaluate_variant`."""
         for name in ("validation", "test"):
             self._split(model, name, batch_size)
 
 
 def select_rows(tokens: Tokens, rows: np.ndarray) -> Tokens:
-    """The given rows as a `Tokens` of their own, in the given order."""
     offsets = np.cumsum([0, *tokens.lengths[rows]], dtype=np.int64)
     flat = np.concatenate([tokens.flat[:0], *(tokens.row(i) for i in rows)])
     return Tokens(flat, offsets, tokens.labels[rows], tokens.truncated)

@@ -12,7 +12,7 @@ TRAIN, VALIDATION, RATE, WINDOW = "#1f4e79", "#d55e00", "#117733", "#b9c2ca"
 
 
 def training_curve(frame: pd.DataFrame, path: Path) -> list[Path]:
-    """Loss, validation accuracy and learning rate over updates; `frame` is that of `loop.curve`."""
+    """`frame`: see `loop.curve`."""
     frame = frame.set_index("step")
     validated, train = frame.dropna(subset=["validation_loss"]), frame["train_loss"]
     window = max(1, len(frame) // 40)

@@ -1,13 +1,12 @@
 """The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best kept.
 
-One update is the business of a *step*, of which there are two: `PlainStep` runs transformers' model
-through Accelerate, anywhere; `FusedStep` replays a CUDA graph per batch shape. Both take the same
-rows in the same order at the same rates, and share checkpoints.
+A *step* makes one update: `PlainStep` on any machine, `FusedStep` on one CUDA GPU. Rows, order,
+rates and checkpoints are the same.
 
 AdamW has no weight decay (torch's default is 0.01). The rate rises linearly over the first 6% of
-the updates and falls linearly to zero (Devlin et al., arXiv 1810.04805, A.2: without the rise,
-GPT-2 with a fresh head can collapse to a constant answer). GPT-2's dropout of 0.1 stays on. Weights
-and moments are FP32; under bf16 only matrix products' operands and results are rounded.
+updates, then falls linearly to zero (Devlin et al., arXiv 1810.04805, A.2: without warm-up, GPT-2
+with a fresh head can collapse to a constant answer). Dropout is GPT-2's 0.1. Weights and moments
+are FP32; under bf16 only operands and results of matrix products are rounded.
 """
 
 import math
@@ -32,14 +31,14 @@ WARMUP_FRACTION = 0.06
 CLIP_NORM = 1.0
 BETAS = (0.9, 0.999)
 EPS = 1e-8
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, by torch's names
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names
 CURVE_POINTS = 500
-REPORT_EVERY = {"cpu": 1, "cuda": 50}  # updates; on a GPU each report waits for the device
+REPORT_EVERY = {"cpu": 1, "cuda": 50}  # updates; a report waits for the device
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is to do. `max_steps` ends it early, the learning rate falling to zero."""
+    """`max_steps` ends training early, the learning rate still falling to zero."""
 
     epochs: int
     learning_rate: float
@@ -49,12 +48,12 @@ class Plan:
     max_steps: int | None = None
 
     def updates(self, rows: int) -> int:
-        """Updates in all for `rows` train rows, incomplete last batches included."""
+        """Updates for `rows` train rows."""
         full = self.epochs * math.ceil(rows / self.batch_size)
         return min(full, self.max_steps or full)
 
     def learning_rates(self, rows: int) -> np.ndarray:
-        """The rate of each update, float32 [updates]: linear warm-up, linear decay; never zero."""
+        """Rate of each update, float32 [updates]; never zero."""
         total = self.updates(rows)
         warmup = max(1, math.ceil(WARMUP_FRACTION * total))
         update = np.arange(total)
@@ -63,19 +62,19 @@ class Plan:
 
 
 class TrainingStep(Protocol):
-    """One update of the weights. `losses`: float32 [updates], NaN for those still to come."""
+    """`losses`: float32 [updates], NaN for those still to come."""
 
     losses: torch.Tensor
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
-        """Make ready for batches of these train rows."""
+        """Prepare batches of these train rows."""
 
     def update(self, number: int, batch: int) -> None:
-        """Make update `number` (from 0), on this epoch's `batch`-th batch."""
+        """Update `number` (from 0), on this epoch's `batch`-th batch."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """`model.<name>` and `<moment>.<name>`, FP32. The model is complete only after this: a step
-        may put off what no update has read.
+        """`model.<name>` and `<moment>.<name>`, FP32. Only this brings the model up to date: a step
+        may defer what no update has read.
         """
         ...
 
@@ -89,7 +88,7 @@ class TrainingStep(Protocol):
 
 @dataclass
 class Progress:
-    """Where a training stands: as many epochs are complete as there are validations."""
+    """One validation per completed epoch."""
 
     update: int = 0
     validations: list[dict] = field(default_factory=list)
@@ -98,15 +97,14 @@ class Progress:
 
     @property
     def best(self) -> dict:
-        """The validation with the highest accuracy, then the lowest loss; {} before the first."""
+        """Highest accuracy, then lowest loss; {} before the first."""
         return max(self.validations, key=lambda v: (v["accuracy"], -v["loss"]), default={})
 
 
 @dataclass
 class Training:
-    """One training, from the newest checkpoint where there is one to the end of `plan`.
-
-    `validate()` returns {"accuracy", "loss"} of the weights as they are.
+    """One training, resumed from the newest checkpoint. `validate()` returns {"accuracy", "loss"}
+    of the current weights.
     """
 
     step: TrainingStep
@@ -119,8 +117,8 @@ class Training:
     def run(self) -> tuple[dict[str, torch.Tensor], Progress]:
         """The best epoch's weights by parameter name (CPU, FP32), and the progress.
 
-        Raises UserError when a loss is not finite, KeyboardInterrupt after an interrupt (the update
-        and a checkpoint are finished first), and as Checkpoints.wait does.
+        Raises UserError for a loss that is not finite, KeyboardInterrupt after an interrupt (once
+        update and checkpoint are finished), and as Checkpoints.wait does.
         """
         self.rates = self.plan.learning_rates(len(self.tokens))
         self.progress, self.best_weights = self._resumed()
@@ -138,7 +136,6 @@ class Training:
         return self.best_weights, self.progress
 
     def _resumed(self) -> tuple[Progress, dict[str, torch.Tensor]]:
-        """Progress and best weights of the newest checkpoint, whose state the step takes on."""
         found = self.checkpoints.load()
         if not found:
             return Progress(), {}
@@ -153,9 +150,8 @@ class Training:
         return progress, _take(tensors, "best.") or _take(tensors, "model.")
 
     def _train_epoch(self, first: int) -> None:
-        """Make those updates that are still to come of the epoch that begins with update `first`.
-
-        There may be none: a checkpoint may lie between an epoch's last update and its validation.
+        """Make the updates left: none where the checkpoint lies between the last one and the
+        validation.
         """
         progress, plan, epoch = self.progress, self.plan, len(self.progress.validations)
         batches = length_grouped_batches(self.tokens.lengths, plan.batch_size, plan.seed, epoch)
@@ -168,29 +164,27 @@ class Training:
             progress.update += 1
             save = self.interrupted() or self.checkpoints.due()
             last = progress.update == first + len(batches)
-            # Between reports the host never waits for the device.
             if save or last or progress.update % report_every == 0:
                 self._report(batches, first)
             if save:
                 self._save()
 
     def _validate(self) -> None:
-        """Validate, keep the weights if they are the best so far, save."""
         progress, validations = self.progress, self.progress.validations
-        tensors = self.step.tensors()  # first: this brings weights that lag behind up to date
+        tensors = self.step.tensors()  # first: brings deferred weights up to date
         scores = self.validate()
         validations.append({"epoch": len(validations) + 1, "update": progress.update, **scores})
         values = {f"validation/{name}": value for name, value in scores.items()}
         self.accelerator.log(values, progress.update)
         if progress.best is validations[-1]:
-            # Copies: the next update writes into the tensors that hold these weights.
+            # Copies: the next update overwrites these tensors.
             best = _take(tensors, "model.")
             self.best_weights = {name: t.detach().clone().cpu() for name, t in best.items()}
         if self.interrupted() or progress.update < len(self.rates):
             self._save()
 
     def _report(self, batches: list[np.ndarray], first: int) -> None:
-        """Show and log the mean of the losses since the last report; all must be finite."""
+        """Log the mean loss since the last report. Raises UserError unless all are finite."""
         progress = self.progress
         losses = self.step.losses[self.reported : progress.update].cpu().numpy()
         now = time.perf_counter()  # the device is done
@@ -211,7 +205,6 @@ class Training:
         self.reported = progress.update
 
     def _save(self) -> None:
-        """Write a checkpoint; after an interrupt, wait for the disk and raise KeyboardInterrupt."""
         tensors = self.step.tensors() | {"losses": self.step.losses}
         # Right after the best validation the best weights are the model's own.
         if self.progress.best.get("update", self.progress.update) < self.progress.update:
@@ -224,13 +217,12 @@ class Training:
 
 
 def _take(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 @contextmanager
 def interrupt_after_update() -> Iterator[Callable[[], bool]]:
-    """Let a first Ctrl-C or SIGTERM wait; yields a function that tells whether one has come."""
+    """Defer a first Ctrl-C or SIGTERM; yields a function that tells whether one came."""
     received: list[int] = []
 
     def remember(number: int, frame: object) -> None:
@@ -248,8 +240,8 @@ def interrupt_after_update() -> Iterator[Callable[[], bool]]:
 
 
 def curve(losses: torch.Tensor, plan: Plan, rows: int, validations: list[dict]) -> pd.DataFrame:
-    """The training curve, one row per window of updates (at most about 500): step, train_loss (mean
-    over the window), learning_rate; at the end of each epoch validation_loss, validation_accuracy.
+    """One row per window of updates (about 500 at most): step, train_loss (mean over the window),
+    learning_rate; at each epoch's end validation_loss, validation_accuracy.
     """
     values = losses.cpu().numpy().astype(np.float64)
     window = math.ceil(len(values) / CURVE_POINTS)

@@ -1,12 +1,13 @@
-"""One update, plainly: transformers' own model, autograd and torch's AdamW, through Accelerate.
+"""One update with transformers' model, autograd and torch's AdamW, through Accelerate.
 
 *Several processes.* Process r of P takes rows r, r + P, … of every batch. DDP averages gradients;
-scaling each process's *sum* of losses by P over the batch's rows makes that average the gradient of
-the batch's mean loss exactly, also where the rows do not divide.
+each process's *sum* of losses, times P over the batch's rows, makes that average exactly the
+gradient of the batch's mean loss, also where P does not divide the rows.
 
-*Too little memory.* The micro-batch is halved until one fits, and gradients accumulate.
+*Out of memory.* The micro-batch is halved until it fits, for later updates too; gradients
+accumulate.
 
-*Dropout* is drawn from a generator seeded by (seed, update, process), so checkpoints keep none.
+*Dropout* is seeded by (seed, update, process).
 """
 
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from .loop import BETAS, CLIP_NORM, EPS, MOMENTS, Plan
 
 
 class PlainStep:
-    """The training step of every machine (see loop.TrainingStep); trains `model` in place."""
+    """See loop.TrainingStep; trains `model` in place."""
 
     def __init__(
         self, model: PreTrainedModel, tokens: Tokens, plan: Plan, accelerator: Accelerator
@@ -55,7 +56,6 @@ class PlainStep:
         self.losses[number] = self.accelerator.reduce(loss, "mean")
 
     def _gradients_that_fit(self, rows: np.ndarray) -> torch.Tensor:
-        """`_gradients` with the micro-batch halved until it fits; later updates keep that size."""
         while True:
             try:
                 return self._gradients(rows)
@@ -67,8 +67,8 @@ class PlainStep:
             clear_device_cache(garbage_collection=True)
 
     def _gradients(self, rows: np.ndarray) -> torch.Tensor:
-        """Leave the gradient of the batch's mean loss in `.grad`; returns this process's part of
-        that loss, times P.
+        """Gradient of the batch's mean loss into `.grad`; returns this process's part of the loss,
+        times P.
         """
         self.optimizer.zero_grad(set_to_none=True)
         own, weight = rows[self.process :: self.processes], self.processes / len(rows)
@@ -85,7 +85,7 @@ class PlainStep:
         return total
 
     def _loss_sum(self, rows: np.ndarray) -> torch.Tensor:
-        """The sum of the rows' cross-entropies, in nats."""
+        """Sum of cross-entropies, in nats."""
         batch, device = pad_batch(self.tokens, rows, self.pad_id), self.accelerator.device
         if device.type == "cuda":
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}

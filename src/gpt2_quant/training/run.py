@@ -1,8 +1,7 @@
-"""What one run of script 1 shares between its seeds, and what it notes of each.
+"""One run of script 1: what its seeds share, and what is noted of each.
 
-Seeds after the first show how far scores move by chance alone; only their scores are kept. What is
-finished is noted as `outcome.json` beside the seed's checkpoints, so a run that is stopped between
-two seeds, or before its evaluation, does not train again.
+Seeds after the first show the spread of scores by chance; only their scores are kept. A finished
+seed is noted as `outcome.json` beside its checkpoints; a run stopped later does not train it again.
 """
 
 import argparse
@@ -38,10 +37,7 @@ OUTCOME = "outcome.json"
 
 
 def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, Plan]:
-    """Accelerate's handle on devices and processes, and the plan, by flags and preset.
-
-    Raises UserError for bf16 on a GPU without it.
-    """
+    """Raises UserError for bf16 on a GPU without it."""
     preset, precision, on_gpu = PRESETS[settings.preset], args.precision, settings.device == "cuda"
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
@@ -62,16 +58,16 @@ def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, 
 
 
 def training_folder(settings: Settings) -> Path:
-    """Where checkpoints and outcomes are kept until the run is complete, one folder per seed."""
+    """Checkpoints and outcomes, one folder per seed, until the run is complete."""
     return settings.models_dir / f"{BASELINE.folder}.training"
 
 
 def checkpoints(
     args: argparse.Namespace, settings: Settings, plan: Plan, base: Path, splits: dict[str, Split]
 ) -> Checkpoints:
-    """Those of the seed of `plan`, with an identity in names that a user knows."""
+    """Those of `plan.seed`; identity in names that a user knows."""
     package = Path(__file__).parents[1]
-    # What decides the weights: a checkpoint of other code is not continued.
+    # The code that decides the weights.
     sources = [package / "data/datasets.py", package / "data/tokens.py"]
     sources += sorted((package / "training").rglob("*.py"))
     code = b"".join(path.read_bytes() for path in sources)
@@ -95,7 +91,7 @@ def checkpoints(
 def choose_step(
     model: PreTrainedModel, tokens: Tokens, plan: Plan, accelerator: Accelerator
 ) -> TrainingStep:
-    """The fastest step for this machine and model: fused on one CUDA GPU, plain elsewhere."""
+    """Fused on one CUDA GPU where it serves, else plain."""
     one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
     if one_gpu and importlib.util.find_spec("triton"):
         from .fused.step import FusedStep, serves
@@ -104,13 +100,13 @@ def choose_step(
             try:
                 return FusedStep(model, tokens, plan)
             except torch.OutOfMemoryError:
-                # Nothing is trained yet, and the plain step can take a batch in parts.
+                # The plain step can take a batch in parts.
                 print("too little GPU memory for the fused step: training with the plain one")
     return PlainStep(model, tokens, plan, accelerator)
 
 
 def finished(checkpoints: Checkpoints, folder: Path) -> dict | None:
-    """What was noted of this very training where it is complete, with its model in `folder`."""
+    """The noted outcome of this identity, if its model is in `folder`."""
     noted = checkpoints.folder / OUTCOME
     if not (noted.is_file() and (folder / "config.json").is_file()):
         return None
@@ -119,16 +115,14 @@ def finished(checkpoints: Checkpoints, folder: Path) -> dict | None:
 
 
 def note(outcome: dict, checkpoints: Checkpoints) -> None:
-    """Note that this training is complete, for `finished`."""
     records.write_json(checkpoints.folder / OUTCOME, outcome)
 
 
 def fine_tune(
     model: PreTrainedModel, plan: Plan, checkpoints: Checkpoints, scorer: Scorer
 ) -> tuple[dict, pd.DataFrame]:
-    """Train `model` by `plan`; the best epoch's weights are in it afterwards.
-
-    Returns what the record says of the training, and its curve. Raises what Training.run does.
+    """The record's facts and the training curve; `model` ends with the best epoch's weights. Raises
+    as Training.run does.
     """
     accelerator, tokens = scorer.accelerator, scorer.tokens["train"]
     started, on_gpu = time.perf_counter(), accelerator.device.type == "cuda"
@@ -158,13 +152,12 @@ def fine_tune(
 
 
 def save_curve(frame: pd.DataFrame, results: Path) -> None:
-    """Write the training curve as a table and as a figure."""
     records.write_csv(results / "training_curve.csv", frame)
     training_curve(frame, results / "training_curve.png")
 
 
 def outputs(folder: Path, settings: Settings) -> list[Path]:
-    """The files that a complete run leaves and no later script changes."""
+    """Files of a complete run that no later script changes."""
     names = ["training_curve.csv", "training_curve.png", f"{BASELINE.key}_confusion_matrix.png"]
     names += [f"predictions/{BASELINE.key}{split}.parquet" for split in ("", ".validation")]
     weights = [folder / "config.json", folder / "model.safetensors"]
@@ -172,14 +165,13 @@ def outputs(folder: Path, settings: Settings) -> list[Path]:
 
 
 def clean_up(accelerator: Accelerator, settings: Settings) -> None:
-    """Remove the checkpoints: the model is saved and evaluated. Every process ends with this."""
+    """Every process ends with this."""
     accelerator.end_training()
     if accelerator.is_main_process:
         shutil.rmtree(training_folder(settings), ignore_errors=True)
 
 
 def describe(settings: Settings, plan: Plan, outcomes: list[dict], scorer: Scorer) -> dict:
-    """The record's section on the training: plan, first outcome, spread where there are more."""
     section = asdict(plan) | {"max_length": settings.max_length} | outcomes[0]
     section["truncated_texts"] = scorer.tokens["train"].truncated
     if len(outcomes) > 1:
@@ -188,7 +180,7 @@ def describe(settings: Settings, plan: Plan, outcomes: list[dict], scorer: Score
 
 
 def spread(outcomes: list[dict]) -> dict:
-    """Mean and sample standard deviation of test scores over seeds: what chance alone does."""
+    """Mean and sample standard deviation of test scores over seeds."""
     result = {"n": len(outcomes), "seeds": [outcome["identity"]["--seed"] for outcome in outcomes]}
     for name, values in pd.DataFrame([outcome["test"] for outcome in outcomes]).items():
         result[str(name)] = {"mean": values.mean(), "sd": values.std(), "values": values.tolist()}
@@ -196,7 +188,6 @@ def spread(outcomes: list[dict]) -> dict:
 
 
 def summary(record: dict) -> str:
-    """What script 1 prints last: a few lines for a person."""
     training, metrics = record["training"], record["metrics"]
     accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
     lines = [

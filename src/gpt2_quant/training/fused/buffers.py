@@ -1,6 +1,6 @@
-"""The fused step's activations and gradients, made once; smaller batches use their first rows.
+"""The fused step's activations and gradients, allocated once; smaller batches use the first rows.
 
-What the second stream reads later exists once per layer, all else once: 1.1 GB for 16 x 128 tokens.
+Per layer where the second stream reads them later, shared otherwise: 1.1 GB for 16 x 128 tokens.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ FP32 = torch.float32
 
 
 class Norm:
-    """h = norm(x), two per block and the final one."""
+    """h = norm(x); two per block and a final one."""
 
     def __init__(self, zeros: Callable[..., Tensor], width: int):
-        self.x = zeros(width, FP32)  # the residual stream so far
+        self.x = zeros(width, FP32)  # residual stream
         self.h = zeros(width)
-        self.mean = zeros(1, FP32)  # of each row of x
-        self.rstd = zeros(1, FP32)  # 1 / standard deviation of each row of x
+        self.mean = zeros(1, FP32)  # per row of x
+        self.rstd = zeros(1, FP32)  # 1 / standard deviation, per row
         self.dh = zeros(width)
-        self.dy = zeros(width)  # gradient of the branch that was added to make x
+        self.dy = zeros(width)  # gradient of the branch added into x
 
 
 class Block:
-    """Queries, keys and values; attention's output o; the MLP's input u, a = GELU(u)."""
+    """Queries, keys, values; attention's output o; MLP: u, a = GELU(u)."""
 
     def __init__(self, zeros: Callable[..., Tensor], width: int):
         self.qkv, self.dqkv = zeros(3 * width), zeros(3 * width)
@@ -35,9 +35,9 @@ class Block:
 
 
 class Buffers:
-    """For `texts` texts of up to `longest` tokens, all zero; matrix products read `compute`.
+    """For `texts` texts of up to `longest` tokens, zeroed; `compute`: dtype of matrix operands.
 
-    Rows are tokens; in `*_last` they are texts (after the last attention, each one's last token).
+    One row per token; in `*_last`, one per text (its last token).
     """
 
     def __init__(self, config, texts: int, longest: int, compute: torch.dtype, device):
@@ -45,17 +45,17 @@ class Buffers:
             return torch.zeros(n, columns, dtype=dtype, device=device)
 
         width = config.n_embd
-        # The batch, see batches.Batch.
+        # See batches.Batch.
         self.packed = zeros(sum(field_sizes(texts, longest)), torch.int32, 1).view(-1)
         self.norms = [Norm(zeros, width) for _ in range(2 * config.n_layer + 1)]
         self.blocks = [Block(zeros, width) for _ in range(config.n_layer)]
-        self.y = zeros(width)  # a branch's output, to be added to the residual stream
+        self.y = zeros(width)  # a branch's output
         self.x_last, self.o_last = zeros(width, FP32, texts), zeros(width, n=texts)
         self.dx, self.dx_last = zeros(width, FP32), zeros(width, FP32, texts)
-        self.dx0 = zeros(width, FP32)  # gradient of the embeddings' sum, before dropout
+        self.dx0 = zeros(width, FP32)  # of the embeddings' sum, before dropout
         self.do, self.do_last = zeros(width), zeros(width, n=texts)
         self.da = zeros(4 * width)
         self.dlogits = zeros(config.num_labels, FP32, texts)
-        self.text_loss = zeros(1, FP32, texts)  # each text's part of the mean loss
-        self.token_gradients = zeros(width, FP32)  # row i is of the i-th token the batch touched
+        self.text_loss = zeros(1, FP32, texts)  # its share of the mean loss
+        self.token_gradients = zeros(width, FP32)  # row i: token touched[i]
         self.position_gradients = zeros(width, FP32, longest)

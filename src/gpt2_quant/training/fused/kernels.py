@@ -1,11 +1,10 @@
-"""Triton kernels of the fused training step: what lies between its matrix products.
+"""Triton kernels of the fused training step between its matrix products.
 
-Each gap between two of some 140 small products is one kernel here, a tenth of the launches; what
-the backward pass needs again it recomputes. Residual stream, norms, softmax, loss and every sum are
-FP32; what enters and leaves a product is the compute dtype (bf16), exactly as under autocast. Every
-sum is taken in a fixed order (no atomics): the same inputs give the same bits.
+Residual stream, norms, softmax, loss and sums are FP32; operands and results of products are in the
+compute dtype (bf16), as under autocast. The backward pass recomputes what it needs. No atomics:
+every sum has a fixed order, so results are deterministic.
 
-*Dropout*: whether element i of site s is kept in update u is bit-mixed from (seed, u, s, i), so the
+*Dropout*: whether element i of site s is kept in update u is a hash of (seed, u, s, i): the
 backward pass, a replayed graph and a resumed run draw the same masks with nothing stored.
 """
 
@@ -15,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def _mix(word):
-    """C. Wellons' lowbias32: each input bit flips each output bit with a probability near 1/2."""
+    """C. Wellons' lowbias32: each input bit flips each output bit with probability near 1/2."""
     word = word ^ (word >> 16)
     word = word * 0x7FEB352D
     word = word ^ (word >> 15)
@@ -25,16 +24,15 @@ def _mix(word):
 
 @triton.jit
 def random_word(seed, update, site, index):
-    """32 random bits for each element of `index`."""
     key = _mix(_mix(seed.to(tl.uint32) + 0x9E3779B9) ^ (update * 64 + site).to(tl.uint32))
     return _mix(_mix(index.to(tl.uint32) ^ key) + key)
 
 
 @triton.jit
 def _dropped(value, random, site, index):
-    """`value` / (1 - p) where a random word reaches p 2**32, else 0.
+    """`value` / (1 - p) where the random word reaches p 2**32, else 0.
 
-    random, int32 [4]: update, seed, p 2**32 as a uint32's bits, 1 / (1 - p) as a float32's.
+    random, int32 [4]: update, seed, bits of p 2**32 as uint32, bits of 1 / (1 - p) as float32.
     """
     word = random_word(tl.load(random + 1), tl.load(random), site, index)
     scale = tl.load(random + 3).to(tl.float32, bitcast=True)
@@ -43,13 +41,13 @@ def _dropped(value, random, site, index):
 
 @triton.jit
 def read(pointers, inside):
-    """FP32 values, zero where not inside."""
+    """FP32 values, zero outside."""
     return tl.load(pointers, inside, 0.0).to(tl.float32)
 
 
 @triton.jit
 def own_row(width, BLOCK: tl.constexpr):
-    """This program's row, its columns, those inside the width, and where they lie."""
+    """This program's row; its columns, their mask and offsets."""
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     return row, column, column < width, row * width + column
@@ -61,7 +59,7 @@ def add_norm(
     eps, width, EMBED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x_out = x_in + dropout(y), h = norm(x_out). With EMBED, x_in and y are the token and position
-    tables, and x_out = dropout(sum of the row's two embeddings).
+    tables, and x_out = dropout(sum of the two embeddings).
     """
     row, column, inside, at = own_row(width, BLOCK)
     if EMBED:
@@ -108,7 +106,7 @@ def _sigmoid(u):
 
 @triton.jit
 def gelu(u, a, n, BLOCK: tl.constexpr):
-    """a = u sigmoid(z), which is 0.5 u (1 + tanh(z / 2))."""
+    """a = u sigmoid(z) = 0.5 u (1 + tanh(z / 2))."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = read(u + at, at < n)
     tl.store(a + at, value * _sigmoid(value), at < n)
@@ -135,8 +133,8 @@ def _attention(
     qkv, random, site, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One head of one text: where its rows begin in qkv and in o, which are real; the causal
-    weights softmax(q kᵀ / sqrt(d)), their scaled dropout mask; q, k, v.
+    """One head of one text: offsets in qkv and o, mask of real rows; causal weights softmax(q kᵀ /
+    sqrt(d)), scaled dropout mask; q, k, v.
     """
     program = tl.program_id(0)
     text, head = program // HEADS, program % HEADS
@@ -163,9 +161,8 @@ def attention(
     qkv, o, random, site, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Causal self-attention, one program per head and text: qkv [B L, 3 width], o [B L, width].
-
-    No padding mask: padding is on the right, and no real token looks to its right.
+    """Causal self-attention, one program per head and text: qkv [B L, 3 width], o [B L, width]. No
+    padding mask: no real token attends to padding on the right.
     """
     _, in_o, inside, weight, mask, _, _, v = _attention(
         qkv, random, site, softmax_scale, length, width, HEADS, HEAD, BLOCK
@@ -179,7 +176,7 @@ def attention_backward(
     qkv, do, dqkv, random, site, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Backward of `attention`, its weights recomputed. With P the weights, M the scaled mask:
+    """Backward of `attention`, weights recomputed. With P the weights, M the scaled mask:
 
     dV = (P M)ᵀ dO,  dP = (dO Vᵀ) M,  dS = P (dP - rowsum(dP P)) / sqrt(d),  dQ = dS K,  dK = dSᵀ Q.
     """
@@ -226,7 +223,7 @@ def head_gradient(
     h, dlogits, text_loss, losses, update, gradient, texts, width,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the head's weight, one program per class; the first also adds up the loss."""
+    """Gradient of the head's weight, one program per class; the first also sums the loss."""
     label, column, inside, at = own_row(width, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     loss = 0.0

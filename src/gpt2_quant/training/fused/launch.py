@@ -1,8 +1,7 @@
-"""How the fused step's kernels get to the device: built ahead, in two lanes, captured as a graph.
+"""Kernels compiled ahead, launched on two streams, captured as a CUDA graph.
 
-One function issues an update's launches in three situations: to build its Triton kernels (nothing
-runs but torch's operations, on whatever the buffers hold), to run the first batch of a shape, and
-to be recorded as a CUDA graph. Without a GPU it runs on Triton's interpreter, for the tests.
+`launch(length)` issues an update: to compile its Triton kernels (only torch's operations run), to
+run a shape's first batch, to be captured. Without a GPU it runs on Triton's interpreter, for tests.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ COMPILE_THREADS = 16
 
 
 class Lanes:
-    """A first stream of work, the current one, and a second one beside it."""
+    """The current stream and a second one beside it."""
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"
@@ -25,7 +24,6 @@ class Lanes:
             self.pool = torch.cuda.graph_pool_handle()
 
     def run(self, kernel, grid: int | tuple[int, ...], *arguments, **options) -> None:
-        """Launch a Triton kernel, or only have it built."""
         grid = grid if isinstance(grid, tuple) else (grid,)
         if self.building:
             kernel.warmup(*arguments, grid=grid, **options)
@@ -33,7 +31,7 @@ class Lanes:
             kernel[grid](*arguments, **options)
 
     def beside(self, work: Callable, *arguments) -> None:
-        """Do `work` on the second stream, after all that the first has been given so far."""
+        """Do `work` on the second stream, after all issued so far to the first."""
         if not self.on_gpu:
             work(*arguments)
             return
@@ -42,12 +40,11 @@ class Lanes:
             work(*arguments)
 
     def join(self) -> None:
-        """Let the first stream wait for the second."""
         if self.on_gpu:
             torch.cuda.current_stream().wait_stream(self.side)
 
     def build(self, launch: Callable[[int], None], lengths: Iterable[int]) -> None:
-        """Build the kernels of `launch(length)` on many threads: one after another takes 20 s."""
+        """Compile the kernels of `launch(length)` on many threads."""
         if not self.on_gpu:
             return
         self.building = True
@@ -57,9 +54,8 @@ class Lanes:
         self.building = False
 
     def captured(self, launch: Callable[[int], None], length: int) -> torch.cuda.CUDAGraph:
-        """The launches of an update as a graph."""
         graph = torch.cuda.CUDAGraph()
-        # torch.cuda.graph would begin with a slow garbage collection.
+        # Not torch.cuda.graph: it begins with a slow garbage collection.
         with torch.cuda.stream(self.capturing):
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
             launch(length)

@@ -1,12 +1,12 @@
 """Triton kernels of the fused training step: gradients of vectors and embeddings, clipping, AdamW.
 
-AdamW is bound by memory: 28 bytes per parameter (weight and two moments read and written, bf16
-gradient read, bf16 copy for the next products written), so all of it is one pass.
+AdamW is memory-bound, 28 bytes per parameter: weight and two moments read and written, bf16
+gradient read, bf16 copy written. All of it is one pass.
 
-*The token table* is 31% of GPT-2's parameters, and a batch touches 1% of its rows. A row without a
-gradient still moves, by its decaying momentum. `catch_up` does that when the row is next read, all
-missed updates at once in registers. After CATCH_UP of them the first moment has shrunk by 0.9**256
-= 2e-12 and no further update can change an FP32 weight; the rest is two powers.
+*The token table* is 31% of GPT-2's parameters; a batch touches 1% of its rows. A row without a
+gradient still moves, by its decaying momentum. `catch_up` applies all missed updates, in registers,
+when the row is next read. After CATCH_UP of them the first moment has shrunk by 0.9**256 = 2e-12
+and no longer changes an FP32 weight; both moments then decay by a power.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ BETA1, BETA2, EPS = (tl.constexpr(value) for value in (*loop.BETAS, loop.EPS))
 
 
 def schedule(rates: np.ndarray) -> torch.Tensor:
-    """Of each update t = 1, 2, …: rate / (1 - beta1**t), 1 / sqrt(1 - beta2**t); FP32 [n, 2]."""
+    """Per update t = 1, 2, …: rate / (1 - beta1**t), 1 / sqrt(1 - beta2**t); FP32 [n, 2]."""
     t = np.arange(1, len(rates) + 1)
     corrected = rates.astype(np.float64) / (1 - loop.BETAS[0] ** t)
     scale = 1 / np.sqrt(1 - loop.BETAS[1] ** t)
@@ -31,7 +31,7 @@ def schedule(rates: np.ndarray) -> torch.Tensor:
 
 @triton.jit
 def _updated(p, m, v, g, schedule, update):
-    """p, m, v after an AdamW update without weight decay (Kingma & Ba, arXiv 1412.6980, alg. 1)."""
+    """AdamW without weight decay (Kingma & Ba, arXiv 1412.6980, alg. 1)."""
     step_size, second_scale = tl.load(schedule + 2 * update), tl.load(schedule + 2 * update + 1)
     m = BETA1 * m + (1 - BETA1) * g
     v = BETA2 * v + (1 - BETA2) * g * g
@@ -60,8 +60,8 @@ def _step(p, m, v, at, inside, g, schedule, update):
 
 @triton.jit
 def adamw(p, m, v, g, copy, coefficient, schedule, update, n, BLOCK: tl.constexpr):
-    """AdamW over flat arrays of n: p, m, v FP32; g times the clipping `coefficient`; `copy`, where
-    there is one, gets p in its own dtype.
+    """AdamW over flat arrays of n: p, m, v FP32; g times the clipping `coefficient`; `copy`, if
+    any, gets p in its own dtype.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
@@ -75,7 +75,7 @@ def adamw(p, m, v, g, copy, coefficient, schedule, update, n, BLOCK: tl.constexp
 def adamw_rows(
     p, m, v, g, rows, n_rows, current, coefficient, schedule, update, width, BLOCK: tl.constexpr
 ):
-    """AdamW on the rows of a table that a batch touched; g [n_rows, width] is compact."""
+    """AdamW on the rows that a batch touched; g [n_rows, width]."""
     program, column, inside, source = own_row(width, BLOCK)
     if program < tl.load(n_rows):
         row = tl.load(rows + program).to(tl.int64)
@@ -87,8 +87,8 @@ def adamw_rows(
 
 @triton.jit
 def catch_up(p, m, v, rows, n_rows, current, schedule, update, width, BLOCK: tl.constexpr):
-    """Give rows the updates that they missed. `current[row]` counts those they have had; -1: never
-    had a gradient, so there is nothing to give.
+    """Apply the updates that rows missed. `current[row]`: updates applied; -1: never had a
+    gradient.
     """
     program, column, inside, _ = own_row(width, BLOCK)
     if program < tl.load(n_rows):
@@ -113,8 +113,8 @@ def column_sums(
     dy, x, mean_in, rstd_in, partial_bias, partial_weight, rows, columns, stride,
     CHUNKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over rows of dy [rows, columns], a bias's gradient, in CHUNKS partial sums; where there
-    is an x, also of dy (x - mean) rstd, the gradient of a norm's weight.
+    """Bias gradient: sums over rows of dy [rows, columns], in CHUNKS partial sums. Given x, also a
+    norm's weight gradient: sums of dy (x - mean) rstd.
     """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     chunk = tl.program_id(1)
@@ -142,7 +142,7 @@ def column_sums(
 def token_gradient(
     dx, starts, order, n_rows, gradient, width, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Gradient of each touched row of the token table: the sum of dx over its occurrences,
+    """Gradient of touched rows of the token table: dx summed over occurrences,
     `order[starts[i]:starts[i + 1]]`; zero from n_rows on.
     """
     program, column, inside, out = own_row(width, BLOCK)
@@ -159,7 +159,7 @@ def token_gradient(
 
 @triton.jit(do_not_specialize=["length"])
 def position_gradient(dx, gradient, texts, length, width, BLOCK: tl.constexpr):
-    """Gradient of a position's row: the sum of dx over texts; zero beyond the batch's length."""
+    """dx summed over texts, per position; zero beyond the batch's length."""
     position, column, inside, out = own_row(width, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     if position < length:
@@ -170,7 +170,6 @@ def position_gradient(dx, gradient, texts, length, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def reduce_partials(partial, gradient, n, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
-    """gradient[i] = sum over chunks of partial[chunk, i]."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for chunk in range(CHUNKS):
@@ -180,7 +179,7 @@ def reduce_partials(partial, gradient, n, CHUNKS: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def square_sums(g, out, n, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums of squares of g [n], one per program, each over every PROGRAMS-th block."""
+    """Sums of squares of g [n], one per program."""
     program = tl.program_id(0)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(program * BLOCK, n, PROGRAMS * BLOCK):
@@ -192,7 +191,7 @@ def square_sums(g, out, n, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def clip_coefficient(squares, coefficient, n, limit, BLOCK: tl.constexpr):
-    """min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ has it."""
+    """min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_."""
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, n, BLOCK):
         at = start + tl.arange(0, BLOCK)

@@ -1,8 +1,8 @@
 """A GPT-2 classifier's parameters, AdamW's moments and gradients as flat arrays.
 
 Order: the blocks' matrices | biases, norms and head | position table | token table. The first two
-parts have a copy in the compute dtype, which products read; gradients of matrices are kept as the
-products write them, in that dtype too. The model's parameters become views of the FP32 array.
+parts have a copy in the compute dtype, for the products; gradients of matrices are in that dtype
+too. The model's parameters become views of the FP32 array.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-CHUNKS = 16  # partial sums in which the gradient of a vector is computed
+CHUNKS = 16  # partial sums of a vector's gradient
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 VECTORS = ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", *(f"{m}.bias" for m in MATRICES))
 POSITIONS, TOKENS, HEAD = "transformer.wpe.weight", "transformer.wte.weight", "score.weight"
@@ -20,9 +20,9 @@ POSITIONS, TOKENS, HEAD = "transformer.wpe.weight", "transformer.wte.weight", "s
 
 @dataclass(frozen=True)
 class Affine:
-    """A matrix product's weight and bias (compute dtype) or a norm's (FP32), and their gradients.
+    """A product's weight and bias (compute dtype) or a norm's (FP32), and their gradients.
 
-    Those of vectors are partial sums, of which chunk c begins `n_vectors` c further on.
+    Gradients of vectors are partial sums; chunk c begins at offset c `n_vectors`.
     """
 
     weight: Tensor
@@ -32,8 +32,8 @@ class Affine:
 
 
 class FlatParameters:
-    """`flat` has weights and both moments, each FP32 [all parameters]; `current` counts the updates
-    of each row of the token table (optimizer.catch_up).
+    """`flat`: weights and both moments, each FP32 [all parameters]; `current`: updates applied to
+    each row of the token table (optimizer.catch_up).
     """
 
     def __init__(self, model: PreTrainedModel, compute: torch.dtype):
@@ -81,23 +81,22 @@ class FlatParameters:
         return Affine(weight, bias, weight_gradient, self.partials(f"{name}.bias"))
 
     def weight(self, name: str) -> Tensor:
-        """A parameter, FP32."""
         return self._view(self.flat["model"], name)
 
     def partials(self, name: str) -> Tensor:
-        """Where the partial sums of a vector's gradient begin."""
+        """Start of the partial sums of a vector's gradient."""
         return self.vector_partials.view(-1)[self.start[name] - self.n_matrices :]
 
     def trained(self, name: str) -> tuple[Tensor, ...]:
-        """Weight and both moments of a parameter."""
+        """Weight and both moments."""
         return tuple(self._view(flat, name) for flat in self.flat.values())
 
     def trained_from(self, start: int, n: int) -> tuple[Tensor, ...]:
-        """Weights and both moments of n consecutive parameters."""
+        """The same of n consecutive parameters."""
         return tuple(flat[start : start + n] for flat in self.flat.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Views, named as in a checkpoint."""
+        """Views by checkpoint name."""
         flats = self.flat.items()
         return {f"{part}.{n}": self._view(flat, n) for part, flat in flats for n in self.names}
 

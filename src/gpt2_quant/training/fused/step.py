@@ -1,13 +1,13 @@
-"""One update as one CUDA graph: forward, backward, clipping and AdamW of GPT-2, nothing in between.
+"""One update as one CUDA graph: forward, backward, clipping and AdamW of GPT-2.
 
-It computes what `PlainStep` computes under bf16 autocast, launched differently:
+It computes what `PlainStep` does under bf16 autocast:
 
-* *No autograd, no compiler.* Both passes are written out. Products are cuBLAS's and write into
-  buffers made once; everything between two of them is one Triton kernel.
-* *No launches.* A batch shape [B, L] runs once as it stands and is captured as a CUDA graph.
-* *Two lanes.* Only the optimizer needs a weight's gradient, so it is computed on a second stream
-  beside the chain of input gradients: each product alone is too small to fill the GPU.
-* *Nothing that is not read.* After the last attention only each text's last token is left.
+* Both passes are written out, without autograd or a compiler: cuBLAS's products write into
+  preallocated buffers, with one Triton kernel between two of them.
+* The first batch of a shape [B, L] runs eagerly, then the shape is captured as a CUDA graph.
+* Only the optimizer needs gradients of weights: they are computed on a second stream beside the
+  chain of input gradients, since one such product is too small to fill the GPU.
+* After the last attention only each text's last token is computed.
 """
 
 import numpy as np
@@ -29,7 +29,6 @@ ATTN_IN, ATTN_OUT, MLP_IN, MLP_OUT = range(4)  # as in parameters.MATRICES
 
 
 def serves(model: PreTrainedModel, tokens: Tokens, plan: Plan) -> bool:
-    """Whether model, texts and plan are of the kind that this step is written for."""
     config = model.config
     unusual = (
         config.scale_attn_by_inverse_layer_idx
@@ -45,8 +44,8 @@ def serves(model: PreTrainedModel, tokens: Tokens, plan: Plan) -> bool:
 
 
 class FusedStep:
-    """The training step for one CUDA GPU (see loop.TrainingStep); `model` gets views of what is
-    trained. `compute` is the dtype of products' operands; all but bfloat16 is for tests.
+    """See loop.TrainingStep; `model`'s parameters become views. `compute`, dtype of products'
+    operands: other than bfloat16 for tests only.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: Tokens, plan: Plan, compute=torch.bfloat16):
@@ -83,12 +82,11 @@ class FusedStep:
         if length in self.graphs:
             self.graphs[length].replay()
             return
-        self._launch(length)  # the first batch of a shape runs as it stands; capturing runs nothing
+        self._launch(length)  # capturing runs nothing
         if self.lanes.on_gpu:
             self.graphs[length] = self.lanes.captured(self._launch, length)
 
     def _launch(self, length: int) -> None:
-        """Launch every kernel of an update of a batch [B, length] that lies in `packed`."""
         self.length, self.rows = length, self.texts * length
         self.batch = unpack(self.buffers.packed, self.texts, length)
         self._catch_up(self.batch.touched, self.batch.n_touched)
@@ -97,12 +95,12 @@ class FusedStep:
         self._clip_and_step()
 
     def _rowwise(self, kernel, rows: int, *arguments, **options) -> None:
-        """One program per row of up to BLOCK columns; such kernels end with `width`."""
+        """One program per row; the kernel's last argument is `width`."""
         block = next_power_of_2(self.width)
         self.lanes.run(kernel, rows, *arguments, self.width, BLOCK=block, **options)
 
     def _flat(self, kernel, block: int, n: int, *arguments, **options) -> None:
-        """One program per `block` of n elements; such kernels end with `n`."""
+        """One program per `block` elements; the kernel's last argument is `n`."""
         self.lanes.run(kernel, cdiv(n, block), *arguments, n, BLOCK=block, **options)
 
     def _catch_up(self, tokens: Tensor, n_tokens: Tensor) -> None:
@@ -130,7 +128,6 @@ class FusedStep:
             self._add_norm(second.x, buffers.y, 2 * i + 2, 3 * i + 3, rows)
 
     def _product(self, x: Tensor, product: Affine, out: Tensor, rows: int) -> None:
-        """out = x W + b, on the first `rows` rows."""
         torch.addmm(product.bias, x[:rows], product.weight, out=out[:rows])
 
     def _attention(self, kernel, layer: int, *tensors: Tensor) -> None:
@@ -142,7 +139,6 @@ class FusedStep:
         )  # fmt: skip
 
     def _add_norm(self, x: Tensor, y: Tensor, i: int, site: int, rows: int, embed=False) -> None:
-        """norms[i].x = x + dropout(y), and its norm."""
         affine, norm = self.parameters.norms[i], self.buffers.norms[i]
         self._rowwise(
             kernels.add_norm, rows, x, y, self.batch.ids, affine.weight, affine.bias,
@@ -184,13 +180,13 @@ class FusedStep:
             self._attention(kernels.attention_backward, i, block.qkv, buffers.do, block.dqkv)
             self._product_backward(block.dqkv, product[ATTN_IN], first.h, first.dh, rows)
             self._norm_backward(2 * i, dx, 3 * i, rows, first.dy if i else buffers.dx0)
-            # While they are in the cache:
+            # While in the cache:
             self.lanes.beside(self._square_sums, i, self.parameters.block_gradients[i])
 
     def _product_backward(
         self, dy: Tensor, product: Affine, x: Tensor, dx: Tensor, rows: int
     ) -> None:
-        """dx = dy Wᵀ; gradients of weight, xᵀ dy, and bias, sum of dy, on the other stream."""
+        """dx = dy Wᵀ; on the second stream the weight's gradient xᵀ dy, the bias's sum of dy."""
         self.lanes.beside(self._product_gradients, product, x[:rows], dy[:rows])
         torch.mm(dy[:rows], product.weight.t(), out=dx[:rows])
 
@@ -199,7 +195,7 @@ class FusedStep:
         self._column_sums(product, dy, len(dy), 128)
 
     def _norm_backward(self, i: int, dx: Tensor, site: int, rows: int, dy: Tensor) -> None:
-        """dx += d norm(dh), dy its dropped copy; the norm's own gradients on the other stream."""
+        """dx += d norm(dh), dy its dropped copy; the norm's gradients on the second stream."""
         norm, affine = self.buffers.norms[i], self.parameters.norms[i]
         read, random = (norm.x, norm.mean, norm.rstd), (self.random, site)
         backward, weight = kernels.norm_backward, affine.weight
@@ -207,7 +203,7 @@ class FusedStep:
         self.lanes.beside(self._column_sums, affine, norm.dh, rows, 64, *read)
 
     def _column_sums(self, affine: Affine, dy: Tensor, rows: int, block: int, *norm: Tensor):
-        """Gradients of a bias and, where the `norm`'s x, mean and rstd are given, of its weight."""
+        """Gradients of a bias and, given the `norm`'s x, mean, rstd, of its weight."""
         columns = dy.shape[1]
         self.lanes.run(
             optimizer.column_sums, (cdiv(columns, block), CHUNKS), dy, *(norm or (None,) * 3),
