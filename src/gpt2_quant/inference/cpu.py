@@ -1,9 +1,8 @@
-"""The W8A8 classifier on a CPU: whole blocks under torch.compile, the products by `torch._int_mm`.
+"""The W8A8 classifier on a CPU: torch.compile around `torch._int_mm`.
 
-AVX512-VNNI makes the products four times as fast as FP32's. What would eat that up is everything
-between them, a pass over memory each; torch.compile makes of it one loop before and one after each
-product. One block is compiled for all, in seconds instead of a minute. The last one is computed for
-the pooled tokens alone.
+AVX512-VNNI makes the products four times as fast as FP32's. What stands between them, a pass over
+memory each, torch.compile fuses into one loop before and one after each product. One block is
+compiled for all. The last one is computed for the pooled tokens alone.
 """
 
 import torch
@@ -35,8 +34,8 @@ def _norm(x: Tensor, block: Tensors, norm: str, epsilon: float) -> Tensor:
 
 
 def _attend(qkv, visible: Tensor | None, heads: int, scale: float) -> Tensor:
-    """Attention over `[B, queries or L, width]`, causal unless given what is visible; returns rows
-    `[B * queries, width]`.
+    """query, key, value `[B, queries or L, width]` -> rows `[B * queries, width]`; causal where
+    `visible` is None.
     """
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv)
     out = scaled_dot_product_attention(
@@ -48,8 +47,8 @@ def _attend(qkv, visible: Tensor | None, heads: int, scale: float) -> Tensor:
 def _block(
     x: Tensor, positions: Tensor | None, visible: Tensor | None, block: Tensors, numbers: Numbers
 ) -> Tensor:
-    """A block on x float32 `[B, L, width]`; `visible` bool `[B, 1, L, L]`, or None: causal. For one
-    token of each text, at positions `[B]`, visible `[B, 1, 1, L]`, the result is `[B, width]`.
+    """x float32 `[B, L, width]`; `visible` bool `[B, 1, L, L]`, or None: causal. With positions
+    `[B]` and `visible` `[B, 1, 1, L]`, one token of each text: `[B, width]`.
     """
     (heads, scale, epsilon), (texts, _, width) = numbers, x.shape
     rest = x.flatten(0, 1)
@@ -71,7 +70,7 @@ def _block(
 
 
 class CompiledClassifier:
-    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, sharing its tensors."""
+    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`."""
 
     def __init__(self, model):
         self.model = model

@@ -1,5 +1,4 @@
-"""The fastest way to run each variant, behind one call: `best_mode(model, device)(input_ids,
-attention_mask) -> logits`.
+"""The fastest way to run each variant.
 
               CUDA                                      CPU
 W8A8          fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
@@ -8,8 +7,8 @@ float         the same chain on float weights           torch.compile
 bitsandbytes  as it is                                  as it is
 
 Logits are the model's own within rounding, for any batch and length; the first call of a shape
-compiles or captures. Where Triton, an Ampere GPU or a C++ compiler is missing, the model runs as it
-is, and one warning says so.
+compiles or captures. Without Triton, an Ampere GPU or a C++ compiler the model runs as it is, with
+a warning.
 """
 
 import shutil
@@ -27,8 +26,8 @@ COMPILERS = ("c++", "g++", "clang++")
 
 
 def best_mode(model, device: str | torch.device) -> Run:
-    """The fastest callable for `model`, in eval mode on `device`: int64 ids `[B, L]` and a mask of
-    the same shape, or None when nothing is padded on the left -> logits float32 `[B, classes]`.
+    """`model`, in eval mode on `device`, as a function of int64 ids `[B, L]` and a mask `[B, L]`,
+    or None without padding on the left -> logits float32 `[B, classes]`.
     """
     if getattr(model, "quantization_method", None) == "bitsandbytes":
         return _logits_of(model)
@@ -56,7 +55,7 @@ def best_mode(model, device: str | torch.device) -> Run:
 
 
 def _logits_of(model) -> Run:
-    """`model` without a cache of keys and values: a classifier has no next token."""
+    """Without a cache of keys and values: a classifier has no next token."""
 
     @torch.inference_mode()
     def run(ids: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,13 +1,12 @@
-"""GPT-2 classification as a chain of fused kernels, in two arithmetics.
+"""GPT-2 classification as a chain of fused kernels.
 
-In W8A8 a block is nine launches,
+In W8A8 a block is nine launches, where transformers makes some forty:
 
     LayerNorm+quantize -> QKV product -> attention -> quantize -> output product + residual
     LayerNorm+quantize -> up product -> GELU+quantize -> down product + residual
 
-where transformers launches some forty. In floats, NF4 included, the same chain runs on torch's own
-operations. As the classifier reads one token of each text, of the last block only keys and values
-are computed for every token: a sixth of its work.
+In floats, NF4 included, the chain runs on torch's operations. The classifier reads one token of
+each text, so of the last block only keys and values are computed for all: a sixth of its work.
 """
 
 from typing import Any
@@ -44,7 +43,7 @@ class Integers:
 
 
 class Floats:
-    """Float weights, or NF4 unpacked one layer at a time; operands are floats `[m, k]`."""
+    """Float weights, or NF4 dequantized one layer at a time; operands are floats `[m, k]`."""
 
     def embed(self, transformer, ids: Tensor) -> Tensor:
         return transformer.wte(ids) + transformer.wpe(torch.arange(ids.shape[1], device=ids.device))
@@ -68,7 +67,7 @@ class Floats:
 
 
 class FusedClassifier:
-    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`, sharing its tensors."""
+    """`(ids [B, L], mask [B, L] or None) -> logits float32 [B, classes]`."""
 
     def __init__(self, model):
         self.model, self.dtype = model, model.transformer.ln_f.weight.dtype
@@ -88,8 +87,8 @@ class FusedClassifier:
         return kernels.layer_norm_head(x, norm.weight, norm.bias, norm.eps, self.model.score.weight)
 
     def _attention(self, block, x: Tensor, texts: int, bias, positions=None, rows=None) -> Tensor:
-        """The block's first half, residual included; for the tokens at `positions`, which are these
-        `rows` of x, if given.
+        """The block's first half, residual included; given `positions`, for those tokens, `rows` of
+        x.
         """
         attention, width = block.attn, x.shape[1]
         operand = self.arithmetic.normalize(block.ln_1, x)
@@ -112,5 +111,4 @@ class FusedClassifier:
     def _product(
         self, layer, operand, channels=slice(None), residual: Tensor | None = None
     ) -> Tensor:
-        """A layer, or the given output channels of it."""
         return self.arithmetic.product(layer, operand, channels, residual, self.dtype)

@@ -1,4 +1,4 @@
-"""What a forward pass of our own must know about transformers' GPT-2 classifier, on any device."""
+"""What the forward passes here must know about transformers' GPT-2 classifier."""
 
 import torch
 from torch import Tensor
@@ -23,15 +23,14 @@ def can_fuse(model) -> bool:
 
 
 def is_w8a8(model) -> bool:
-    """Whether linear layers and embeddings are all int8."""
     transformer = model.transformer
     kinds = type(transformer.wte), type(transformer.h[0].attn.c_attn)
     return kinds == (Int8Embedding, Int8Linear)
 
 
 def pooled_positions(ids: Tensor, pad_token_id: int | None) -> Tensor:
-    """int64 `[texts]`: the last token of each text that is not padding, which transformers'
-    classifier reads; without a padding token the last one.
+    """int64 `[texts]`: each text's last token that is not padding, which the classifier reads;
+    without a padding token the last.
     """
     positions = torch.arange(ids.shape[1], device=ids.device)
     if pad_token_id is None:

@@ -1,10 +1,10 @@
-"""CUDA graphs over a handful of shapes: a forward pass of any batch and length for one launch.
+"""CUDA graphs over a handful of shapes: one launch for a forward pass of any batch and length.
 
-A short pass waits for the host to launch a hundred kernels. A CUDA graph replays them with one
-call, but only for the very shapes and addresses recorded. So inputs are copied into buffers of the
-next larger *bucket*, captured when first needed: batches are powers of two, lengths multiples of 16
-up to 128 and powers of two above. Padding is on the right, where causal attention never looks. As
-only one capture runs at a time, all share one memory pool.
+A short pass waits for the host to launch a hundred kernels. A graph replays them with one call, for
+the shapes and addresses recorded. Inputs are copied into buffers of the next larger *bucket*,
+captured when first needed: batches are powers of two, lengths multiples of 16 up to 128 and powers
+of two above. Padding is on the right, which causal attention never reads. Captures share one
+memory pool, as only one runs at a time.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class _Capture(NamedTuple):
 
 class GraphedClassifier:
     """Wraps `forward(input_ids, attention_mask | None) -> logits [B, classes]`, which must not need
-    the host. `longest` is the model's number of positions.
+    the host; `longest` is the model's number of positions.
     """
 
     def __init__(self, forward: Callable, pad_token_id: int, longest: int, device: torch.device):

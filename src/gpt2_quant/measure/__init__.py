@@ -1,3 +1,1 @@
-"""Everything that yields a figure: scores, paired tests, latency, memory, energy, quantization
-error.
-"""
+"""Scores, paired tests, latency, memory, energy and quantization error."""

@@ -1,8 +1,8 @@
-"""What flows through the linear layers: outlier channels, and what rounding activations costs.
+"""Inputs of the linear layers: outlier channels, and the error of rounding activations.
 
-Transformers grow a few channels whose magnitude dwarfs the others' (LLM.int8(), arXiv 2208.07339,
-counts |x| >= 6). One scale per tensor must stretch to them and leaves the rest few codes; one scale
-per token confines the damage to that token.
+Transformers grow a few channels of far larger magnitude (LLM.int8(), arXiv 2208.07339, counts |x|
+>= 6). One scale per tensor stretches to them and leaves the rest few codes; one scale per token
+confines the damage to that token.
 """
 
 import math
@@ -25,7 +25,7 @@ class InputStatistics:
         self.tokens, self.signal, self.token_noise, self.tensor_noise = 0, 0.0, 0.0, 0.0
 
     def update(self, x: Tensor) -> None:
-        """Take in the inputs float `[tokens, in]` of one batch."""
+        """Take in x float `[tokens, in]`."""
         x = x.float()
         self.channel_absmax = torch.maximum(self.channel_absmax, x.abs().amax(0))
         self.tokens += len(x)
@@ -35,7 +35,6 @@ class InputStatistics:
         self.tensor_noise += energy(per_tensor.dequantize() - x)
 
     def row(self) -> dict:
-        """One line of the outlier table."""
         absmax = self.channel_absmax
         median, top = absmax.median().item(), absmax.max().item()
         return {

@@ -1,7 +1,6 @@
-"""Best mode, as far as it can be had: prepared within a time limit, checked against eager.
+"""Best mode, prepared within a time limit and checked against eager.
 
-`inference.engine.best_mode` compiles, captures and fuses. That may take long, fail, or change the
-result; what is given up leaves a sentence in the variant's record, beside its eager figures.
+What is given up leaves a sentence in the variant's record, beside its eager figures.
 """
 
 import time
@@ -29,7 +28,7 @@ class Budget:
         self.spent: dict[str, float] = defaultdict(float)
 
     def run(self, key: str, prepare: Callable[[], object]) -> None:
-        """Call `prepare`. Raises TimeoutError where earlier calls have used up the time."""
+        """Raises TimeoutError where earlier calls have used up the time."""
         if self.spent[key] > self.seconds_each or sum(self.spent.values()) > self.seconds:
             raise TimeoutError("compiling took more than the time allowed")
         start = time.monotonic()
@@ -40,8 +39,8 @@ class Budget:
 def prepare_best(session: Session) -> dict[Shape, Functions]:
     """The best-mode functions that were ready in time, and equal to eager, at each shape.
 
-    All variants are prepared for the first shape, which matters most, before any is for the second.
-    A variant without a best mode is eager once more.
+    All variants are prepared for the first shape before any is for the second. One without a best
+    mode is eager once more.
     """
     budget = Budget(session.plan.best_seconds, session.plan.best_seconds_each)
     ready: dict[Shape, Functions] = {shape: {} for shape in session.plan.best_shapes}
@@ -50,7 +49,7 @@ def prepare_best(session: Session) -> dict[Shape, Functions]:
             session.note(key, reason)
             for functions in ready.values():
                 functions[key] = eager(model)
-    # What computes on codes comes first, since the best mode is what it is made for.
+    # What computes on codes comes first.
     keys = [key for key in session.models if not VARIANTS[key].no_best_mode]
     keys.sort(key=lambda key: not VARIANTS[key].computes_on_codes)
     made: Functions = {}
@@ -76,7 +75,7 @@ def prepare_best(session: Session) -> dict[Shape, Functions]:
 
 
 def _make(session: Session, key: str, batch: tuple[Tensor, Tensor]) -> Function:
-    """Best mode, called once; what memory that keeps on CUDA joins the variant's figures."""
+    """Best mode, called once; the CUDA memory that it keeps joins the variant's figures."""
     before = kept_bytes(session.device)
     best = engine.best_mode(session.models[key], session.device)
 

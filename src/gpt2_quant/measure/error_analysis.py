@@ -1,12 +1,10 @@
-"""Where the quantization error comes from: matrices, channels, and in the end the predictions.
+"""Where the quantization error comes from, on validation texts alone.
 
-weights      signal-to-quantization-noise ratio 10 log10(sum w² / sum e²) of each matrix under each
-             scheme; worst and mean error; absmax over sigma, which one scale suffers from
+weights      SQNR 10 log10(sum w² / sum e²), worst and mean error of each matrix under each scheme;
+             absmax over sigma, which one scale suffers from
 activations  outlier channels of every linear layer's input
-effects      the model with one kind of matrix quantized: which errors reach the output
-choices      NF4's refinements with everything quantized: why each was taken
-
-All on validation texts: nothing here has seen the test split.
+effects      predictions with one kind of matrix quantized
+choices      predictions under NF4's refinements, everything quantized
 """
 
 import copy
@@ -41,15 +39,12 @@ Change = Callable[[GPT2PreTrainedModel], object]  # quantizes a model in place
 
 @dataclass
 class Analysis:
-    """The four tables; column names are those of the files."""
-
     weights: pd.DataFrame
     activations: pd.DataFrame
     effects: pd.DataFrame
     choices: pd.DataFrame
 
     def save(self, results_dir: Path) -> list[Path]:
-        """Write tables and heat map; returns the paths."""
         tables = {
             results_dir / "quantization_error.csv": self.weights,
             results_dir / "activation_outliers.csv": self.activations,
@@ -77,7 +72,7 @@ class Analysis:
 def analyse(
     model: GPT2PreTrainedModel, tokens: Tokens, pad_id: int, settings: Settings
 ) -> Analysis:
-    """All four tables for the float classifier `model` and tokenized validation texts."""
+    """All four tables, from the float classifier and tokenized validation texts."""
     few = text_batches(tokens, OUTLIER_TEXTS, settings.batch_size, pad_id)
     many = text_batches(tokens, TEXTS[settings.device], settings.batch_size, pad_id)
     with torch.inference_mode(False), torch.no_grad():
@@ -91,7 +86,6 @@ def analyse(
 
 
 def weight_errors(model: nn.Module) -> pd.DataFrame:
-    """One row per matrix and weight scheme."""
     rows = []
     progress = tqdm(matrices(model).items(), desc="error of each matrix", unit="matrix")
     for path, weight in progress:
@@ -116,8 +110,6 @@ def weight_errors(model: nn.Module) -> pd.DataFrame:
 
 
 def _effects() -> dict[tuple, Change]:
-    """One kind of matrix at a time under each scheme, and all of them together."""
-
     def in_layers(scheme: schemes.LayerScheme, model: GPT2PreTrainedModel, wanted) -> None:
         scheme.replace(model, model.dtype, True, wanted)
 
@@ -157,7 +149,6 @@ CHOICES: dict[tuple, Change] = {  # scheme, choice, whether the scheme does it
 def _compare(
     model: GPT2PreTrainedModel, batches: Batches, changes: dict[tuple, Change], columns: tuple
 ) -> pd.DataFrame:
-    """Apply each change to a copy of `model`; compare its predictions with the float model's."""
     labels = torch.cat([batch["labels"] for batch in batches]).numpy()
     reference = _logits(model, batches)
     rows = []

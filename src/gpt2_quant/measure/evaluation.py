@@ -1,7 +1,6 @@
-"""Measure one variant the same way whichever script made it: predict, score, weigh, draw, record.
+"""Measure one variant, whichever script made it.
 
-Latency is not measured here: it is only fair when all variants are timed in one process
-(latency.py).
+Latency is only fair when all variants are timed in one process (latency.py).
 """
 
 from collections.abc import Callable
@@ -29,12 +28,10 @@ def evaluate_variant(
     extra: dict | None = None,
     predict: Callable = predictions.predict,
 ) -> dict:
-    """Run `model` over validation and test; write predictions, confusion matrix and record, which
-    is returned.
+    """Run `model` over validation and test; write predictions, confusion matrix and record.
 
-    `folder` is the variant's own checkpoint, `baseline` the FP32 classifier that it came from (its
-    weights' sha256 names the experiment). `extra` joins the record; `predict` may spread the rows
-    over processes.
+    `folder` is the variant's checkpoint, `baseline` the FP32 one that it came from, whose weights'
+    sha256 names the experiment. `extra` joins the record; `predict` may spread rows over processes.
     """
     variant, results = VARIANTS[key], settings.results_dir
     parts = size_in_parts(model)  # before the first forward, in which bitsandbytes casts tensors
@@ -77,6 +74,5 @@ def evaluate_variant(
 
 
 def headline(record: dict) -> str:
-    """A variant's label and accuracy with its interval, for the terminal."""
     words = record["variant"]["label"] + ": accuracy {value:.4f} [{low:.4f}, {high:.4f}]"
     return words.format(**record["metrics"]["accuracy"])

@@ -20,7 +20,7 @@ from .scores import reliability as reliability_bins
 def confusion_matrix(
     labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS
 ) -> list[Path]:
-    """Confusion matrix: counts, and beneath each its fraction of the row, which sets its colour.
+    """Counts, and beneath each its fraction of the row, which sets its colour.
 
     labels [n] in [0, C); logits [n, C].
     """
@@ -48,11 +48,10 @@ def confusion_matrix(
 
 
 def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
-    """Reliability diagrams: accuracy against confidence in 15 equal-width bins, one panel each.
+    """Accuracy against confidence in 15 equal-width bins, one panel per variant.
 
-    Each variant is {key, label, labels, logits, ece, temperature}; with a temperature (fitted on
-    validation) open circles show the rows after it. On the diagonal a classifier is as often right
-    as it claims. A circle's area is the fraction of rows.
+    Each is {key, label, labels, logits, ece, temperature}; with a temperature (fitted on
+    validation) open circles show the rows after it. A circle's area is the fraction of rows.
     """
     columns = min(4, len(variants))
     n_rows = -(-len(variants) // columns)
@@ -91,8 +90,8 @@ def _circles(axes: Axes, variant: dict, temperature: float, **colours) -> None:
 
 
 def quantization_error(weights: pd.DataFrame, path: Path) -> list[Path]:
-    """SQNR in dB of every matrix, one panel per weight scheme: kinds of matrix across, layers
-    downward, the embeddings above. `weights` is `error_analysis.weight_errors`'. 6 dB are one bit.
+    """SQNR in dB (6 dB are one bit) of every matrix from `error_analysis.weight_errors`: one panel
+    per scheme, kinds of matrix across, layers downward.
     """
     layers = weights["layer"].map("{:.0f}".format, na_action="ignore").fillna(weights["matrix"])
     by_scheme = weights.assign(layer=layers).groupby("scheme", sort=False)

@@ -1,11 +1,11 @@
-"""What a forward pass costs besides time: memory at its peak, and energy.
+"""Peak memory and energy of a forward pass.
 
-*Memory.* The peak is what the forward adds to the model's own tensors: activations, and weights
-that a scheme dequantizes on the way. CUDA's caching allocator counts it; on the CPU it is the
-highest running sum of torch's profiler. Work space that libraries keep for themselves is not in it.
+*Memory.* What the forward adds at most to the model's own tensors: on CUDA by the caching
+allocator, on the CPU the highest running sum of torch's profiler. Libraries' own work space is not
+in it.
 
-*Energy.* NVIDIA's driver counts the millijoules that a GPU has drawn (Volta and later): the whole
-board's, idle power included, which is what a batch job pays.
+*Energy.* Millijoules that NVIDIA's driver counts (Volta and later): the whole board's, idle power
+included.
 """
 
 import os
@@ -45,7 +45,7 @@ def kept_bytes(device: str) -> int:
 
 
 def peak_bytes_of(call: Callable[[], object], device: str) -> int:
-    """The most bytes that `call()`, its result included, had allocated at one time."""
+    """The most bytes allocated at one time during `call()`, its result included."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -78,7 +78,7 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def energy_counter(device: str) -> tuple[Callable[[], float] | None, str]:
-    """A function that reads the joules drawn so far, and the reason where there is none."""
+    """A function that reads the joules drawn so far, or None and the reason."""
     none = "energy: not measured, since"
     if device != "cuda":
         return None, f"{none} a CPU's counters are readable by the administrator only"

@@ -1,8 +1,4 @@
-"""Latency, throughput, memory and energy of all variants, measured in one process.
-
-timing.py says how a call is timed, session.py what is called, best.py what the fastest way to call
-it is, footprint.py how memory and energy are read; here stands how much is measured on a device.
-"""
+"""Latency, throughput, memory and energy of all variants in one process: how much is measured."""
 
 from dataclasses import asdict, replace
 
@@ -39,14 +35,13 @@ PROTOCOLS = {
 
 
 def protocol(preset: str, device: str) -> Protocol:
-    """The protocol of a preset on a device."""
     if (preset, device) == ("demo", "cpu"):  # compiling would take longer than the whole demo
         return replace(PROTOCOLS["cpu"], best_shapes=(), seconds_a_shape=0.8, texts=128)
     return PROTOCOLS[device]
 
 
 def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
-    """The variants to measure: their model is there, and their record came from this baseline."""
+    """The variants whose model is there and whose record came from this baseline."""
     found = records.load_records(settings.results_dir)
     sha256 = records.file_sha256(weights_file(baseline_folder(settings.models_dir, checkpoint)))
     return [
@@ -59,10 +54,7 @@ def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
 
 
 def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict[str, dict]:
-    """Measure all comparable variants and renew `records.TIMED_SECTIONS` in their records.
-
-    Returns the records by key.
-    """
+    """Measure all comparable variants, renew `records.TIMED_SECTIONS`; returns records by key."""
     device, plan = settings.device, protocol(settings.preset, settings.device)
     keys = comparable_keys(settings, checkpoint)
     tokenizer = load_tokenizer(baseline_folder(settings.models_dir, checkpoint))
@@ -106,7 +98,6 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
 
 
 def store(settings: Settings, session: Session) -> dict[str, dict]:
-    """Write what a session has found so far into the variants' records; returns them by key."""
     timing = {
         "session": session.id,
         "protocol": asdict(session.plan),
@@ -127,7 +118,6 @@ def store(settings: Settings, session: Session) -> dict[str, dict]:
 
 
 def table(stored: dict[str, dict]) -> str:
-    """What was measured, as text: memory, the published batch, and the real texts."""
     rows = {}
     for record in stored.values():
         memory, throughput = record["memory"], record["throughput"]

@@ -2,12 +2,12 @@
 
 Of n rows the variant alone gets b right, the baseline alone c: accuracy differs by (b - c) / n.
 
-  * *Is there a difference?* Exact McNemar (Psychometrika 1947): if neither is better, b of b + c is
-    a fair coin's count; over many comparisons Holm's adjustment (Scand. J. Stat. 1979).
+  * *Is there a difference?* Exact McNemar (Psychometrika 1947): under H0 b is binomial(b + c, 1/2);
+    over many comparisons Holm's adjustment (Scand. J. Stat. 1979).
   * *Is there none that matters?* A large p is no evidence of equality. Two one-sided tests
     (Schuirmann, J. Pharmacokinet. Biopharm. 1987) reject a loss, and a gain, of the margin or more,
-    by Tango's score statistic (Stat. Med. 1998, eq. 9), which still works when b + c is 0.
-  * *How large is it?* Paired bootstrap: both are scored on the same samples (`scores.py`).
+    by Tango's score statistic (Stat. Med. 1998, eq. 9), which is defined for b + c = 0.
+  * *How large is it?* Bootstrap of both on the same samples (`scores.py`).
   * *What changed beneath?* Flips may cancel out: agreement, KL in nats (arXiv 2407.09141).
 """
 
@@ -25,7 +25,7 @@ MARGIN = 0.005  # half a point: about the half-width of a 95% interval at 0.946 
 
 
 def mcnemar(b: int, c: int) -> float:
-    """Two-sided exact p-value of b against c; 1 when both are 0."""
+    """Two-sided exact p-value; 1 when both are 0."""
     return float(binomtest(b, b + c, 0.5).pvalue) if b + c else 1.0
 
 
@@ -79,13 +79,12 @@ def bootstrap_differences(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Variant minus baseline with a 95% percentile interval: key -> score -> {value, low, high},
-    for accuracy, f1_macro, nll and brier. labels [n]; logits: key -> [n, C], with the baseline.
+    """Variant minus baseline with a 95% percentile interval: key -> score (accuracy, f1_macro, nll,
+    brier) -> {value, low, high}. labels [n]; logits: key -> [n, C], with the baseline.
     """
     n, n_classes = logits[baseline].shape
     losses = np.stack([row_terms(labels, values)[:, :2] for values in logits.values()], axis=1)
-    # All classifiers' mean NLL and Brier score on the same samples; in float64, since a difference
-    # of two means may be a millionth of either.
+    # In float64, since a difference of two means may be a millionth of either.
     terms = losses.reshape(n, -1).astype(np.float64)
     means = draw_sums(terms, resamples, seed).reshape(-1, len(logits), 2) / n
     mean_losses = dict(zip(logits, np.swapaxes(means, 0, 1), strict=True))
@@ -115,7 +114,7 @@ def divergence(baseline: np.ndarray, variant: np.ndarray) -> np.ndarray:
 
 
 def compare(labels: np.ndarray, baseline: np.ndarray, variant: np.ndarray) -> dict:
-    """What one pair says without the others: labels [n], logits [n, C]."""
+    """labels [n], logits [n, C]."""
     n, n_classes = baseline.shape
     before, after = baseline.argmax(axis=1), variant.argmax(axis=1)
     b = int(((after == labels) & (before != labels)).sum())

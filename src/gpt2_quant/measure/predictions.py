@@ -1,7 +1,7 @@
-"""Run a classifier over a split once, and keep its logits: every score comes from that file.
+"""A classifier's logits over a split: every score comes from their file.
 
-`results/predictions/<key>.parquet` has a row per text: `id` (its number in the split), `label`
-(0–3) and `logit_0` … `logit_3` (float32). Validation's is `<key>.validation.parquet`.
+`results/predictions/<key>.parquet` (validation: `<key>.validation.parquet`) has a row per text:
+`id` (its number in the split), `label` (0–3) and `logit_0` … `logit_3` (float32).
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ LOGITS = [f"logit_{i}" for i in range(len(LABELS))]
 
 
 def predict(model, tokens: Tokens, batch_size: int, pad_id: int, description: str) -> np.ndarray:
-    """Logits of every row of `tokens`, in order: float32 [n, 4]. UserError if one is not finite."""
+    """Logits of `tokens`, in order: float32 [n, 4]. Raises UserError for NaN or infinity."""
     import torch  # here, since script 5 reads predictions without torch
 
     device = next(model.parameters()).device
@@ -44,7 +44,7 @@ def predictions_path(results_dir: Path, key: str) -> Path:
 
 
 def save_predictions(results_dir: Path, key: str, labels: np.ndarray, logits: np.ndarray) -> Path:
-    """Write labels [n] and logits float32 [n, 4] as parquet, atomically."""
+    """labels [n], logits float32 [n, 4]; written atomically."""
     texts = pd.DataFrame({"id": np.arange(len(labels)), "label": np.asarray(labels, np.int64)})
     frame = texts.join(pd.DataFrame(logits.astype(np.float32), columns=LOGITS))
     path = predictions_path(results_dir, key)
@@ -54,7 +54,7 @@ def save_predictions(results_dir: Path, key: str, labels: np.ndarray, logits: np
 
 
 def load_predictions(results_dir: Path, key: str) -> pd.DataFrame:
-    """Columns id, label, logit_0 … logit_3. Raises UserError for a missing or damaged file."""
+    """Raises UserError for a missing or damaged file."""
     path = predictions_path(results_dir, key)
     mend = f"run the script that makes {key} again, with --overwrite"
     try:

@@ -1,13 +1,14 @@
 """Scores of one classifier from its logits, each with a 95% interval.
 
-The bootstrap draws n of the n rows with replacement: what depends on counts only (accuracy,
-precision, recall, F1) as counts, multinomially; what sums over rows (NLL, Brier, ECE) row by row.
+The bootstrap draws n of the n rows with replacement: scores of counts (accuracy, precision, recall,
+F1) multinomially, sums over rows (NLL, Brier, ECE) row by row. Intervals are its percentiles (Efron
+& Tibshirani 1993, ch. 13), but for
 
-The interval is its percentiles (Efron & Tibshirani 1993, ch. 13), with two exceptions. Proportions
-(accuracy, precision and recall per class) have Wilson's score interval, which stays in [0, 1] and
-is not empty at its ends (JASA 1927, eq. 7). Calibration errors are sums of absolute values, to
-which resampling adds what sampling has added before; the basic bootstrap takes that off:
-[2v - q97.5, 2v - q2.5] (Davison & Hinkley 1997, eq. 5.6).
+  * proportions (accuracy, precision and recall per class): Wilson's score interval, which stays in
+    [0, 1] and is not empty at its ends (JASA 1927, eq. 7);
+  * calibration errors: sums of absolute values, which sampling biases upward and resampling once
+    more; the basic bootstrap takes that off: [2v - q97.5, 2v - q2.5] (Davison & Hinkley 1997, eq.
+    5.6).
 """
 
 import numpy as np
@@ -24,9 +25,7 @@ BINS = 15
 
 
 def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predictions") -> None:
-    """Raise UserError, naming `name`, unless labels [n] are in [0, C), logits [n, C] finite, n >= 1
-    and C >= 2.
-    """
+    """Raise UserError unless labels [n] are in [0, C), logits [n, C] finite, n >= 1, C >= 2."""
     fault = ""
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
         fault = f"expected n labels and n x C logits, got {labels.shape} and {logits.shape}"
@@ -42,8 +41,8 @@ def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predi
 
 
 def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows of `answers` [n, m], transposed to [m, cells], and how many of each there
-    are: [1 + resamples, cells], the sample itself first.
+    """The distinct rows of `answers` [n, m], transposed to [m, cells], and their counts [1 +
+    resamples, cells], the sample itself first.
     """
     cells, counts = np.unique(answers, axis=0, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(len(answers), counts / len(answers), resamples)
@@ -53,8 +52,8 @@ def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndar
 def count_scores(
     counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray, n_classes: int
 ) -> dict[str, np.ndarray]:
-    """Accuracy, and precision, recall and F1 per class (`f1_2`) and averaged over classes, [...],
-    where counts [..., cells] rows have `labels` [cells] and `predicted` [cells]; 0 / 0 is 0.
+    """Accuracy, and precision, recall and F1 per class (`f1_2`) and macro, [...], where counts
+    [..., cells] rows have `labels` [cells] and `predicted` [cells]; 0 / 0 is 0.
     """
     classes = np.eye(n_classes)
     labelled, answered = counts @ classes[labels], counts @ classes[predicted]
@@ -123,7 +122,7 @@ def calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95% score interval of a proportion; (0, 1) when there are no rows to know it from."""
+    """95% score interval of a proportion; (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
@@ -135,7 +134,7 @@ def classification_scores(
 ) -> dict[str, dict[str, float]]:
     """All scores: name -> {value, low, high, n}, n being the rows that the score speaks of.
 
-    labels [n] in [0, C); logits [n, C], any float dtype. Raises UserError (`check_predictions`).
+    labels [n] in [0, C); logits [n, C]. Raises UserError (`check_predictions`).
     """
     check_predictions(labels, logits)
     logits = logits.astype(np.float64)
@@ -185,8 +184,7 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """The T that minimises the NLL of softmax(logits / T): temperature scaling (Guo, section 4.2).
 
-    For validation logits only. NLL is convex in 1/T; T > 1 means that the classifier was
-    overconfident. No prediction changes.
+    For validation logits only. NLL is convex in 1/T; T > 1 means overconfidence.
     """
     check_predictions(labels, logits)
     logits, rows = logits.astype(np.float64), np.arange(len(labels))

@@ -1,7 +1,7 @@
-"""One process's measurements: the same batches for every variant, one id that every figure carries.
+"""One process's measurements: the same batches for every variant, one id on every figure.
 
 *Throughput* is the test set at its real lengths, in batches of like length, from padded batches to
-logits, both in host memory; tokenizing is not in it. The same passes give the energy.
+logits, both in host memory, without tokenizing. The same passes give the energy.
 """
 
 import time
@@ -26,12 +26,10 @@ Functions = dict[str, Function]  # by the variant's key; eager and best mode are
 
 @dataclass(frozen=True)
 class Protocol:
-    """How much is measured."""
-
     shapes: tuple[Shape, ...]
-    best_shapes: tuple[Shape, ...]  # in the order in which they are prepared
-    best_seconds: float  # for compiling and capturing: who comes too late is left out
-    best_seconds_each: float  # and of that, the most that one variant may take
+    best_shapes: tuple[Shape, ...]  # in order of preparing
+    best_seconds: float  # for compiling and capturing
+    best_seconds_each: float  # of that, for one variant
     warmup: int
     min_rounds: int  # below 6 there is no 95% interval of the median
     max_rounds: int
@@ -39,7 +37,7 @@ class Protocol:
     texts: int | None  # of the test set, evenly spaced; None takes all
     texts_a_batch: int
     passes: int
-    seconds_a_pass: float  # texts are repeated until this is over: energy is counted coarsely
+    seconds_a_pass: float  # at least: energy is counted coarsely
 
 
 @dataclass
@@ -54,13 +52,11 @@ class Found:
 
 
 def eager(model) -> Function:
-    """The model as transformers would call it, without a cache of keys and values."""
+    """Without a cache of keys and values."""
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
 class Session:
-    """Models by key, the batches they share, and what was found of each."""
-
     def __init__(self, models: dict, tokens: Tokens, pad_id: int, device: str, plan: Protocol):
         self.models, self.tokens, self.pad_id = models, tokens, pad_id
         self.device, self.plan = device, plan
@@ -77,7 +73,7 @@ class Session:
         return shape_batch(self.tokens, *shape, self.pad_id, self.device)
 
     def sweep(self, functions_at: dict[Shape, Functions], mode: str) -> None:
-        """Time, at every shape, the functions given for it; a note says whose memory ran out."""
+        """Time the functions given for each shape; a note says whose memory ran out."""
         plan = self.plan
         for shape, functions in functions_at.items():
             batch, calls = self.batch(shape), {}
@@ -108,7 +104,7 @@ class Session:
         }  # fmt: skip
 
     def run_throughput(self, functions: Functions, mode: str, batches: Batches) -> None:
-        """Texts per second, and joules per thousand texts, in interleaved passes over `batches`."""
+        """Texts per second and joules per thousand texts, in interleaved passes."""
         n_texts = sum(len(batch["labels"]) for batch in batches)
         n_tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
         passes: dict[str, list[tuple]] = {key: [] for key in functions}
@@ -132,7 +128,7 @@ class Session:
                 }  # fmt: skip
 
     def _one_pass(self, function: Function, batches: Batches) -> tuple[int, float, float]:
-        """Texts, seconds and joules of going through `batches` until `seconds_a_pass` are over."""
+        """Texts, seconds and joules of passes over `batches` until `seconds_a_pass` are over."""
         read_joules = self.joules or (lambda: 0.0)
         synchronize(self.device)
         texts, joules, start = 0, read_joules(), time.perf_counter()
@@ -147,9 +143,8 @@ class Session:
 
 
 def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_before: int) -> dict:
-    """Bytes that a freshly loaded model holds, and the most with a forward pass of `batch` running.
-
-    `allocated_before`: by the allocator, before loading.
+    """Bytes held by a freshly loaded model, and the most during a forward pass of `batch`;
+    `allocated_before` is the allocator's count before loading.
     """
     resident = resident_bytes(model)  # before any forward, in which bitsandbytes casts tensors
     allocated = footprint.allocated_bytes(device) - allocated_before

@@ -1,12 +1,12 @@
-"""How a call is timed, and what may be said of the times.
+"""Timing of calls, and an interval for their median.
 
-So that two variants compare, both get the same batch of real texts, already on the device. Each is
-warmed up (kernels are chosen, compiled, captured), then timed in *rounds*, once per round in an
-order shuffled anew: drift of clock and temperature hits all alike. Every value is kept.
+All variants get the same batch of real texts, already on the device. Each is warmed up (kernels are
+chosen, compiled, captured), then timed in *rounds*, once per round in an order shuffled anew: drift
+of clock and temperature hits all alike.
 
-The median has a 95% interval of order statistics, which assumes no distribution: the number of
-values below the true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it
-with probability 1 - 2 P(B < k) (Conover, Practical Nonparametric Statistics, section 3.2).
+The median has a distribution-free 95% interval of order statistics: the number of values below the
+true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it with probability 1
+- 2 P(B < k) (Conover, Practical Nonparametric Statistics, section 3.2).
 """
 
 import gc
@@ -24,7 +24,7 @@ Batches = list[dict[str, Tensor]]
 
 
 def median_interval(values_ms) -> tuple[float, float, float]:
-    """Median of `values_ms` and its 95% interval, which is NaN where there are fewer than 6."""
+    """Median and its 95% interval, which is NaN for fewer than 6 values."""
     low, high = quantile_test(values_ms, p=0.5).confidence_interval(0.95)
     return float(np.median(values_ms)), float(low), float(high)
 
@@ -52,7 +52,6 @@ def text_batches(tokens: Tokens, limit: int | None, batch_size: int, pad_id: int
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device is idle; a CPU always is."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -74,9 +73,9 @@ def time_interleaved(
     max_rounds: int,
     seconds: float,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round: name -> values.
+    """Name -> milliseconds in each round.
 
-    After `min_rounds`, rounds go on while the next one is expected to end within `seconds`, up to
+    After `min_rounds`, rounds go on while the next is expected to end within `seconds`, up to
     `max_rounds`.
     """
     for call in calls.values():

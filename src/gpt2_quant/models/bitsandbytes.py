@@ -1,11 +1,11 @@
-"""bitsandbytes' two schemes on GPT-2, as published, and what they need checked.
+"""bitsandbytes' two schemes on GPT-2, as published, and checks of them.
 
-*LLM.int8()* (arXiv 2208.07339): int8 weights per output channel, activations int8 per token, but
-for the input features in which any token reaches 6.0: one such outlier would stretch the scale of
-its whole row, so those columns are multiplied in half precision. *NF4*: see `quantization/nf4.py`.
+*LLM.int8()* (arXiv 2208.07339): int8 weights per output channel, int8 activations per token. Input
+features in which any token reaches 6.0 are multiplied in half precision, as one such outlier would
+stretch the scale of its whole row. *NF4*: see `quantization/nf4.py`.
 
-Both replace the four linear layers of each block and leave embeddings, norms and head alone. What
-is not quantized is float16 in the file, and widened on loading where float16 is slow.
+Both replace the four linear layers of each block. The rest is float16 in the file, and widened on
+loading where float16 is slow.
 """
 
 import copy
@@ -23,7 +23,7 @@ OUTLIER_THRESHOLD = 6.0  # the paper's
 
 
 def require() -> None:
-    """Raise UserError where bitsandbytes, or accelerate, which its loader needs, is missing."""
+    """Raise UserError without bitsandbytes, or accelerate, which its loader needs."""
     # On float32 activations it logs one warning per layer and forward: the cast is the method.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for package in ("bitsandbytes", "accelerate"):
@@ -36,7 +36,6 @@ def require() -> None:
 
 
 def converted_layers(model) -> dict:
-    """Name -> module of every bitsandbytes layer in `model`."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     kinds = Linear4bit, Linear8bitLt
@@ -45,17 +44,17 @@ def converted_layers(model) -> dict:
 
 @dataclass(frozen=True)
 class BitsAndBytes:
-    """One of the library's schemes; the `Method` of a variant."""
+    """The `Method` of a variant."""
 
     name: str
     layer: tuple[str, torch.dtype]  # class in bitsandbytes.nn, dtype of the codes
     options: dict  # of BitsAndBytesConfig
 
     def quantize(self, key: str, model, folder: Path, dtype) -> Any:
-        """The FP32 checkpoint in `folder`, from which `model` was loaded, quantized while it loads
-        again. Save it before its first forward, which on some CPUs repacks the NF4 codes.
+        """Load `folder` again, quantized. Save it before its first forward, which on some CPUs
+        repacks the NF4 codes.
 
-        Raises UserError where bitsandbytes is missing or the checkpoint is quantized.
+        Raises UserError without bitsandbytes or for a quantized checkpoint.
         """
         require()
         from transformers import BitsAndBytesConfig
@@ -75,9 +74,7 @@ class BitsAndBytes:
         return quantized.eval()
 
     def facts(self, model) -> dict:
-        """What a record keeps. Raises RuntimeError unless exactly the 4 matrices of each block were
-        converted: other layers would make every figure of the row wrong.
-        """
+        """Raises RuntimeError unless exactly the four matrices of each block were converted."""
         layers = list(converted_layers(model).values())
         expected = LAYERS_PER_BLOCK * model.config.n_layer
         others = [x for x in layers if (type(x).__name__, x.weight.dtype) != self.layer]

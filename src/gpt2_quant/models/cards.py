@@ -1,4 +1,4 @@
-"""Model cards: what a model folder says of itself, and the folder written whole."""
+"""Model cards, and a model folder written whole."""
 
 from pathlib import Path
 
@@ -18,7 +18,6 @@ tags: [gpt2, ag-news{tag}]
 
 
 def model_card(record: dict) -> str:
-    """The card of script 1's model, from its record."""
     training, metrics, made = record["training"], record["metrics"], record["provenance"]
     base, train = record["checkpoint"]["base_model"], record["splits"]["train"]
     accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
@@ -59,13 +58,11 @@ def _estimate(metric: dict) -> str:
 
 
 def write_card(folder: Path, record: dict) -> Path:
-    """Write script 1's card into the model's folder; returns its path."""
     write_text(folder / "README.md", model_card(record))
     return folder / "README.md"
 
 
 def variant_card(variant: Variant, source: str) -> str:
-    """The card of a quantized folder: what made it from what, and how it loads."""
     register = (
         "# gpt2_quant is the repository that made this folder: clone it, then pip install -e .\n"
         "import gpt2_quant.quantization.quantizer  # registers the method with transformers\n"
@@ -88,7 +85,7 @@ Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json`
 
 
 def save_model(model, tokenizer, folder: Path, card: str) -> None:
-    """Write weights, configuration, tokenizer and card to `folder`, whole or not at all."""
+    """Write weights, configuration, tokenizer and card, whole or not at all."""
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -1,7 +1,7 @@
-"""Loading a checkpoint, and checking what transformers passes over.
+"""Loading a checkpoint, with checks that transformers does not make.
 
-Loading states the dtype (transformers would keep the file's own), and refuses a head that is not in
-the file and would be random, weights that are NaN, and the wrong number of classes.
+Refused are a head that is not in the file and would be random, NaN, and the wrong number of
+classes. The dtype is stated: transformers would keep the file's own.
 """
 
 import json
@@ -17,9 +17,7 @@ NO_CONFIG = f"is not a model's configuration: {REMAKE}"
 
 
 def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
-    """The FP32 classifier to quantize: `--checkpoint` (folder or hub id), else script 1's, without
-    which UserError is raised.
-    """
+    """`--checkpoint` (folder or hub id), else script 1's FP32 model. Raises UserError without."""
     if checkpoint:
         return check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
     folder = models_dir / BASELINE.folder
@@ -32,7 +30,7 @@ def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
 def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
     """`folder`, after a look at its config and its weight file's header, without torch.
 
-    Raises UserError for an empty or damaged folder, another architecture, or (but for `new_head`)
+    Raises UserError where it is empty or damaged, for another architecture, or (but for `new_head`)
     other than four labels.
     """
     from safetensors import SafetensorError, safe_open
@@ -58,7 +56,7 @@ def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
 
 
 def weights_file(folder: Path) -> Path:
-    """The single safetensors file of a checkpoint. Raises UserError where it is missing."""
+    """Raises UserError where a checkpoint's safetensors file is missing or sharded."""
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         how = "make it again, or save it with save_pretrained (not sharded)"
@@ -67,7 +65,6 @@ def weights_file(folder: Path) -> Path:
 
 
 def quiet_loading() -> None:
-    """Silence transformers' notes and bars of each loading."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -75,10 +72,10 @@ def quiet_loading() -> None:
 
 
 def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool = False):
-    """A GPT-2 sequence classifier in `dtype` (float32 when None), in eval mode, on `device`.
+    """A GPT-2 sequence classifier in `dtype` (float32 when None), in eval mode.
 
-    Quantized folders load as what they are; `new_head` starts a fresh 4-class head on a language
-    model. Raises UserError as `check_checkpoint` does, for a missing head and for NaN or infinity.
+    Quantized folders load as what they are; `new_head` starts a 4-class head on a language model.
+    Raises UserError as `check_checkpoint`, for a missing head and for NaN or infinity.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -137,7 +134,6 @@ def has_half_arithmetic(device: str) -> bool:
 
 
 def float_dtype(variant: Variant, device: str):
-    """The torch dtype of what `variant` does not quantize."""
     import torch
 
     half = variant.floats == "float16" or (variant.floats == "fast" and device == "cuda")
@@ -145,7 +141,7 @@ def float_dtype(variant: Variant, device: str):
 
 
 def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
-    """The model of a variant, as every script measures it. Raises UserError without its folder."""
+    """The model of a variant. Raises UserError without its folder."""
     variant = VARIANTS[key]
     folder = models_dir / variant.folder
     if not variant.method:

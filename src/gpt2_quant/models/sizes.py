@@ -1,9 +1,8 @@
-"""The size of a model: what its tensors take in the file and in memory, part by part.
+"""Sizes of a model in bytes: sums over its tensors, part by part.
 
-*Size* is a sum over tensors. Quantization state is what a layer needs beside its codes. A
-safetensors file is 8 bytes (the header's length), a JSON header and the tensors' bytes, so a size
-in a table can be reconciled with `ls -l`. *Stored* and *resident* differ: the published INT8 takes
-four times its file once loaded.
+Quantization state is what a layer needs beside its codes. A safetensors file is 8 bytes (the
+header's length), a JSON header and the tensors' bytes. *Stored* and *resident* differ: the
+published INT8 takes four times its file once loaded.
 """
 
 import json
@@ -16,9 +15,8 @@ PARTS = ("linear", "embeddings", "norms_biases", "head", "quantization_state")
 
 
 def stored_size(folder: Path) -> dict:
-    """{parts, tensor_bytes, header_bytes} of `folder`'s safetensors file, in bytes.
-
-    Raises UserError where the tensors do not fill the file.
+    """{parts, tensor_bytes, header_bytes} of the safetensors file. Raises UserError where the
+    tensors do not fill it.
     """
     path = weights_file(folder)
     with open(path, "rb") as file:
@@ -36,7 +34,7 @@ def stored_size(folder: Path) -> dict:
 
 
 def size_in_parts(model) -> dict[str, int]:
-    """Bytes of a model's tensors by part, buffers included; a shared tensor counts once."""
+    """Bytes by part, buffers included; a shared tensor counts once."""
     parts = dict.fromkeys(PARTS, 0)
     seen = set()
     for module_name, module in model.named_modules():
@@ -49,7 +47,7 @@ def size_in_parts(model) -> dict[str, int]:
 
 
 def _own_tensors(module):
-    """Names and tensors of this very module, those in bitsandbytes' wrappers included."""
+    """Names and tensors of this module alone, those in bitsandbytes' wrappers included."""
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     for name, tensor in own:
         yield name, tensor.data
@@ -68,7 +66,6 @@ def _own_tensors(module):
 
 
 def _part(name: str) -> str:
-    """The part a tensor belongs to; what is no weight or bias is state."""
     module, _, leaf = name.rpartition(".")
     owner = module.rpartition(".")[2]
     if leaf not in ("weight", "bias"):
@@ -81,10 +78,8 @@ def _part(name: str) -> str:
 
 
 def resident_bytes(model) -> int:
-    """Bytes of all the tensors that a model holds while it runs."""
     return sum(size_in_parts(model).values())
 
 
 def file_bytes(folder: Path) -> int:
-    """Bytes of a checkpoint's weight file on the disk."""
     return weights_file(folder).stat().st_size

@@ -1,11 +1,10 @@
 """The variants of the comparison: the only file that names them.
 
-An entry says everything that is particular to a variant; everything else asks the entry. Adding one
-is one entry here and one object with the two functions of `Method`:
+A new one is an entry here and an object with the two functions of `Method`:
 
     Variant("fp8_scratch", "FP8 Scratch", script=2, method="gpt2_quant.quantization.fp8:SCHEME", …)
 
-This file needs the standard library alone: methods are named, and loaded when they are used.
+This file needs the standard library alone: methods are loaded when they are used.
 """
 
 from collections.abc import Collection
@@ -19,8 +18,6 @@ from ..quantization import SCHEMES
 
 
 class Published(NamedTuple):
-    """What the published table says of a variant."""
-
     accuracy: float
     size_mb: float
     time_ms: float
@@ -31,8 +28,8 @@ class Method(Protocol):
     """How a variant comes from the FP32 checkpoint."""
 
     def quantize(self, key: str, model, folder: Path, dtype) -> Any:
-        """A copy of the FP32 `model` from `folder` as variant `key`, float parts in `dtype`, in
-        eval mode, on the same device, ready to save.
+        """A copy of the FP32 `model` from `folder`, float parts in `dtype`, in eval mode, on the
+        same device, ready to save.
         """
 
     def facts(self, model) -> dict:
@@ -41,8 +38,6 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the comparison."""
-
     key: str
     label: str
     script: int  # number of the script that makes it
@@ -59,7 +54,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Its folder below models/. Without a method it is the baseline's."""
+        """Below models/. Without a method it is the baseline's."""
         return self.own_folder or (self.key if self.method else BASELINE.folder)
 
     @property
@@ -69,12 +64,11 @@ class Variant:
 
     @property
     def script_path(self) -> str:
-        """Its script, from the root of the repository."""
+        """From the root of the repository."""
         return SCRIPTS[self.script]
 
     @property
     def how(self) -> Method:
-        """Its method, imported now."""
         return resolve_name(self.method)
 
 
@@ -88,8 +82,7 @@ _LIBRARY_BEST = (
     "cannot be captured"
 )
 
-# Greys are unquantized, warm colours by hand, cool ones bitsandbytes: from Okabe & Ito's and Paul
-# Tol's palettes, which colour-blind readers can tell apart.
+# Colour-blind safe (Okabe & Ito, Paul Tol): grey unquantized, warm by hand, cool bitsandbytes.
 BASELINE = Variant(
     "baseline", "Baseline FP32", 1, "#222222", "o", "All weights in float32.",
     floats="float32", own_folder="baseline_gpt2", published=Published(0.9459, 474.71, 94.13, 1.00),
@@ -131,7 +124,7 @@ VARIANTS: dict[str, Variant] = {}
 
 
 def register(variant: Variant) -> None:
-    """Add a row to the comparison, after those that are there; its scheme becomes loadable."""
+    """Add a row after those that are there; its scheme becomes loadable."""
     VARIANTS[variant.key] = variant
     if variant.by_hand:
         SCHEMES[variant.key] = variant.method
@@ -142,7 +135,6 @@ for _variant in (BASELINE, FP16, INT8, W8A8, NF4, LLM_INT8, LIBRARY_NF4):
 
 
 def made_by(script: int) -> list[Variant]:
-    """The variants that one of the five scripts makes."""
     return [variant for variant in VARIANTS.values() if variant.script == script]
 
 
@@ -150,7 +142,7 @@ _SPARE = list(zip(("#117733", "#cc79a7", "#332288", "#999933", "#44aa99"), "<>hd
 
 
 def style(keys: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by key; outsiders get the spare ones, by order of name."""
+    """Colour and marker by key; other keys get the spare ones, by order of name."""
     styles = {key: (v.colour, v.marker) for key, v in VARIANTS.items()}
     styles |= zip(sorted(set(keys) - set(styles)), cycle(_SPARE), strict=False)
     return {key: styles[key] for key in keys}

@@ -1,11 +1,11 @@
-"""Integers for reals: the arithmetic of affine and symmetric int8 quantization, as pure functions.
+"""Affine and symmetric int8 quantization, as pure functions.
 
-A real `x` is stored as the code `q = clamp(round(x / scale + zero_point), qmin, qmax)` and read
-back as `(q - zero_point) * scale` (arXiv 1712.05877, eq. 1). Where nothing saturates the error is
-at most half a scale, so the choice of the scale, per tensor or output channel, is all there is:
+A real `x` has the code `q = clamp(round(x / scale + zero_point), qmin, qmax)`, read back as `(q -
+zero_point) * scale` (arXiv 1712.05877, eq. 1). Where nothing saturates the error is at most half a
+scale.
 
-symmetric  zero_point 0, scale = absmax / 127: products of codes need no correction term. -128 stays
-           unused, as it has no negative.
+symmetric  scale = absmax / 127, zero_point 0: products of codes need no correction term. -128 has
+           no negative and stays unused.
 affine     scale = (max - min) / 255 over a range that is made to contain 0, so that 0 is exact.
 """
 
@@ -24,8 +24,8 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 class Quantized(NamedTuple):
-    """A quantized tensor: codes int8 in its shape, scale (float32) and zero_point (int32) `[]` per
-    tensor or `[out]` per channel.
+    """Codes int8 in the tensor's shape; scale (float32) and zero_point (int32) `[]` per tensor or
+    `[out]` per channel.
     """
 
     codes: Tensor
@@ -33,15 +33,13 @@ class Quantized(NamedTuple):
     zero_point: Tensor
 
     def dequantize(self) -> Tensor:
-        """The reals that the codes stand for, float32."""
         return dequantize(self.codes, self.scale.unsqueeze(-1), self.zero_point.unsqueeze(-1))
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
-    """Codes (int8) of `x` under a scale (float32) and zero-point that broadcast against it.
-
-    Bit for bit what `torch.quantize_per_tensor` and `torch.quantize_per_channel` do: the former
-    adds the zero-point in the same step (a fused multiply-add).
+    """Codes (int8) under a scale (float32) and zero-point that broadcast against `x`: bit for bit
+    those of `torch.quantize_per_tensor`, whose multiply-add is fused, and
+    `torch.quantize_per_channel`.
     """
     inverse = 1.0 / scale
     # float64 holds the product of two float32 exactly: the sum is rounded once, which matters where
@@ -52,13 +50,13 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Tensor:
-    """`(codes - zero_point) * scale` in float32; the difference has at most 9 bits: it is exact."""
+    """`(codes - zero_point) * scale` in float32; the difference, of at most 9 bits, is exact."""
     return (codes.float() - zero_point) * scale
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric codes of each row (a token's activations): float `[rows, n]` -> codes int8
-    `[rows, n]` and scale float32 `[rows, 1]`.
+    """Symmetric codes of each row (token): float `[rows, n]` -> int8 `[rows, n]` and scale float32
+    `[rows, 1]`.
     """
     x = x.float()
     scale = (x.abs().amax(dim=-1, keepdim=True) / SYMMETRIC_MAX).clamp_min(SMALLEST_SCALE)
@@ -72,9 +70,9 @@ def quantize_tensor(
     per: Literal["tensor", "channel"] = "channel",
     name: str = "tensor",
 ) -> Quantized:
-    """Choose scales for `x` (float, `[out, in]`, or any shape for per="tensor") and quantize it.
+    """Quantize `x` (float, `[out, in]`, or any shape for per="tensor").
 
-    Raises UserError, with `name`, for NaN or infinity, ValueError where x has no channels.
+    Raises UserError for NaN or infinity, ValueError where x has no channels.
     """
     if per == "channel" and x.dim() != 2:
         raise ValueError(f"{name} has {x.dim()} axes; a scale per channel needs [out, in]")
@@ -90,13 +88,13 @@ def quantize_tensor(
 
 
 def require_finite(x: Tensor, name: str) -> None:
-    """Raise UserError with `name` where x holds NaN or infinity: no scale represents those."""
+    """Raise UserError for NaN or infinity, which no scale represents."""
     if not bool(torch.isfinite(x).all()):
         raise UserError(f"{name} holds NaN or infinity: train or download the checkpoint again")
 
 
 def cover(low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale (float32) and zero-point (int32) whose codes cover each [low, high]."""
+    """Scale (float32) and zero-point (int32) of each range [low, high]."""
     low, high = low.double(), high.double()  # high - low of two large float32 may overflow
     if symmetric:
         scale = (torch.maximum(-low, high) / SYMMETRIC_MAX).float().clamp_min(SMALLEST_SCALE)

@@ -1,7 +1,7 @@
-"""Weight schemes side by side: quantize a matrix, read it back, and let the float model compute.
+"""Fake quantization of weights: quantize a matrix, read it back, compute in floats.
 
-Such *fake* quantization isolates what rounding the weights does. A scale per *group* of neighbours
-along the input axis lives here alone: no scheme stores it.
+This isolates the error of rounding weights. A scale per *group* of neighbours along the input axis
+exists here alone.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,6 @@ from . import affine, nf4
 
 
 class ReadBack(NamedTuple):
-    """A matrix after quantization."""
-
     values: Tensor
     bits_per_weight: float  # scales and zero-points included
     saturated_share: float  # of the codes: those at an end of their range
@@ -58,7 +56,7 @@ WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str], ReadBack]] = {
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
-    """Path -> weight of each linear layer and embedding, a view `[out, in]`, but for the head."""
+    """Path -> weight, a view `[out, in]`, of each linear layer and embedding but the head."""
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         if isinstance(module, (Conv1D, nn.Embedding)):  # Conv1D keeps its weight as [in, out]
@@ -70,9 +68,8 @@ def matrices(model: nn.Module) -> dict[str, Tensor]:
 def fake_quantize_weights(
     model: nn.Module, scheme: str, wanted: Callable[[str], bool] = lambda path: True
 ) -> nn.Module:
-    """Round the weights that are `wanted` of a float GPT-2, in place; returns it.
-
-    A tied head follows its embedding. Raises UserError for no scheme of WEIGHT_SCHEMES.
+    """Round the `wanted` weights of a float GPT-2 in place; a tied head follows its embedding.
+    Raises UserError for no scheme of WEIGHT_SCHEMES.
     """
     if scheme not in WEIGHT_SCHEMES:
         known = ", ".join(WEIGHT_SCHEMES)

@@ -1,7 +1,6 @@
-"""Is a quantized folder what its config.json says it is?
+"""A quantized folder's checksum: a flipped code would load as a plausible one.
 
-A flipped code is a plausible code, so quantizing stores a sha256 over codes and scales, and loading
-compares. Float parts are left out: they may be saved again in another dtype.
+It is a sha256 over codes and scales, not over float parts, which may be saved in another dtype.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ REMAKE = "copy it again, or run python src/2_quantization_scratch.py --overwrite
 
 
 def checksum(state: dict[str, Tensor]) -> str:
-    """sha256 over the names, shapes and bytes of all codes and scales in `state`."""
+    """sha256 over the names, shapes and bytes of codes and scales."""
     digest = hashlib.sha256()
     quantized = {_bare(name): x for name, x in state.items() if _is_quantized(name, x)}
     for name, tensor in sorted(quantized.items()):
@@ -30,8 +29,8 @@ def checksum(state: dict[str, Tensor]) -> str:
 
 
 def check_files(model: nn.Module, files: Iterable[str], sha256: str | None) -> None:
-    """Raise UserError unless every tensor of the skeleton `model` is in the safetensors files in
-    its shape, codes and scales also in their dtype and with this checksum.
+    """Raise UserError unless the safetensors files hold every tensor of the skeleton `model` in its
+    shape, codes and scales also in their dtype and with this checksum.
     """
     found: dict[str, Tensor] = {}
     for file in files:

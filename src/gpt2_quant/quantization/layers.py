@@ -1,17 +1,17 @@
 """Layers that keep their weights as integers and compute from them.
 
-W8A8. Weights b are int8 `[out, in]` with a scale r per output channel; activations a get a scale s
-per token on the fly, so that
+W8A8. Weights b are int8 `[out, in]` with a scale r per output channel, activations a int8 with a
+scale s per token, chosen on the fly:
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-where the sum is exact: 127 * 127 * 3072 fits int32 43 times over. Both scales stand outside it:
-these two granularities and no others cost nothing (arXiv 2208.07339, section 3.1).
+The sum is exact: 127 * 127 * 3072 fits int32 43 times. These two granularities alone leave both
+scales outside it (arXiv 2208.07339, section 3.1).
 
-NF4. Read back one layer at a time and multiplied as floats: no float copy of the model ever exists.
+NF4. Dequantized one layer at a time and multiplied as floats.
 
-Embeddings read back only the rows that are looked up. A tied head multiplies by the very same
-codes: a row of the table is an output channel of the head.
+Embeddings dequantize the rows that are looked up. A tied head multiplies by the same codes: a row
+of the table is an output channel of the head.
 """
 
 import warnings
@@ -51,7 +51,7 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def quantize_(self, weight: Tensor, name: str, bias: Tensor | None = None) -> Self:
-        """Fill from a float weight. Raises UserError, with `name`, for NaN or infinity."""
+        """Fill from a float weight. Raises UserError for NaN or infinity."""
         for field, value in zip(self._layout(), self._quantize(weight, name), strict=True):
             getattr(self, field).copy_(value)
         if self.bias is not None and bias is not None:
@@ -75,8 +75,8 @@ class QuantizedLayer(nn.Module):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The product on codes; backward as if rounding were the identity: through the weight read
-    back, without which no gradient would be right (Bengio et al. 2013, arXiv 1308.3432).
+    """Backward as if rounding were the identity: through the dequantized weight (straight-through
+    estimator, Bengio et al. 2013, arXiv 1308.3432).
     """
 
     @staticmethod
@@ -102,17 +102,15 @@ class Embedding(QuantizedLayer):
     """A lookup table `[n, d]`."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (int64, any shape) -> `[..., d]` in the compute dtype."""
+        """ids int64 `[...]` -> `[..., d]` in the compute dtype."""
         return self._read_rows(ids)
 
     def head(self, x: Tensor) -> Tensor:
-        """x `[..., d]` -> `[..., n]`: the table as the weight of a linear layer."""
+        """x `[..., d]` -> `[..., n]`."""
         return self._product(x, None)
 
 
 class Int8Weight(QuantizedLayer):
-    """weight int8 `[rows, columns]`, weight_scale float32 `[rows]`."""
-
     weight: Tensor
     weight_scale: Tensor
 
@@ -124,7 +122,6 @@ class Int8Weight(QuantizedLayer):
         return affine.quantize_tensor(weight, name=name)[:2]
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The whole matrix as floats, `[rows, columns]`."""
         return affine.dequantize(self.weight, self.weight_scale.unsqueeze(-1)).to(dtype)
 
     def _read_rows(self, ids: Tensor) -> Tensor:
@@ -170,7 +167,6 @@ class NF4Weight(QuantizedLayer):
         return nf4.quantize(weight, fit="mse", name=name)[:4]
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        """The whole matrix as floats, `[rows, columns]`."""
         kernels = kernels_for(self.weight.device)
         if kernels is not None:
             return kernels.nf4_dequantize(self, dtype)
@@ -206,8 +202,6 @@ class NF4Linear(Linear, NF4Weight):
 
 
 class NF4Embedding(Embedding, NF4Weight):
-    """A table in NF4."""
-
     def head(self, x: Tensor) -> Tensor:
         # Read back tile by tile: the table is a quarter of the model.
         tiles = torch.arange(self.rows, device=x.device).split(HEAD_TILE_ROWS)
@@ -227,7 +221,7 @@ class TiedHead(nn.Module):
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The exact product int8 `[m, k]` x int8 `[n, k]` -> int32 `[m, n]`, by torch."""
+    """int8 `[m, k]` x int8 `[n, k]` -> int32 `[m, n]`, exact."""
     if not a.is_cuda:
         return torch._int_mm(a, b.t())
     # cuBLAS wants more than 16 rows and multiples of 8 elsewhere. Zeros change no sum.
@@ -237,8 +231,8 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def kernels_for(device: torch.device):
-    """The Triton kernels, or None where torch must compute the same integers; on a GPU that warns.
-    Raises UserError for GPUs before Turing (7.5).
+    """The Triton kernels, or None where torch must compute the same integers. Raises UserError for
+    GPUs before Turing (7.5).
     """
     return _kernels_on(device) if device.type == "cuda" else None
 
@@ -261,7 +255,7 @@ def _kernels_on(device: torch.device):
 
 
 def missing_for_kernels(device: torch.device) -> str | None:
-    """What the Triton kernels need and a machine with this GPU lacks, or None."""
+    """What the machine of this GPU lacks for the Triton kernels, or None."""
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "this GPU is older than Ampere, which the Triton kernels need"
     return None if find_spec("triton") else "Triton is not installed (pip install triton)"

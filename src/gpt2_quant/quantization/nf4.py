@@ -1,13 +1,11 @@
-"""NormalFloat, four bits: 16 levels at quantiles of N(0, 1), where weights are (QLoRA, arXiv
-2305.14314, section 3).
+"""NormalFloat, four bits: 16 levels at quantiles of N(0, 1) (QLoRA, arXiv 2305.14314, section 3).
 
 64 neighbours in memory order, a *block*, share a scale, their absmax: an outlier spoils 63 others,
-not the whole tensor. A float32 scale per block would cost 0.5 bit per weight, so scales are
-quantized too: less their mean, 256 share one float32 absmax, and each is one byte, an index into
-the 8-bit *dynamic* map (arXiv 1511.04561). That makes 4 + 8/64 + 32/(64 * 256) = 4.127 bits per
-weight, as in bitsandbytes. `fit="mse"` adds what is free at run time: a block's scale is the one of
-least squared error (clipping its largest weight a little serves the other 63), and codes are chosen
-against the scale *as stored*.
+not the whole tensor. Scales are quantized too: less their mean, 256 share one float32 absmax, and
+each is one byte, an index into the 8-bit *dynamic* map (arXiv 1511.04561). That makes 4 + 8/64 +
+32/(64 * 256) = 4.127 bits per weight, where float32 scales would make it 4.5. `fit="mse"` costs
+nothing at run time: a block's scale is the one of least squared error (clipping its largest weight
+a little serves the other 63), and codes are chosen against the scale *as stored*.
 """
 
 from functools import cache
@@ -37,13 +35,11 @@ class NF4(NamedTuple):
     shape: torch.Size
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The reals that the codes stand for."""
         scales = read_scales(self.scale_codes, self.scale_absmax, self.scale_offset)
         return dequantize(self.packed, scales, self.shape.numel()).view(self.shape).to(dtype)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of codes and scales."""
         return sum(x.nbytes for x in self if isinstance(x, Tensor))
 
 
@@ -72,15 +68,13 @@ def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
 
 @cache
 def byte_table(device: torch.device | str = "cpu") -> Tensor:
-    """float32 `[256, 2]`: the two levels that each byte stands for; unpacking is one lookup."""
+    """float32 `[256, 2]`: the two levels of each byte."""
     byte = torch.arange(256)
     return levels()[torch.stack([byte >> 4, byte & 15], dim=1)].to(device)
 
 
 def quantize(x: Tensor, *, fit: Literal["absmax", "mse"] = "absmax", name: str = "tensor") -> NF4:
-    """Quantize a float tensor of any shape; "absmax" is the published method. Raises UserError,
-    with `name`, when x holds NaN or infinity.
-    """
+    """Quantize x; "absmax" is the published fit. Raises UserError for NaN or infinity."""
     require_finite(x, name)
     blocks = to_blocks(x)
     scales = blocks.abs().amax(-1)
@@ -92,12 +86,12 @@ def quantize(x: Tensor, *, fit: Literal["absmax", "mse"] = "absmax", name: str =
 
 
 def to_blocks(x: Tensor) -> Tensor:
-    """`x` as float32 `[blocks, 64]` in memory order, the last block filled up with 0."""
+    """float32 `[blocks, 64]` in memory order, padded with 0."""
     return _in_rows(x.detach().float().reshape(-1), BLOCK)
 
 
 def encode(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The code (uint8) of the level nearest to `x / scale`; blocks `[n, 64]`, scales `[n]`."""
+    """Codes (uint8) of the levels nearest to `x / scale`; blocks `[n, 64]`, scales `[n]`."""
     return _nearest(blocks, scales, levels(blocks.device))
 
 
@@ -108,14 +102,14 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def dequantize(packed: Tensor, scales: Tensor, n: int) -> Tensor:
-    """The first `n` values, float32 `[n]`, of the packed codes under the block scales."""
+    """The first `n` values, float32 `[n]`."""
     values = byte_table(packed.device)[packed.int()].flatten()
     values = pad(values, (0, scales.numel() * BLOCK - values.numel())).view(-1, BLOCK)
     return (values * scales.unsqueeze(-1)).flatten()[:n]
 
 
 def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Block scales float32 `[blocks]` to one byte each: (codes, absmax, offset) as in `NF4`."""
+    """Scales float32 `[blocks]` -> codes, absmax and offset as in `NF4`."""
     offset = scales.mean()
     centred = _in_rows(scales - offset, SCALES_PER_BLOCK)
     absmax = centred.abs().amax(-1)
@@ -126,7 +120,7 @@ def quantize_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def read_scales(
     codes: Tensor, absmax: Tensor, offset: Tensor, blocks: Tensor | None = None
 ) -> Tensor:
-    """The stored scales, float32, of these `blocks`, by default of all."""
+    """The stored scales, float32, of `blocks`, by default of all."""
     if blocks is None:
         blocks = torch.arange(codes.numel(), device=codes.device)
     spread = absmax[blocks // SCALES_PER_BLOCK]
@@ -134,20 +128,20 @@ def read_scales(
 
 
 def _in_rows(x: Tensor, width: int) -> Tensor:
-    """`[n]` -> `[ceil(n / width), width]`, filled up with 0."""
+    """`[n]` -> `[ceil(n / width), width]`, padded with 0."""
     return pad(x, (0, -x.numel() % width)).view(-1, width)
 
 
 def _nearest(rows: Tensor, scales: Tensor, table: Tensor) -> Tensor:
-    """The index (uint8) of the entry of an ascending table that is nearest to `row / scale`."""
+    """Index (uint8) of the entry of an ascending table nearest to `row / scale`."""
     safe = torch.where(scales == 0, 1.0, scales)
     midpoints = (table[1:] + table[:-1]) / 2
     return torch.bucketize(rows / safe.unsqueeze(-1), midpoints, out_int32=True).to(torch.uint8)
 
 
 def _least_squares(blocks: Tensor, absmax: Tensor) -> Tensor:
-    """Each block's scale of least squared error, by alternating: given codes, the best scale is
-    <x, level> / <level, level>; given a scale, the best codes are the nearest levels.
+    """Alternate: given codes, the best scale is <x, level> / <level, level>; given a scale, the
+    best codes are the nearest levels.
     """
     scales = absmax
     for _ in range(ALTERNATIONS):

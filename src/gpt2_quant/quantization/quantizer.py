@@ -1,14 +1,9 @@
 """The hand-written schemes as a quantization method of transformers.
 
-After `import gpt2_quant.quantization.quantizer`,
-
-    AutoModelForSequenceClassification.from_pretrained("models/<folder of a scheme>")
-
-returns a running quantized model, with any head, and an unquantized GPT-2 is quantized while it
-loads with `quantization_config=ScratchConfig(<name of a scheme>)`.
-
-Shapes, dtypes and a sha256 over codes and scales are checked, as transformers would load wrong
-ones without a word.
+Once this module is imported, `from_pretrained` loads a scheme's folder as a running quantized
+model, with any head, and quantizes a float GPT-2 under `quantization_config=ScratchConfig(<name of
+a scheme>)`. Shapes, dtypes and a sha256 over codes and scales are checked, which transformers does
+not do.
 """
 
 import warnings
@@ -30,7 +25,7 @@ FORMAT_VERSION = 2  # since 2 stored int8 codes are flat, so that no loader take
 
 
 def scheme_named(name: str) -> Any:
-    """The `schemes.Scheme` of this name. Raises UserError for none."""
+    """Raises UserError for an unknown scheme."""
     if name not in SCHEMES:
         known = ", ".join(SCHEMES)
         raise UserError(f"unknown quantization scheme {name!r}: the schemes are {known}")
@@ -39,7 +34,7 @@ def scheme_named(name: str) -> Any:
 
 @register_quantization_config(METHOD)
 class ScratchConfig(QuantizationConfigMixin):
-    """What `config.json` says about a folder; `sha256` over codes and scales, None: not yet."""
+    """The folder's entry in `config.json`; `sha256` is None until quantized."""
 
     def __init__(
         self, scheme: str, format_version: int = FORMAT_VERSION, sha256: str | None = None, **_
@@ -52,12 +47,10 @@ class ScratchConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class ScratchQuantizer(HfQuantizer):
-    """transformers' hooks."""
-
     quantization_config: ScratchConfig
 
     def validate_environment(self, *args, **kwargs):
-        """Raise UserError for a scheme or layout version that this code does not know."""
+        """Raise UserError for an unknown scheme or layout version."""
         config = self.quantization_config
         self.scheme = scheme_named(config.scheme)
         if config.format_version not in range(1, FORMAT_VERSION + 1):
@@ -85,7 +78,6 @@ class ScratchQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model):
-        """The tensors to save."""
         config = self.quantization_config
         return scheme_named(config.scheme).state(model, config.sha256), {}
 
@@ -97,10 +89,10 @@ class ScratchQuantizer(HfQuantizer):
 
 
 def quantize_model(model: Any, name: str) -> Any:
-    """Quantize a float GPT-2 in place, by the scheme `name`, and return it, ready to save.
+    """Quantize a float GPT-2 in place, ready to save; float parts keep their dtype.
 
-    Float parts keep their dtype. Raises UserError for a model that is no GPT-2, is quantized
-    already or holds NaN or infinity, and an unknown scheme.
+    Raises UserError for an unknown scheme and a model that is no GPT-2, is quantized already or
+    holds NaN or infinity.
     """
     scheme = scheme_named(name)
     if not issubclass(type(model), GPT2PreTrainedModel):
@@ -118,7 +110,7 @@ def quantize_model(model: Any, name: str) -> Any:
 
 
 def warn_if_slow(model: PreTrainedModel) -> None:
-    """Say once that a CPU lacks the int8 dot product."""
+    """Warn of int8 layers on a CPU without the int8 dot product."""
     integers = any(isinstance(module, Int8Linear) for module in model.modules())
     if integers and model.device.type == "cpu" and not torch.cpu._is_vnni_supported():
         slower = "int8 layers give the same results, but slower than FP32"

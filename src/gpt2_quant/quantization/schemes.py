@@ -1,8 +1,7 @@
 """A scheme: what becomes of a GPT-2's weights, in memory and in the file.
 
 transformers builds the float model without memory, lets the quantizer turn it into the *skeleton*
-of the file, and fills that by name. So a scheme replaces, with or without filling from the floats,
-finishes after loading, and names what to save.
+of the file, and fills that by name.
 """
 
 import copy
@@ -24,8 +23,8 @@ class Scheme:
     """What the transformers plug-in asks of a scheme, the `Method` of a variant."""
 
     def replace(self, model: Any, dtype: torch.dtype, fill: bool, *, version: int = 0) -> None:
-        """Turn float parameters into the scheme's own in place: filled from them, or empty, as the
-        skeleton of a file of this layout version.
+        """Replace float parameters in place: filled from them, or empty, as the skeleton of a file
+        of this layout version.
         """
         raise NotImplementedError
 
@@ -37,11 +36,9 @@ class Scheme:
         return None
 
     def quantize(self, key: str, model: Any, folder: Path, dtype: torch.dtype) -> Any:
-        """A copy of the FP32 `model` in the scheme `key`, float parts in `dtype`."""
         return quantize_model(copy.deepcopy(model), key).to(dtype)
 
     def facts(self, model: Any) -> dict:
-        """Scheme, layout version, checksum, and the number of layers of each kind."""
         config = model.config.quantization_config
         kinds = [type(m).__name__ for m in model.modules() if isinstance(m, layers.QuantizedLayer)]
         facts = {"method": config.quant_method}
@@ -51,8 +48,6 @@ class Scheme:
 
 @dataclass(frozen=True)
 class LayerScheme(Scheme):
-    """The classes that replace linear layers, token and position embeddings."""
-
     linear: type[layers.Linear]
     embedding: type[layers.Embedding]
     positions: type[layers.Embedding]

@@ -1,9 +1,9 @@
-"""The published scheme: each parameter an int8 tensor with one scale and one zero-point.
+"""The published scheme: each parameter as int8 codes with one scale and one zero-point.
 
-It shrinks the file by four and nothing else: loading turns the codes back into floats. Scales and
-zero-points stay as buffers beside them, so that saving, which rounds, finds the very same codes.
-On disk a parameter `p` is `p` (int8, flat: a loader that took the codes for floats would stop at
-their shape), `p_scale` (float32) and `p_zero_point` (int8).
+The file shrinks by four; loading dequantizes it into floats. Scales and zero-points stay as
+buffers, so that saving finds the very same codes. On disk a parameter `p` is `p` (int8, flat: a
+loader that takes codes for floats stops at the shape), `p_scale` (float32) and `p_zero_point`
+(int8).
 """
 
 from typing import Any
@@ -17,8 +17,6 @@ from .schemes import Scheme
 
 
 class StoredInt8(Scheme):
-    """Codes in the file, floats in memory."""
-
     def replace(self, model: Any, dtype: torch.dtype, fill: bool, *, version: int = 0) -> None:
         if not fill and hasattr(model, "lm_head") and model.config.tie_word_embeddings:
             # A head that is the token embedding once more is not in the file.
@@ -45,7 +43,6 @@ class StoredInt8(Scheme):
         model.int8_names, model.int8_shapes, model.int8_dtype = names, shapes, dtype
 
     def finish(self, model: Any) -> None:
-        """Dequantize the loaded codes into parameters, one tensor at a time."""
         for name in model.int8_names:
             module, leaf = _locate(model, name)
             codes, scale = module._buffers.pop(leaf), module._buffers[f"{leaf}_scale"]
@@ -57,8 +54,8 @@ class StoredInt8(Scheme):
             model.lm_head.weight = model.transformer.wte.weight
 
     def state(self, model: Any, sha256: str | None) -> dict[str, Tensor]:
-        """Codes, scales and zero-points. Raises UserError where they are no longer those that were
-        quantized: after training, or in bfloat16, whose 8 bits cannot tell 255 steps apart.
+        """Raises UserError where the codes are no longer those that were quantized: after training,
+        or in bfloat16, whose 8 bits cannot tell 255 steps apart.
         """
         state: dict[str, Tensor] = {}
         for name in model.int8_names:
@@ -77,7 +74,6 @@ class StoredInt8(Scheme):
 
 
 def _locate(model: nn.Module, name: str) -> tuple[Any, str]:
-    """The module that holds a tensor, and its name there."""
     path, _, leaf = name.rpartition(".")
     return model.get_submodule(path), leaf
 

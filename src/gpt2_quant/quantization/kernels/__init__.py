@@ -1,7 +1,7 @@
-"""Triton kernels of the quantized forward pass: what torch has no fused operation for.
+"""Triton kernels of the quantized forward pass.
 
-Each runs on the CPU too, slowly, for tests: under Triton's interpreter (`TRITON_INTERPRET=1`, set
-before Triton is imported).
+On the CPU they run, slowly, under Triton's interpreter (`TRITON_INTERPRET=1`, set before Triton is
+imported).
 """
 # ruff: noqa: F401
 

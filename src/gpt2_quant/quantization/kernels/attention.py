@@ -1,8 +1,8 @@
-"""Causal attention over short sequences, read straight from the joint projection (FlashAttention,
-arXiv 2205.14135).
+"""Causal attention over short sequences (FlashAttention, arXiv 2205.14135).
 
-Reading heads by strides saves three transposed copies. A program walks over the keys that a block
-of queries may see and keeps a running maximum and sum: scores never leave the registers.
+Heads are read by strides from the joint projection, which saves three transposed copies. A program
+walks over the keys that a block of queries may see with a running maximum and sum: scores never
+leave the registers.
 """
 
 import torch
@@ -67,7 +67,7 @@ def _attention_kernel(
 
 
 def padding_bias(mask: Tensor) -> Tensor:
-    """What hides padded keys: float32, 0 where the mask is 1, else hugely negative."""
+    """What hides padded keys, float32: 0 where the mask is 1, else -1e30."""
     return (mask == 0).float() * _HIDDEN.value
 
 
@@ -81,9 +81,9 @@ def causal_attention(
     bias: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention in which a token sees itself and what precedes it, in the query's shape.
+    """Causal softmax attention, in the query's shape.
 
-    query, key, value  float `[texts * length, width]`; column slices of a wider matrix will do.
+    query, key, value  float `[texts * length, width]`, also column slices of a wider matrix.
                        Heads split the width into a power of two, at least 16
     bias               float32 `[texts, length]`: `padding_bias` of a mask
     positions          int64 `[texts]`: `query` is then `[texts, width]`, one query of each text

@@ -1,13 +1,13 @@
-"""int8 x int8 -> int32 on the tensor cores, with everything that follows in its epilogue.
+"""int8 x int8 -> int32 on the tensor cores, with a fused epilogue.
 
     y[m, n] = x_scale[m] * w_scale[n] * sum_k xq[m, k] wq[n, k] + b[n] [+ residual[m, n]]
 
-The sum is exact for K up to 133,000. Both operands have k as their fastest axis, the only order in
-which Hopper's integer wgmma reads shared memory: hence weights are `[out, in]`. Tiles travel by
-Hopper's copy engine (TMA), and those over the edge need no masks.
+The sum is exact for K up to 133,000. Both operands have k as their fastest axis, which Hopper's
+integer wgmma requires in shared memory: hence weights are `[out, in]`. Hopper's copy engine (TMA)
+moves the tiles; those over the edge need no masks.
 
 GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132 multiprocessors.
-What pays is two to four tiles on each at once, one computing while another loads or writes.
+Two to four smaller tiles on each overlap computing with loading and storing.
 """
 
 import torch
@@ -54,7 +54,7 @@ def _finish(
 
 @triton.jit
 def _prefetch_weight(weight_ptr, N, K, LINES: tl.constexpr):
-    """Ask for this program's part of the weight, in lines of 128 bytes, to come into the L2."""
+    """Prefetch this program's part of the weight into the L2, in lines of 128 bytes."""
     lines = tl.cdiv(N * K, 128)
     part = tl.cdiv(lines, tl.num_programs(0))
     for start in range(0, part, LINES):
@@ -110,9 +110,9 @@ def _int8_gemm_kernel(
 
 
 def tile_sizes(m: int, n: int, k: int) -> dict[str, int]:
-    """Tile and launch sizes for an `[m, k] x [n, k]` product: the fastest on an H200.
+    """The fastest sizes on an H200 for `[m, k] x [n, k]`.
 
-    PERSISTENT: a program takes tile after tile and loads the next while it writes. REST_N: a
+    PERSISTENT: a program takes tile after tile and loads the next while it stores. REST_N: a
     second, narrower sum makes tiles 192 wide, 2.9 per multiprocessor for 2,048 x 2,304 outputs.
     """
     wide, deep, rest = n > 1024, k > 1024, 0
@@ -142,10 +142,10 @@ def int8_gemm(
     residual: Tensor | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> Tensor:
-    """The product on codes: `x_scale * weight_scale * (x weight^T) + bias [+ residual]`.
+    """`x_scale * weight_scale * (x weight^T) + bias [+ residual]`, `[m, n]`.
 
-    All are contiguous: x int8 `[m, k]` and x_scale float32 `[m, 1]`, weight int8 `[n, k]` and
-    weight_scale float32 `[n]`, bias float `[n]`, residual float `[m, n]`. Returns `[m, n]`.
+    All are contiguous: x int8 `[m, k]`, x_scale float32 `[m, 1]`, weight int8 `[n, k]`,
+    weight_scale float32 `[n]`, bias float `[n]`, residual float `[m, n]`.
     """
     (m, k), n = x.shape, weight.shape[0]
     if weight.shape[1] != k:

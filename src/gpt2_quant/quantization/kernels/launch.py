@@ -1,9 +1,9 @@
-"""Starting a kernel before its predecessor has ended.
+"""Programmatic dependent launch: a kernel is placed before its predecessor has ended.
 
 Between two short kernels the GPU idles for one to two microseconds. Since Hopper a kernel may be
-placed early ("programmatic dependent launch", CUDA programming guide), also in CUDA graphs; it then
-waits, already on its multiprocessor. Every kernel here calls `await_predecessor` before it touches
-what another writes, so when its predecessor is complete, all before that one are too.
+placed early (CUDA programming guide), also in CUDA graphs, and wait on its multiprocessor. Every
+kernel here calls `await_predecessor` before it touches what another writes, so when its predecessor
+is complete, all before that one are too.
 """
 
 from functools import cache
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def await_predecessor(HOPPER: tl.constexpr):
-    """Wait until all that earlier kernels wrote can be read; then let the next kernel be placed."""
+    """Wait for the writes of all earlier kernels; then let the next kernel be placed."""
     if HOPPER:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -30,6 +30,6 @@ def hopper_options(device: torch.device) -> dict[str, bool]:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs a GPU runs side by side at the least; 1 under the interpreter."""
+    """Number of multiprocessors; 1 under the interpreter."""
     cuda = device.type == "cuda"
     return torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1

@@ -1,7 +1,6 @@
-"""Reading 4-bit weights back. A weight takes three look-ups: its code's level, its block's scale
-code in the dynamic map, and the absmax that 256 blocks share (see `quantization/nf4.py`),
+"""Dequantizing NF4 (see `quantization/nf4.py`):
 
-    w = levels[code] * (dynamic_map[scale_code] * scale_absmax + scale_offset).
+w = levels[code] * (dynamic_map[scale_code] * scale_absmax + scale_offset)
 """
 
 import torch
@@ -22,7 +21,7 @@ def _read_bytes(
     byte, inside, packed_ptr, scale_codes_ptr, scale_absmax_ptr, scale_offset_ptr, map_ptr,
     level_ptr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """The weights float32 `[2 * BYTES]` that stand in these bytes."""
+    """The weights of these bytes, float32 `[2 * BYTES]`."""
     packed = tl.load(packed_ptr + byte, mask=inside, other=0).to(tl.int32)
     blocks = (2 * byte) // _BLOCK
     codes = tl.load(scale_codes_ptr + blocks, mask=inside, other=0).to(tl.int32)
@@ -64,7 +63,7 @@ def _embedding_kernel(
 
 
 def nf4_dequantize(stored, dtype: torch.dtype) -> Tensor:
-    """The matrix `[rows, columns]` of an `NF4Weight`."""
+    """An `NF4Weight` as floats `[rows, columns]`."""
     out = torch.empty((stored.rows, stored.columns), dtype=dtype, device=stored.weight.device)
     if out.numel():
         programs = triton.cdiv(stored.weight.numel(), _BYTES)
@@ -75,7 +74,7 @@ def nf4_dequantize(stored, dtype: torch.dtype) -> Tensor:
 
 
 def nf4_embedding(ids: Tensor, table) -> Tensor:
-    """Rows of an `NF4Embedding`: integers `[...]` -> `[..., columns]` in its compute dtype."""
+    """ids `[...]` -> rows of an `NF4Embedding`, `[..., columns]` in its compute dtype."""
     out = torch.empty((*ids.shape, table.columns), dtype=table.compute_dtype, device=ids.device)
     if out.numel():
         row_bytes = triton.next_power_of_2(table.columns // 2)
@@ -87,7 +86,6 @@ def nf4_embedding(ids: Tensor, table) -> Tensor:
 
 
 def _fields(stored) -> tuple[Tensor, ...]:
-    """The kernels' arguments that describe the weights."""
     device = stored.weight.device
     state = (stored.weight, stored.scale_codes, stored.scale_absmax, stored.scale_offset)
     return (*state, dynamic_map(device), levels(device))

@@ -1,8 +1,4 @@
-"""The two ends of the last block: which token is read, and the head on it.
-
-A handful of numbers per text. As torch operations these are ten launches of a few microseconds,
-5% of a forward pass at 16 x 128 on an H100; here they are two.
-"""
+"""Each text's pooled token, and the last norm and head on it: two launches for torch's ten."""
 
 import torch
 import triton
@@ -47,8 +43,8 @@ def _head_kernel(
 
 
 def pooled_rows(ids: Tensor, pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """The last token that is not padding of each text of int64 ids `[texts, length]`, else the
-    first: its position in the text and its row in `[texts * length, width]`, int64 `[texts]`.
+    """The last token of each text that is not padding, else the first: ids int64 `[texts, length]`
+    -> its position in the text and its row in `[texts * length, width]`, int64 `[texts]`.
     """
     texts, length = ids.shape
     positions, rows = torch.empty(2, texts, dtype=torch.int64, device=ids.device).unbind()

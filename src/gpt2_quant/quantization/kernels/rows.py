@@ -1,7 +1,7 @@
 """Kernels that hold whole rows, a token's activations, in registers.
 
-Quantizing a row needs its absmax first. So whoever computes the row anyway (LayerNorm, GELU) also
-quantizes it: the float result never exists in memory. Codes are `affine.quantize_rows`' own.
+A row's scale needs its absmax. So the kernel that computes the row (LayerNorm, GELU) also quantizes
+it, to the codes of `affine.quantize_rows`: the floats are never written to memory.
 """
 
 import torch
@@ -23,7 +23,7 @@ def _gelu(x, HOPPER: tl.constexpr):
     """GELU's tanh form, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
     u = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     if HOPPER:
-        # One instruction (relative error 2^-11, float16's own), faster than the data moves.
+        # One instruction (relative error 2^-11, float16's own).
         tanh = tl.inline_asm_elementwise(
             "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -33,7 +33,7 @@ def _gelu(x, HOPPER: tl.constexpr):
 
 @triton.jit
 def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
-    """Quantize rows (float32 `[ROWS, BLOCK]`, 0 outside) and store codes and scales."""
+    """Quantize and store rows, float32 `[ROWS, BLOCK]`, 0 outside."""
     absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
     # One quotient per row: one per element would take three times as long as moving the data.
@@ -86,19 +86,19 @@ def _embedding_kernel(
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`affine.quantize_rows`: x contiguous -> codes int8 `[rows, n]`, scale float32 `[rows, 1]`."""
+    """`affine.quantize_rows` of a contiguous x."""
     return _launch(x)
 
 
 def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new"), in one pass."""
+    """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new")."""
     return _launch(x, gelu=True)
 
 
 def layer_norm_quantize(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """`quantize_rows(layer_norm(x))` in one pass, mean and variance in float32."""
+    """`quantize_rows(layer_norm(x))`, mean and variance in float32."""
     return _launch(x, weight, bias, epsilon)
 
 
@@ -125,8 +125,8 @@ def int8_embedding(
     position_codes: Tensor | None = None,
     position_scale: Tensor | None = None,
 ) -> Tensor:
-    """Rows of an int8 embedding, optionally plus learned positions: ids `[...]`, of which the last
-    axis is the position -> `dtype` `[..., n]`. Codes are int8 `[rows, n]`, scales float32 `[rows]`.
+    """ids `[...]` -> rows `[..., n]` in `dtype`, optionally plus those of the positions, the last
+    axis of ids. Codes are int8 `[rows, n]`, scales float32 `[rows]`.
     """
     n_columns = codes.shape[1]
     out = torch.empty((*ids.shape, n_columns), dtype=dtype, device=codes.device)
