@@ -1,3 +1,1 @@
-"""Results side by side: rows, paired tests, tables, figures, and the published claims held against
-them.
-"""
+"""Results side by side: paired tests, tables, figures, and verdicts on the published claims."""

@@ -1,8 +1,7 @@
-"""The test texts whose answer quantization changes most: scores say how often, these show on what.
+"""The test texts whose answer quantization changes most.
 
 A text's change is the largest KL(baseline || variant) over all variants (`paired.divergence`), in
-nats. The texts are the data set's owner's: files and report name test rows by id, and only the
-terminal shows texts, when `--dataset` says where they are.
+nats. Files name test rows by id; the texts, their owner's, appear in the terminal only.
 """
 
 import textwrap
@@ -48,8 +47,7 @@ def most_changed(comparison: Comparison, count: int = 10) -> pd.DataFrame:
 def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
     """The test set's texts from `dataset`, a folder or a hub id.
 
-    Raises UserError where it cannot be read, where no record says which test set the rows are
-    about, and where it is another.
+    Raises UserError where it cannot be read, no record names the test set, or it is another.
     """
     record = comparison.record
     if not record:
@@ -68,7 +66,6 @@ def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
 
 
 def printed(changed: pd.DataFrame, texts: list[str], width: int = 100) -> str:
-    """The rows of `most_changed` with their texts, for the terminal."""
     lines = ["The texts whose answer changes most:"]
     for row in changed.to_dict("records"):
         still = "still " * (row["after"] == row["before"])

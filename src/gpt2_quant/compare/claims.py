@@ -1,8 +1,6 @@
-"""The published README's claims (`claims.toml`), one by one, against what was measured here.
-
-A verdict is `supported`, `not supported`, `in part`, `not decided` (too few test rows for either
-answer) or `not measured`. A claim about speed is judged by the intervals of the two medians, one
-about accuracy by the equivalence test, one about size by bytes.
+"""The published README's claims (`claims.toml`) against our measurements. The verdict `not decided`
+means too few test rows. Speed is judged by the intervals of the two medians, accuracy by the
+equivalence test, size by bytes.
 """
 
 import tomllib
@@ -18,7 +16,7 @@ TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="ut
 
 @dataclass(frozen=True)
 class Claim:
-    """What was published, what that figure rests on, and how it fares by our measurement."""
+    """What was published, what that figure rests on, and our measurement."""
 
     claim: str
     published: str
@@ -27,12 +25,11 @@ class Claim:
     verdict: str = "not measured"
 
     def judged(self, measured: str, holds: bool) -> "Claim":
-        """This claim with a measurement and the verdict that follows from it."""
         return replace(self, measured=measured, verdict="supported" if holds else "not supported")
 
 
 def published_claims(comparison: Comparison) -> list[Claim]:
-    """Every claim of the published table and its key findings, restated with our measurement."""
+    """Every claim, judged."""
     quantized = [v for v in VARIANTS.values() if v.published and v is not BASELINE]
     return [
         _speed(comparison, "faster", LIBRARY_NF4, BASELINE, lambda low, high: high <= 0.65),
@@ -47,7 +44,6 @@ def published_claims(comparison: Comparison) -> list[Claim]:
 
 
 def claims_scope(comparison: Comparison) -> str:
-    """Whether this run is of the published model, and on which device its times were taken."""
     size, published = _size(comparison, BASELINE), BASELINE.published
     if not (size and published):
         return "Nothing is known of sizes and times here, so most claims stay open."
@@ -62,7 +58,7 @@ def claims_scope(comparison: Comparison) -> str:
 
 
 def _claim(name: str, variant: Variant | None = None) -> Claim:
-    """A claim of claims.toml, its braces filled from what was published of `variant`."""
+    """A claim of claims.toml, filled from what was published of `variant`."""
     if not (variant and variant.published):
         return Claim(**TEXTS[name])
     values = {"label": variant.label, **variant.published._asdict()}
@@ -75,8 +71,8 @@ def _size(comparison: Comparison, variant: Variant) -> dict:
 
 
 def _speed(comparison: Comparison, name: str, variant: Variant, other: Variant, holds) -> Claim:
-    """`holds` is asked of the ratio's (low, high): the ends of the eager medians' 95% intervals
-    against each other, wider than the ratio's own interval. Both must be of one session.
+    """`holds` is asked of the ratio's (low, high) from the ends of the eager medians' 95%
+    intervals, wider than the ratio's own interval. Both must be of one session.
     """
     rows = comparison.row(variant.key), comparison.row(other.key)
     one, two = (row.latency.get("eager") if row else None for row in rows)
@@ -150,5 +146,4 @@ def _best(comparison: Comparison) -> Claim:
 
 
 def _dominates(costs: tuple, others: tuple) -> bool:
-    """Whether no cost is above the other's, and one is below."""
     return costs != others and all(map(le, costs, others))

@@ -1,10 +1,10 @@
-"""All variants side by side, one row per classifier: what is compared with what.
+"""All variants side by side, one row per classifier.
 
-* Every row is tested against one baseline. The McNemar tests of all rows are one family for
-  Holm's adjustment, the equivalence tests another.
+* Every row is tested against one baseline; the McNemar tests are one family for Holm's adjustment,
+  the equivalence tests another.
 * Size is the bytes of the tensors that a checkpoint stores. Compression is the baseline's size
   over the row's; a second figure divides FP16's, because half of "4x" is float16.
-* Latencies compare only when one process timed the rows in turns, which their `session` says.
+* Latencies compare only within one `session`: one process that timed the rows in turns.
 """
 
 from collections import Counter
@@ -24,12 +24,12 @@ from .result_files import REDO, Source, read_sources
 MIB = 2**20  # what the published table calls MB
 ALPHA = 0.05
 MODES = ("eager", "best")
-HEADLINE_SHAPE = (16, 128)  # batch size, tokens: what the table's latency column shows
+HEADLINE_SHAPE = (16, 128)  # batch size, tokens
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A variant without results; `sentence` stands in its place."""
+    """A variant without results; `sentence` says why."""
 
     key: str
     label: str
@@ -38,7 +38,7 @@ class Missing:
 
 @dataclass(frozen=True, eq=False)
 class Row(Source):
-    """One classifier's results, and what they come to.
+    """One classifier's results.
 
     look     colour and marker in figures
     metrics  name -> {value, low, high, n}
@@ -57,32 +57,31 @@ class Row(Source):
 
     @property
     def equivalent(self) -> bool:
-        """Whether it is shown to be within the margin of the baseline, after Holm."""
+        """Whether the equivalence test rejects, after Holm."""
         return self.against["tost_holm_p"] < ALPHA
 
     @property
     def different(self) -> bool:
-        """Whether it is shown to differ from the baseline, after Holm."""
+        """Whether the McNemar test rejects, after Holm."""
         return self.against["mcnemar_holm_p"] < ALPHA
 
     @property
     def points(self) -> float:
-        """Its accuracy minus the baseline's, in points."""
+        """Accuracy minus the baseline's, in points."""
         return 100 * self.against["difference"]["accuracy"]["value"]
 
     @property
     def fastest(self) -> dict:
-        """The latency entry of the faster mode, of a row that was timed."""
         entries = [self.latency[mode] for mode in MODES if self.latency[mode]]
         return min(entries, key=lambda entry: entry["median_ms"])
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The table's entries in order, and sentences that belong below it.
+    """The table's entries in order, and sentences below it.
 
-    record is one that speaks for all, the baseline's if it has one ({} for outsiders alone); shape
-    is the (batch size, tokens) of the table's latencies.
+    record is the baseline's, else another row's ({} for outsiders alone); shape is the (batch size,
+    tokens) of the table's latencies.
     """
 
     baseline: Row
@@ -93,7 +92,7 @@ class Comparison:
 
     @property
     def labels(self) -> np.ndarray:
-        """The test labels [n] that all rows share."""
+        """Test labels [n], shared by all rows."""
         return self.baseline.labels
 
     @property
@@ -106,20 +105,18 @@ class Comparison:
 
     @property
     def others(self) -> list[Row]:
-        """The rows that were tested against the baseline."""
         return [row for row in self.rows if row is not self.baseline]
 
     @property
     def timed(self) -> list[Row]:
-        """The rows whose latencies compare: those of the baseline's session."""
+        """The rows of the baseline's session."""
         return [row for row in self.rows if row.latency and row.latency["same_session"]]
 
     def row(self, key: str) -> Row | None:
-        """The row of `key`, if it has results."""
         return next((row for row in self.rows if row.key == key), None)
 
     def sweep(self) -> pd.DataFrame:
-        """All times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
+        """Times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
         columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
         times = [vars(row) | time for row in self.timed for time in row.record["latency"]]
         return pd.DataFrame(times, columns=columns)
@@ -128,7 +125,7 @@ class Comparison:
 def compare_results(
     results_dir: Path, baseline: str = BASELINE.key, predictions: Path | None = None
 ) -> Comparison:
-    """Compare everything below `results_dir`, and outside `predictions`, with the row `baseline`.
+    """Compare all results below `results_dir` and outside `predictions` with the row `baseline`.
 
     Raises UserError for results that must not share a table, none at all, or no baseline.
     """
@@ -161,7 +158,7 @@ def compare_results(
 
 
 def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
-    """All variants in the registry's order, then the other rows; outsiders stand alone."""
+    """All variants in the registry's order, then the other rows."""
     if not record:
         return [*rows.values()]
     preset = record["settings"]["preset"]
@@ -174,8 +171,8 @@ def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
 
 
 def _scores(source: Source) -> dict:
-    """Scores, and what a temperature does to calibration on test: it is fitted on validation."""
-    # A record's scores are of these very predictions: read_sources has checked that.
+    """Scores, and calibration on test at a temperature fitted on validation."""
+    # read_sources has checked that a record's scores are of these predictions.
     labels, logits, temperature, ece = source.labels, source.logits, None, None
     metrics = source.record.get("metrics") or classification_scores(labels, logits)
     if source.validation is not None:
@@ -185,7 +182,7 @@ def _scores(source: Source) -> dict:
 
 
 def _tests(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
-    """Paired results of every other row against the baseline, Holm-adjusted over these rows."""
+    """Paired results against the baseline, Holm-adjusted."""
     labels = sources[baseline].labels
     logits = {key: source.logits for key, source in sources.items()}
     tests = {
@@ -200,7 +197,7 @@ def _tests(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
 
 
 def _sizes(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
-    """Sizes in bytes of the rows that have a record, and compression against baseline and FP16."""
+    """Bytes of the rows that have a record, and compression."""
     sizes = {key: _size(key, source.record) for key, source in sources.items() if source.record}
     for name, other in (("compression", baseline), ("compression_fp16", FP16.key)):
         reference = sizes[other]["stored_bytes"] if other in sizes else None
@@ -210,7 +207,7 @@ def _sizes(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
 
 
 def _size(key: str, record: dict) -> dict:
-    """Sizes of one record in bytes. Raises UserError where parts or file do not add up."""
+    """Bytes of one record. Raises UserError where parts or file do not add up."""
     size = record["size"]
     # FP16 is made from the FP32 file at load: it would store what it keeps resident.
     own_file = key != FP16.key
@@ -241,18 +238,18 @@ def _shape(time: dict) -> tuple[int, int]:
 
 
 def _common_shape(sources: dict[str, Source]) -> tuple[int, int] | None:
-    """The shape that most rows were timed at; the headline shape wins a tie, then the largest."""
+    """The shape most rows were timed at; ties go to the headline shape, then the largest."""
     counts = Counter(shape for s in sources.values() for shape in set(map(_shape, _times(s))))
     return max(counts, key=lambda it: (counts[it], it == HEADLINE_SHAPE, it), default=None)
 
 
 def _latency(source: Source, shape: tuple[int, int] | None, session: str | None) -> dict:
-    """Times at `shape` and rates; {} for a row that was not timed there."""
+    """Times at `shape` and rates; {} if not timed there."""
     times: dict[str, dict] = {}
     for time in _times(source):
         if _shape(time) == shape:
             times[time["mode"]] = time
-            # Below six values no two of them enclose the median with 95%: then their range stands.
+            # Below six values no two enclose the median with 95%: the range stands.
             if time["median_low_ms"] is None:
                 low, high = min(time["values_ms"]), max(time["values_ms"])
                 times[time["mode"]] = time | {"median_low_ms": low, "median_high_ms": high}
@@ -268,7 +265,6 @@ def _latency(source: Source, shape: tuple[int, int] | None, session: str | None)
 
 
 def _notes(rows: list[Row]) -> list[str]:
-    """Sentences on rows that were timed apart, and on classifiers that stand there twice."""
     notes = [
         f"{one.label} and {other.label} answer with identical logits on every row: "
         "one classifier under two names?"

@@ -1,8 +1,7 @@
-"""The comparison's figures: scores, costs, the trade-off between them, paired differences, sweep.
+"""The comparison's figures.
 
 A row's colour and marker are its own in every figure; every point has its 95% interval; bars begin
-at zero, and where an axis does not, it carries points instead and says so. Names stand on the
-vertical axis or in a legend outside the panels and heights grow with the rows, so nothing overlaps.
+at zero, and an axis that does not carries points and says so.
 """
 
 from itertools import product
@@ -33,7 +32,7 @@ SIDE_BY_SIDE = 0.03  # costs closer than this fraction are drawn side by side
 def _rows_figure(
     rows: list[Row], titles: list[str], width: float, caption: str = ""
 ) -> tuple[Figure, np.ndarray]:
-    """A panel for each title and a line for each row, the first on top, named on the left."""
+    """A panel per title, a line per row."""
     figure = Figure(figsize=(width, 0.36 * len(rows) + 1.1), layout="constrained")
     panels = figure.subplots(1, len(titles), sharey=True)
     for axes, title in zip(panels, titles, strict=True):
@@ -48,7 +47,7 @@ def _rows_figure(
 
 
 def _interval(score: dict, scale: float = 1) -> tuple[float, list[list[float]]]:
-    """A score's value, and how far its interval reaches below and above it."""
+    """A score's value, and its distances to the interval's ends."""
     value, low, high = (scale * score[part] for part in ("value", "low", "high"))
     return value, [[max(value - low, 0)], [max(high - value, 0)]]
 
@@ -61,7 +60,6 @@ def _draw_scores(axes: Axes, rows: list[Row], scores: list[dict], scale: float =
 
 
 def _legend(figure: Figure) -> None:
-    """What the panels have labels for, once each, below them."""
     found: dict[str, Artist] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
@@ -71,14 +69,13 @@ def _legend(figure: Figure) -> None:
 
 
 def _log_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2 and 5 of each decade, as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
 def performance_comparison(comparison: Comparison) -> Figure:
-    """Accuracy and macro precision, recall and F1 with 95% intervals, the baseline's as a line."""
+    """Accuracy and macro precision, recall and F1 with 95% intervals."""
     rows, caption = comparison.rows, "score, 95% interval; axes truncated (they do not begin at 0)"
     figure, panels = _rows_figure(rows, [*SCORES.values()], 11.5, caption)
     for axes, name in zip(panels, SCORES, strict=True):
@@ -89,8 +86,8 @@ def performance_comparison(comparison: Comparison) -> Figure:
 
 
 def paired_differences(comparison: Comparison) -> Figure | None:
-    """Accuracy and macro F1 minus the baseline's in points, with paired 95% intervals, beside the
-    equivalence margin. None when there is no row but the baseline.
+    """Accuracy and macro F1 minus the baseline's in points, with paired 95% intervals and the
+    equivalence margin. None without another row.
     """
     rows, names = comparison.others, ("accuracy", "f1_macro")
     if not rows:
@@ -107,7 +104,7 @@ def paired_differences(comparison: Comparison) -> Figure | None:
 
 
 def efficiency_comparison(comparison: Comparison) -> Figure:
-    """Stored size, and eager and best latency with its median's 95% interval, as bars from zero."""
+    """Stored size, and eager and best latency with its median's 95% interval."""
     rows, shape = comparison.rows, comparison.shape
     what = f", {shape[0]} texts x {shape[1]} tokens" if shape else ""
     figure, (sizes, times) = _rows_figure(rows, ["stored size", f"time of a forward{what}"], 10)
@@ -144,8 +141,8 @@ def _draw_time(axes: Axes, y: float, height: float, row: Row, mode: str) -> None
 
 
 def pareto(comparison: Comparison) -> Figure | None:
-    """Accuracy against stored size and against latency, on logarithmic cost axes; the front joins
-    the rows that no row beats in both. None when neither cost is known of any row.
+    """Accuracy against stored size and latency, on logarithmic cost axes; the front joins the rows
+    that no row beats in both. None when neither cost is known.
     """
     sized = [(row.size["stored_bytes"] / MIB, row) for row in comparison.rows if row.size]
     timed = [(row.fastest["median_ms"], row) for row in comparison.timed]
@@ -180,7 +177,7 @@ def _draw_trade_off(axes: Axes, costs: list[tuple[float, Row]], label: str) -> N
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, value) points those that none of at most their cost reaches in value, by cost."""
+    """The (cost, value) points that none of at most their cost reaches in value, by cost."""
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or value > front[-1][1]:
@@ -189,7 +186,7 @@ def pareto_front(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def latency_sweep(comparison: Comparison) -> Figure | None:
-    """Time of a forward over batch sizes, one panel per text length. None for one shape only."""
+    """Time of a forward by batch size, a panel per text length. None for one shape only."""
     rows, sweep = comparison.timed, comparison.sweep().sort_values("batch_size", kind="stable")
     if len(sweep[["batch_size", "seq_len"]].drop_duplicates()) < 2:
         return None
@@ -221,9 +218,7 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
 
 
 def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
-    """Every figure of the comparison into `results_dir`; figure name -> its PDF, in the order of
-    the report. A figure that would be empty is not drawn.
-    """
+    """Draw every figure that is not empty; figure name -> its PDF, in the report's order."""
     drawn = {}
     first = performance_comparison, efficiency_comparison
     with look():
@@ -235,7 +230,7 @@ def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
     for row in comparison.rows:
         png = results_dir / f"{row.key}_confusion_matrix.png"
         pdf = drawn[png.stem] = png.with_suffix(".pdf")
-        # Ours are drawn when their predictions are made, and are still of these predictions.
+        # Ours were drawn with their predictions.
         if not (row.record and png.is_file() and pdf.is_file()):
             confusion_matrix(row.labels, row.logits, row.label, png)
     return drawn

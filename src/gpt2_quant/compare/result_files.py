@@ -1,8 +1,7 @@
-"""What may stand in one table: read results, refuse what does not belong together.
+"""Read results; refuse what does not belong in one table.
 
 Two classifiers compare when they answered the same texts, come from the same weights and ran under
-the same preset. Records say so by fingerprints, predictions are checked text by text; what fails is
-refused with a sentence, never left out.
+the same preset: by the records' fingerprints, and text by text for predictions.
 """
 
 import json
@@ -30,8 +29,8 @@ REDO = "run the script that makes {} with --overwrite"
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One classifier's results as read: labels int [n] and logits [n, C] of test, the same of
-    validation where kept, and its record ({} for an outside classifier).
+    """One classifier's results: labels int [n] and logits [n, C] of test, the same of validation
+    where kept, and its record ({} for an outside classifier).
     """
 
     key: str
@@ -45,7 +44,7 @@ class Source:
 def read_sources(results_dir: Path, predictions: Path | None = None) -> list[Source]:
     """Every classifier with results: variants in the registry's order, other records, outsiders.
 
-    Raises UserError when two of them may not stand in one table, or one cannot be scored.
+    Raises UserError when two may not stand in one table, or one cannot be scored.
     """
     records = load_records(results_dir)
     _check_same_experiment(records)
@@ -77,7 +76,6 @@ def _check_same_experiment(records: dict[str, dict]) -> None:
 
 
 def _own(results_dir: Path, key: str, record: dict) -> Source:
-    """One of our variants: its record and the predictions that the record was made from."""
     labels, logits = _arrays(load_predictions(results_dir, key), key)
     n, accuracy = record["data"]["n"], record["metrics"]["accuracy"]["value"]
     path, mend = predictions_path(results_dir, key), REDO.format(key)
@@ -94,8 +92,8 @@ def _own(results_dir: Path, key: str, record: dict) -> Source:
 
 
 def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
-    """Every .csv or .parquet file in `folder` as a classifier named by it; one that ends in
-    `.validation` is for the temperature of the classifier before the dot.
+    """Every .csv or .parquet file in `folder` as a classifier of that name; `NAME.validation`
+    serves to fit NAME's temperature.
     """
     form = ".csv or .parquet file with the columns id, label and logits"
     if not folder.is_dir():
@@ -119,7 +117,7 @@ def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
 
 
 def _outside_frame(path: Path) -> pd.DataFrame:
-    """Columns id, label, logit_0 … of an outside file; a single column `logits` is spread out."""
+    """Columns id, label, logit_0 …; a single column `logits` is spread out."""
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
         if "logits" in frame:

@@ -1,7 +1,5 @@
-"""The comparison as tables: CSV for programs, Markdown and LaTeX for papers, text for the terminal.
-
-The CSV begins with the published columns in their order and spelling; every other figure follows
-in full precision. The printed tables have the columns that fit a page.
+"""The comparison as CSV, Markdown, LaTeX and text for the terminal. The CSV begins with the
+published columns in their order and spelling; every other figure follows in full precision.
 """
 
 import re
@@ -27,7 +25,7 @@ TERMINAL_TITLES = {
 
 
 def _csv_columns() -> dict[str, str]:
-    """Title of each CSV column behind the published ones -> its path in a row's dicts."""
+    """CSV column behind the published ones -> its path in a row's dicts."""
 
     def plain(path: str, names: str, title: str = "") -> dict[str, str]:
         return {title + name: f"{path}.{name}" for name in names.split()}
@@ -55,7 +53,7 @@ def _csv_columns() -> dict[str, str]:
 
 
 def _csv_frame(comparison: Comparison) -> pd.DataFrame:
-    """The published columns as text, the others as numbers, NaN where there is none."""
+    """Published columns as text, the others as numbers or NaN."""
     columns, entries = _csv_columns(), comparison.entries
     fields = ("metrics", "temperature", "ece_after_temperature", "against", "size", "latency")
     figures = pd.json_normalize([{f: getattr(entry, f, None) for f in fields} for entry in entries])
@@ -70,7 +68,7 @@ def _csv_frame(comparison: Comparison) -> pd.DataFrame:
 
 
 def printed_table(comparison: Comparison) -> pd.DataFrame:
-    """The published columns, best latency, difference and tests, as text; "" for no figure."""
+    """The columns that fit a page, as text; "" for no figure."""
     columns = [*PUBLISHED, "Best (ms)", DIFFERENCE, "McNemar", EQUIVALENT]
     cells = [_cells(entry) for entry in comparison.entries]
     table = pd.DataFrame(cells, columns=columns, dtype=object).fillna("")
@@ -79,7 +77,6 @@ def printed_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def _cells(entry: Row | Missing) -> dict[str, str]:
-    """The printed cells of an entry, as far as there is something to print."""
     cells = {"Model": entry.label}
     if isinstance(entry, Missing):
         return cells
@@ -107,7 +104,6 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """What a reader of the printed table must know, then what is marked or missing."""
     record, accuracy = comparison.record, comparison.baseline.metrics["accuracy"]
     half_width = 50 * (accuracy["high"] - accuracy["low"])
     lines = [
@@ -134,7 +130,7 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 
 def _origins(comparison: Comparison) -> list[str]:
-    """Checkpoint, test set, device and commands behind the rows; empty without a record."""
+    """Checkpoint, test set, device and commands behind the rows."""
     record = comparison.record
     if not record:
         return []
@@ -154,7 +150,7 @@ def _origins(comparison: Comparison) -> list[str]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The printed table as a GitHub table with its footnotes and what made each row."""
+    """The printed table with footnotes and what made each row."""
     table = printed_table(comparison).replace("", "–").replace(r"\|", r"\\|", regex=True)
     rule = ["---", *["---:"] * (len(table.columns) - 1)]
     lines = [f"| {' | '.join(cells)} |" for cells in [table.columns, rule, *table.to_numpy()]]
@@ -172,17 +168,15 @@ def latex(comparison: Comparison) -> str:
 
 
 def terminal(comparison: Comparison, width: int = 100) -> str:
-    """The printed table in at most `width` columns, footnotes wrapped beneath.
-
-    Names are cut at 17 letters and times to three digits; where that is still too wide, `best` and
-    then `F1` are left out (the files have them).
+    """The printed table in at most `width` columns, footnotes wrapped beneath. Names are cut at 17
+    letters and times to three digits; still too wide, `best` and then `F1` are left out.
     """
     table = printed_table(comparison)[[*TERMINAL_TITLES]]
     table["Model"] = table["Model"].str[:17]
     table[EQUIVALENT] = table[EQUIVALENT].replace("not shown", "no")
     table["Accuracy"] = table["Accuracy"].replace("", "missing")
     for name in ("Inference (ms)", "Best (ms)"):
-        # Three digits before the point need none behind it; a mark stays.
+        # 3 digits before the point need none behind it.
         table[name] = table[name].str.replace(r"^(\d{3,})\.\d+", r"\1", regex=True)
     table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
     table["Model"] = table["Model"].str.ljust(table["Model"].str.len().max())
@@ -199,7 +193,6 @@ FORMATS = {"terminal": terminal, "markdown": markdown, "latex": latex}
 
 
 def write_tables(comparison: Comparison, results_dir: Path) -> list[Path]:
-    """Write comparison_table.csv, .md and .tex into `results_dir`; returns their paths."""
     csv, md, tex = (results_dir / f"comparison_table.{kind}" for kind in ("csv", "md", "tex"))
     write_csv(csv, _csv_frame(comparison))
     write_text(md, markdown(comparison))
@@ -210,7 +203,7 @@ def write_tables(comparison: Comparison, results_dir: Path) -> list[Path]:
 def write_readme(comparison: Comparison, readme: Path) -> bool:
     """Put the Markdown table between README's two marks; returns whether the file changed.
 
-    Raises UserError when the marks are not there, so that nothing is written in a wrong place.
+    Raises UserError without the marks.
     """
     text, (begin, end) = readme.read_text(encoding="utf-8"), README_MARKS
     table = f"{begin}\n{markdown(comparison)}{end}"

@@ -1,1 +1,1 @@
-"""Text metrics, one file each: every value comes with the signature that makes it reproducible."""
+"""Text metrics, one file each; every value carries the signature that reproduces it."""

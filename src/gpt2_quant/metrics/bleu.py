@@ -1,15 +1,14 @@
-"""BLEU and chrF: overlap with a reference as machine translation counts it.
+"""BLEU and chrF: n-gram overlap with a reference, on a scale of 0 to 100.
 
-BLEU (Papineni et al. 2002) is precision, with a penalty for brevity standing in for recall (c, r:
-lengths of candidate and closest reference). Over a corpus the counts are summed before the ratio.
+BLEU (Papineni et al. 2002) is precision with a brevity penalty in place of recall (c, r: lengths of
+candidate and closest reference). Over a corpus the counts are summed before the ratio.
 
     BLEU = min(1, exp(1 - r/c)) * exp( mean over n = 1..4 of log(matched / candidate n-grams) )
 
-In one text a single n without a match makes it 0, so sentence BLEU is *smoothed*, and published
-numbers differ by how: sacrebleu's `exp` halves an invisible count at each empty order; NLTK's
-method 4 (Chen and Cherry 2014) stands beside it to show by how much two implementations differ.
-chrF (Popović 2015) is F over character n-grams, recall weighted twice: no tokenizer, so inflected
-and non-Latin text is not punished. All are on the scale 0 to 100.
+In one text a single n without a match makes it 0, so sentence BLEU is *smoothed*: sacrebleu's `exp`
+halves a virtual count at each empty order, NLTK's method 4 is of Chen and Cherry (2014). chrF
+(Popović 2015) is F over character n-grams, recall weighted twice: without a tokenizer, so inflected
+and non-Latin text is not punished.
 """
 
 import functools
@@ -23,8 +22,8 @@ from .scored import References, Scored, cached_rows, check_pairs, has_words, ver
 
 
 def bleu(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
-    """sacrebleu's BLEU, 0 to 100, without orders that a text is too short to have; corpus value
-    from summed counts. A blank candidate, or one with blank references only, is undefined.
+    """sacrebleu's BLEU, without orders that a text is too short to have; corpus value from summed
+    counts. NaN for a blank candidate, or one with blank references only.
     """
     from sacrebleu.metrics import BLEU
 
@@ -34,7 +33,7 @@ def bleu(candidates: Sequence[str], references: References, cache: Cache | None 
 
 
 def chrf(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
-    """sacrebleu's chrF2 (character 6-grams, beta 2); scale and undefined as `bleu`."""
+    """sacrebleu's chrF2 (character 6-grams, beta 2); NaN as `bleu`."""
     from sacrebleu.metrics import CHRF
 
     settings = "char 6, word 0, beta 2"
@@ -56,8 +55,7 @@ def _sacrebleu(name, sentence, corpus, settings, candidates, references, cache) 
     defined = [item for item, value in zip(items, values, strict=True) if np.isfinite(value)]
     if not defined:
         return Scored(name, values, fixed)
-    # sacrebleu would know the number of references once it has scored the corpus, which waits until
-    # somebody asks for it; -1: their number varies.
+    # sacrebleu knows num_refs only after scoring the corpus, which is lazy here; -1: varies.
     sizes = {len(item) - 1 for item in defined}
     corpus.num_refs = sizes.pop() if len(sizes) == 1 else -1
     signature = f"{name}|{corpus.get_signature().format(short=False)}|a text: {fixed}"
@@ -77,7 +75,7 @@ def _items(candidates, references, keep=has_words) -> list[tuple[str, ...]]:
 def nltk_bleu(
     candidates: Sequence[str], references: References, cache: Cache | None = None
 ) -> Scored:
-    """NLTK's sentence BLEU (smoothing method 4, NLTK's words), times 100; corpus value the mean."""
+    """NLTK's sentence BLEU (smoothing method 4) times 100; the corpus value is the mean."""
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 

@@ -1,5 +1,5 @@
-"""Semantic Coherence Score (SCS): is each sentence in its place, given what came before? From the
-text alone. For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C · N · U in [0, 1]:
+"""Semantic Coherence Score (SCS), without a reference. For sentences s_1 … s_n with unit vectors
+x_i (MiniLM), SCS = C · N · U in [0, 1]:
 
     continuity  C = mean over i of p_i,                      is each sentence in its place?
                     p_1: s_1 opens a text; p_i: s_i follows s_1 … s_i-1
@@ -9,10 +9,10 @@ text alone. For sentences s_1 … s_n with unit vectors x_i (MiniLM), SCS = C ·
                     u = min over 3 <= k <= n - 3 of the mean of x_i · x_j over i <= k < j
                     U = 1 for n < 6
 
-Cosines alone cannot do it: shuffling does not change the mean over all pairs, and repetition raises
-the mean over neighbours. So a small learned judge gives the p_i (`order_model.py`). Repetition and
-a change of subject barely change a mean over positions and are discounts; in a sound text N and U
-are close to 1. Constants were chosen on held-out documents, not on ratings (`dev/LOG.md`).
+Cosines alone do not suffice: shuffling leaves the mean over all pairs as it is, and repetition
+raises the mean over neighbours. So a learned judge gives the p_i (`order_model.py`); N and U, close
+to 1 in a sound text, discount repetition and a change of subject. Constants were chosen on held-out
+documents, not on ratings (`dev/LOG.md`).
 """
 
 from collections.abc import Callable, Sequence
@@ -36,8 +36,8 @@ FLOOR = 1e-3  # of a part, so that one part at 0 leaves the order of the others 
 
 
 def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PARTS) -> Scored:
-    """SCS of each text in [0, 1], NaN below two sentences; `parts` selects its factors (for
-    ablations). The result's `parts` has every factor and the number of sentences.
+    """SCS of each text, NaN below two sentences; `parts` selects its factors (for ablations). The
+    result's `parts` has every factor and the number of sentences.
     """
     version = f"SCS|v2|order model {order_model_hash()}|{encoder.signature}"
 
@@ -78,7 +78,7 @@ def coherence_parts(in_place: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def adjacent_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
-    """Mean cosine of neighbouring sentences, the usual score: rewards repetition. NaN below two."""
+    """Mean cosine of neighbouring sentences: rewards repetition. NaN below two."""
 
     def neighbours(n: int):
         return np.arange(n - 1), np.arange(1, n)
@@ -87,12 +87,12 @@ def adjacent_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
 
 
 def all_pairs_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
-    """Mean cosine over all pairs of sentences: blind to their order. NaN below two."""
+    """Mean cosine over all pairs of sentences: blind to order. NaN below two."""
     return _cosines("all-pairs cosine", texts, encoder, lambda n: np.triu_indices(n, 1))
 
 
 def _cosines(name: str, texts: Sequence[str], encoder: Encoder, pairs: Callable) -> Scored:
-    """Mean over the (rows, columns) that `pairs` picks from n sentences' cosines [n, n]."""
+    """Mean cosine over the (rows, columns) that `pairs` picks of [n, n]."""
     values = np.full(len(texts), np.nan)
     for i, (_, vectors) in enumerate(_embedded(texts, encoder)):
         if len(vectors) > 1:
@@ -102,7 +102,7 @@ def _cosines(name: str, texts: Sequence[str], encoder: Encoder, pairs: Callable)
 
 
 def _embedded(texts: Sequence[str], encoder: Encoder) -> list[tuple[list[str], np.ndarray]]:
-    """Each text's sentences and their vectors [n, 384], embedded all together."""
+    """Each text's sentences and their vectors [n, 384]."""
     split = [split_sentences(text) for text in texts]
     vectors = encoder.sentence_vectors([sentence for group in split for sentence in group])
     ends = np.cumsum([len(group) for group in split])

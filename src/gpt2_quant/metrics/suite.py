@@ -1,4 +1,4 @@
-"""All metrics over one set of texts: the built-in examples, or a user's own."""
+"""All metrics over one set of texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +21,6 @@ from .scored import References, Scored
 
 @dataclass
 class Tools:
-    """What the metrics need."""
-
     encoder: Encoder
     language_model: LanguageModel
     cache: Cache
@@ -30,13 +28,13 @@ class Tools:
 
 def load_tools(settings: Settings, with_encoder: bool = True) -> Tools:
     """The models, and the cache in `results_dir/cache`. The demo never asks the hub for MiniLM,
-    which need not be there without `with_encoder`.
+    which may be absent without `with_encoder`.
     """
     cache, device = Cache(settings.results_dir / "cache"), settings.device
     language_model = load_language_model(settings.base_model, settings.base_revision, device)
     encoder = Encoder(device, cache, use_hub=settings.preset != "demo")
     if with_encoder:
-        _ = encoder.folder  # missing weights are a fault now, not after half of the work
+        _ = encoder.folder  # fail early on missing weights
     return Tools(encoder, language_model, cache)
 
 
@@ -63,7 +61,7 @@ def score_own_texts(
     texts: Sequence[str], references: References | None, tools: Tools, output: Path
 ) -> pd.DataFrame:
     """Score a user's texts; writes one row per text to `output` (CSV), returns the summary."""
-    memory = Cache(None)  # they are no part of the study and stay out of its cache
+    memory = Cache(None)  # keeps them out of the study's cache
     tools = replace(tools, cache=memory, encoder=replace(tools.encoder, cache=memory))
     scored = score_texts(texts, references, tools)
     lines = np.arange(1, len(texts) + 1)
@@ -72,5 +70,4 @@ def score_own_texts(
 
 
 def rounded(scored: dict[str, Scored]) -> dict[str, np.ndarray]:
-    """Every metric's value per text, to six digits."""
     return {name: np.round(metric.values, 6) for name, metric in scored.items()}

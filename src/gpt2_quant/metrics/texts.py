@@ -2,7 +2,7 @@
 
 A `.jsonl` file has one JSON value a line: a string, or an object with `text`; for references also a
 list of strings, or an object with `references`. Any other file has one text a line; a blank line is
-an empty text, whose scores are undefined. Files are read in full before anything is scored.
+an empty text, whose scores are undefined.
 """
 
 import json
@@ -52,7 +52,6 @@ def _group(path: Path, number: int, value: Any) -> list[str]:
 
 
 def _values(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of each line."""
     if not path.is_file():
         raise UserError(f"{path} is not a file: name an existing text file")
     with open(path, "rb") as file:

@@ -1,8 +1,7 @@
-"""The sentences of report 2 that depend on the numbers: what this run found, what to choose when.
+"""The sentences of report 2 that depend on the numbers.
 
 A difference is claimed where the McNemar test rejects after Holm, equality where the equivalence
-test does, and neither where neither does. A speed is called higher where the intervals of the
-medians lie apart.
+test does, else neither. A speed is called higher where the intervals of the medians lie apart.
 """
 
 import numpy as np
@@ -24,7 +23,6 @@ AIMS = {
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """The report's first page: what this run found, a sentence each."""
     label, rows = comparison.baseline.label, comparison.others
     sentences = [
         "{label} reaches an accuracy of {value:.4f} (95% interval {low:.4f} to {high:.4f}, "
@@ -63,7 +61,6 @@ def _listed(names: list[str]) -> str:
 
 
 def _speed_findings(comparison: Comparison) -> list[str]:
-    """The fastest row of the baseline's session, and what is faster than float16 alone."""
     rows, baseline, half = comparison.timed, comparison.baseline, comparison.row(FP16.key)
     if len(rows) < 2 or not comparison.shape:
         return []
@@ -91,8 +88,8 @@ def _speed_findings(comparison: Comparison) -> list[str]:
 def choices(comparison: Comparison) -> dict:
     """What to choose when: {among, rows: [{aim, choice, because}]}.
 
-    Among the baseline and the rows equivalent to it; where no row is, among those not shown to
-    differ. Aims that nothing was measured for are left out.
+    Among the baseline and the rows equivalent to it, else those not shown to differ. Aims without a
+    measurement are left out.
     """
     baseline, others = comparison.baseline, comparison.others
     among = f"Among {baseline.label} and the rows equivalent to it:"
@@ -116,7 +113,7 @@ def choices(comparison: Comparison) -> dict:
 
 
 def _costs(row: Row, timed: bool) -> list[float | None]:
-    """A row's figures in the order of AIMS, the less the better; None where none was measured."""
+    """A row's figures in the order of AIMS, the less the better; None where not measured."""
     sizes = [row.size.get(f"{part}_bytes") for part in ("stored", "resident", "peak")]
     costs = [size / MIB if size else None for size in sizes]
     if not timed:

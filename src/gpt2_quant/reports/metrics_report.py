@@ -1,7 +1,5 @@
-"""What `report_1.typ` shows: the record of script 4 as plain values, and its findings.
-
-The template holds the words that are true of any run; what depends on this run's numbers is decided
-here, from the rows of the tables, so that no sentence can outlive the result it was written about.
+"""What `report_1.typ` shows: the record of script 4 as plain values, and its findings. Sentences
+that depend on this run's numbers are decided here; the template holds the rest.
 """
 
 from difflib import SequenceMatcher
@@ -27,8 +25,8 @@ PACKAGES = ("rouge-score", "sacrebleu", "nltk", "torch", "transformers")
 
 
 def write_report(results_dir: Path) -> Path:
-    """Typeset `results_dir/report_1.pdf` from records/text_metrics.json and the figures; returns
-    its path. Raises UserError when the record is missing or damaged.
+    """Typeset `results_dir/report_1.pdf` from records/text_metrics.json and the figures. Raises
+    UserError when the record is missing or damaged.
     """
     data = report_data(load_record(results_dir / "records" / "text_metrics.json"))
     images = {name: results_dir / f"{name}.pdf" for name in IMAGES}
@@ -181,7 +179,7 @@ def _human_findings(section: dict, spearman: pd.DataFrame) -> list[str]:
 
 
 def _beside_published(spearman: pd.DataFrame) -> list[dict]:
-    """Metric and quality with our values on eleven references and on one, and the published."""
+    """Metric and quality: ours on eleven references and on one, and published."""
     rows = spearman[spearman["published"].notna()]
     rows = rows.assign(**rows["metric"].str.extract(r"(?P<metric>.+), (?P<n>one|eleven)"))
     values = rows.pivot_table("value", ["metric", "quality", "published"], "n", sort=False)

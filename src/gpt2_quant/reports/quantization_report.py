@@ -1,7 +1,5 @@
-"""What `report_2.typ` shows: the comparison as plain values, and the sentences that depend on them.
-
-The template holds the words that are true of any run. Whatever depends on this run's numbers is
-decided here and in `findings.py`, from the rows of the tables.
+"""What `report_2.typ` shows: the comparison as plain values. Sentences that depend on this run's
+numbers are decided here and in `findings.py`; the template holds the rest.
 """
 
 from dataclasses import asdict
@@ -34,10 +32,8 @@ def write_report(
 
 
 def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path) -> dict:
-    """All values of the report as JSON-able data.
-
-    `changed` is of `changed_texts.most_changed`; the error analysis is read from the tables that
-    script 2 left in `results_dir`.
+    """All values of the report as JSON-able data; `changed` is of `changed_texts.most_changed`, the
+    error analysis of script 2's tables in `results_dir`.
     """
     rows, printed = comparison.rows, printed_table(comparison)
     missing = [f"{gap.sentence}." for gap in comparison.missing]
@@ -69,7 +65,6 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:
-    """The box under the title."""
     n_rows, n, record = len(comparison.rows), len(comparison.labels), comparison.record
     facts = [("Rows compared", f"{n_rows}, on the same {n:,} test texts")]
     if not record:
@@ -100,7 +95,7 @@ def _calibration(row: Row) -> dict:
 
 
 def _sweep(times: pd.DataFrame) -> dict | None:
-    """Median ms by row and mode at every shape: {shapes, rows: [{label, mode, values}]}."""
+    """Median ms by row and mode: {shapes, rows: [{label, mode, values}]}."""
     shape, row = ["seq_len", "batch_size"], ["label", "key", "mode"]
     table = times.pivot_table("median_ms", row, shape, aggfunc="last", sort=False)
     table = table.sort_index(axis=1)

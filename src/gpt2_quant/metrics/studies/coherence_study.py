@@ -1,11 +1,11 @@
-"""Does a coherence metric see what it should? The fraction of damaged versions of texts that score
-below the original; 0.5 is chance, a tie counts half.
+"""Sensitivity of coherence metrics: the fraction of damaged versions of texts that score below the
+original; 0.5 is chance, a tie counts half.
 
 * shuffle: sentences permuted (Barzilay and Lapata 2008); block shuffle: blocks of three kept whole
 * intrusion: one sentence of another text inserted; topic switch: the second half is another text's
 * repetition: one sentence twice in a row; all twice in a row; the whole text twice
 
-A language model reads every permutation anew: perplexity gets fewer texts and permutations.
+Perplexity, which runs the model anew for each version, gets fewer texts and permutations.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def damaged_versions(texts: Sequence[str], permutations: int) -> pd.DataFrame:
             ("each sentence twice", [copy for s in sentences for copy in (s, s)]),
             ("whole text twice", sentences + sentences),
         ]
-        # A line break always ends a sentence: every version is read as the sentences it is made of.
+        # A line break always ends a sentence: versions are split where they were joined.
         rows += [(text, control, "\n".join(version)) for control, version in versions]
     return pd.DataFrame(rows, columns=["text", "control", "version"])
 
@@ -85,6 +85,5 @@ def control_table(texts: Sequence[str], tools: Tools, permutations: int) -> pd.D
 
 
 def by_control(table: pd.DataFrame) -> pd.DataFrame:
-    """The fractions alone, a row per metric, a column per control."""
     fractions = table.pivot(index="metric", columns="control", values="prefers_original")
     return fractions.reset_index()

@@ -1,9 +1,8 @@
-"""What each metric does when a text is damaged on purpose: its mean fall, how often it prefers the
-original, how it ranks edits.
+"""What each metric does when a text is damaged on purpose.
 
-A text is scored against *another* human's reference where there is one, so that the original
-scores as a good text and not as a copy; news items are scored against themselves. Falls are in
-standard deviations of the metric over the originals, so that all metrics share one figure.
+A text is scored against *another* human's reference where there is one, so that the original is not
+a copy of it; news items are scored against themselves. Falls are in standard deviations of the
+metric over the originals.
 """
 
 import hashlib
@@ -31,8 +30,8 @@ class Originals:
 
 
 def choose_originals(people: People | None, news: Sequence[str], limit: int) -> Originals:
-    """SummEval's references where they are at hand, else enough news for `limit` texts per edit;
-    the other matter is the next document's, or the next item.
+    """SummEval's references where available, else enough news for `limit` texts per edit; the other
+    matter is the next document's, or the next item.
     """
     if not people:
         texts, source = list(news[: 60 * limit]), "AG News test items against themselves"
@@ -50,7 +49,7 @@ def edit_pairs(
     """One row per edited text: edit, effect, strength, text (number of the original), edited; at
     most `limit` texts per edit, the same at every strength.
     """
-    # In the order of hashes: at random, yet by the texts alone.
+    # By hash: random, but fixed by the texts.
     digests = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in originals.texts]
     order = sorted(range(len(digests)), key=digests.__getitem__)
     rows: list[tuple] = []
@@ -70,7 +69,7 @@ def edit_pairs(
 def score_edits(
     originals: Originals, pairs: pd.DataFrame, tools: Tools
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(scores of the edited texts, in the order of `pairs`; of their originals, by number); one
+    """(scores of the edited texts, in the order of `pairs`; of their originals, by number): one
     column per metric, higher meant to be better.
     """
     used = sorted(set(pairs["text"]))
@@ -96,7 +95,7 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
     for name in before:
         unit = before[name].std(ddof=0)
         if unit < 1e-6:
-            # Texts against themselves score all alike: the spread of the edited ones, then.
+            # Texts against themselves all score alike: take the edited ones' spread.
             unit = after[name].std(ddof=0) or 1.0
         original = pairs["text"].map(before[name])
         falls = pairs.assign(fall=(original - after[name]) / unit)
@@ -114,8 +113,7 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
 
 def meaning_ranking(pairs: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """For each metric the fraction of (text, meaning-keeping edit, meaning-breaking edit) where the
-    kept meaning scores higher, with its interval over texts. Below 0.5, chance, the metric prefers
-    wrong texts to clumsy ones.
+    kept meaning scores higher (0.5 is chance), with its interval over texts.
     """
     rng = np.random.default_rng(0)
     rows = []

@@ -1,9 +1,8 @@
-"""Edits with a known effect, done to real text by a program: what a metric should notice.
+"""Programmatic edits of real text with a known effect.
 
 An edit *keeps* the meaning, *breaks* it, *loses* content, *repeats* it, or disturbs its *order*.
 One that finds nothing to do gives None, so that "no fall" always means an unseen change. Strength 1
-touches one of the positions that the edit could touch, 2 about half, 3 all; text, edit and strength
-alone decide which.
+touches one of the possible positions, 2 about half, 3 all; text, edit and strength seed the choice.
 """
 
 import hashlib
@@ -40,15 +39,13 @@ Apply = Callable[[str, str, int, Generator], str | None]
 
 
 class Edit(NamedTuple):
-    """One kind of edit, with its effect on the meaning."""
-
     name: str
     effect: str
     apply: Apply
 
 
 def edited(edit: Edit, text: str, other: str, strength: int) -> str | None:
-    """`text` after `edit`; None where it does not apply or would change nothing but spaces."""
+    """`text` after `edit`; None where it changes nothing but spaces."""
     key = f"{edit.name}|{strength}|{text}".encode("utf-8", "surrogatepass")
     seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
     result = edit.apply(text, other, strength, np.random.default_rng(seed))
@@ -56,20 +53,18 @@ def edited(edit: Edit, text: str, other: str, strength: int) -> str | None:
 
 
 def _some(n: int, strength: int, rng: Generator, fractions=FRACTIONS) -> list[int]:
-    """Some of n positions, at random, in order."""
     return sorted(rng.permutation(n)[: max(1, round(n * fractions[strength - 1]))].tolist())
 
 
 def _substitute(
     pattern: re.Pattern, replacement: Callable[[str, Generator], str], fractions=FRACTIONS
 ) -> Apply:
-    """An edit that replaces some matches of `pattern`."""
 
     def apply(text, other, strength, rng):
         matches = list(pattern.finditer(text))
         if not matches:
             return None
-        # From the last to the first, so that the positions of those to come stay true.
+        # From last to first, so that earlier positions stay valid.
         for i in reversed(_some(len(matches), strength, rng, fractions)):
             start, end = matches[i].span()
             text = text[:start] + replacement(matches[i][0], rng) + text[end:]
@@ -81,7 +76,7 @@ def _substitute(
 def _other_number(found: str, rng: Generator) -> str:
     if not found[0].isdigit():
         return str(rng.choice([word for word in NUMBER_WORDS if word != found]))
-    # Another first digit: as plausible as the true number, and never equal to it.
+    # Another first digit: plausible, never equal.
     return f"{(int(found[0]) - 1 + rng.integers(1, 9)) % 9 + 1}{found[1:]}"
 
 
@@ -93,7 +88,7 @@ def _other_date(found: str, rng: Generator) -> str:
 
 
 def _typo(found: str, rng: Generator) -> str:
-    # Two neighbouring letters change places, neither the first nor the last.
+    # Two inner neighbouring letters swap.
     positions = [i for i in range(1, len(found) - 2) if found[i] != found[i + 1]]
     if not positions:
         return found[:1] + found[2:]
@@ -135,7 +130,6 @@ def _role_swap(text, other, strength, rng):
 
 
 def _on_sentences(change: Callable, at_least: int = 2) -> Apply:
-    """An edit of the sentences of a text that has `at_least` so many."""
 
     def apply(text, other, strength, rng):
         sentences = split_sentences(text)
@@ -157,7 +151,7 @@ def _sentence_order(sentences, others, strength, rng):
 
 
 def permutation(n: int, rng: Generator) -> np.ndarray:
-    """A random order of n >= 2 that is not the original one."""
+    """A random order of n >= 2 other than the original one."""
     while (order := rng.permutation(n)).tolist() == list(range(n)):
         pass
     return order

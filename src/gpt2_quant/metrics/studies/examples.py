@@ -1,9 +1,8 @@
-"""Two news stories, written for this project, each told again in ways that a reader would tell
-apart at once.
+"""Two news stories, written for this project, each in several retellings.
 
-The kinds that keep the meaning (`copy`, `paraphrase`, `compressed`) should outrank those that break
-it (`negated`, `wrong number`, `roles swapped`, `another story`), and no metric of overlap manages
-that. On the edge cases metrics crash.
+Kinds that keep the meaning (`copy`, `paraphrase`, `compressed`) should outrank those that break it
+(`negated`, `wrong number`, `roles swapped`, `another story`); no overlap metric ranks them so. The
+rest are edge cases.
 """
 
 import json
@@ -21,5 +20,5 @@ EXAMPLES: list[tuple[str, str, str]] = [
 EXAMPLES += [("another story", _BANK, _FERRY), ("another story", _FERRY, _BANK)]
 EXAMPLES += [(kind, text, reference) for kind, text, reference in _DATA["edge cases"]]
 
-# The report prints edits of this story: the texts that the study edits belong to their owners.
+# The report prints edits of this story, not of the study's texts, which belong to their owners.
 EDIT_STORY, OTHER_STORY = _DATA["story to edit"], _BANK

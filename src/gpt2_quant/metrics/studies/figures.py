@@ -25,12 +25,12 @@ def _heatmap(axes: Axes, values: pd.DataFrame, low: float, high: float, colours:
 
 
 def _pivot(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
-    """Metrics down, `columns` across, both in the order of `table`."""
+    """Metric x `columns`, both in the order of `table`."""
     return table.pivot_table(values, "metric", columns, sort=False)
 
 
 def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Metric x edit at its greatest strength: mean fall in standard deviations; red is noticed."""
+    """Metric x edit at its greatest strength: mean fall in standard deviations."""
     strongest = table.groupby(["metric", "edit"])["strength"].transform("max")
     chosen = _pivot(table[table["strength"] == strongest], "edit", "mean_fall")
     effects = {edit.name: edit.effect for edit in EDITS if edit.name in chosen}
@@ -49,7 +49,7 @@ def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def human_agreement(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Summary-level Spearman with its interval, a panel per quality, a line per metric."""
+    """Summary-level Spearman with its interval."""
     rows = table.query("level == 'summary' and statistic == 'spearman'")
     rows = rows[~rows["metric"].str.startswith("SCS ")][::-1]
     qualities = list(table["quality"].unique())
@@ -71,7 +71,7 @@ def human_agreement(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def coherence_controls(table: pd.DataFrame, path: Path) -> list[Path]:
-    """Metric x control: fraction of damaged versions put below the original; blue is right."""
+    """Metric x control: fraction of damaged versions put below the original."""
     shown = _pivot(table, "control", "prefers_original")
     with look():
         figure = Figure(figsize=(9.6, 0.27 * len(shown) + 1.3), layout="constrained")
@@ -80,7 +80,6 @@ def coherence_controls(table: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def quantization_cost(table: pd.DataFrame, path: Path) -> list[Path]:
-    """What each variant costs the language model, in three measures."""
     rows = table[table["scheme"] != variants.BASELINE.key].iloc[::-1]
     rows = rows.assign(other=1 - rows["top1_agreement"])
     styles = variants.style(rows["scheme"])

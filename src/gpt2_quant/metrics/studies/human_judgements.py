@@ -1,4 +1,4 @@
-"""What people said, from the hub or a folder.
+"""Human judgements, from the hub or a folder.
 
 SummEval (Fabbri et al. 2021): 100 news articles, each with 11 reference summaries and those of 16
 systems, rated 1 to 5. STS Benchmark test (Cer et al. 2017): 1,379 pairs of sentences, similarity 0
@@ -51,8 +51,8 @@ People = tuple[SummEval, SentencePairs]
 
 
 def judgements_or_none(flag: str | None, preset: str, parts: set[str]) -> People | None:
-    """What --human-judgements asks for, by default the hub's; None where no part reads them, and,
-    with a printed sentence, in the demo or where the hub is out of reach.
+    """What --human-judgements asks for, by default the hub's; None where no part reads them, in the
+    demo, and where the hub is out of reach.
     """
     if not parts & READ_BY:
         return None

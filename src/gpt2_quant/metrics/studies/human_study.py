@@ -1,8 +1,8 @@
 """Every metric against people's ratings, on SummEval and the STS Benchmark.
 
-Metrics that need a reference are computed twice, against the first (the one that was in the news)
-and against all eleven. A summary of one sentence has no coherence score: SCS is compared with its
-rivals on the summaries that it defines. Holm's correction holds over each table.
+Metrics that need a reference are computed against the first (the published highlights) and against
+all eleven. A summary of one sentence has no coherence score: SCS is compared with its rivals on the
+others. Holm's correction is per table.
 """
 
 import numpy as np
@@ -34,10 +34,10 @@ RIVALS = (
 
 
 def summeval_metrics(data: SummEval, tools: Tools) -> Values:
-    """Metric -> values [documents, systems], higher meant to be better."""
+    """Metric -> values [documents, systems]."""
     summaries = [text for group in data.summaries for text in group]
     result: Values = {}
-    # Eleven first: their pairs hold those of one reference, whose scores are then in the cache.
+    # Eleven first: the pairs with one reference are then in the cache.
     for label, count in (("eleven references", 11), ("one reference", 1)):
         references = [group[:count] for group in data.references for _ in data.systems]
         values = overlap_values(summaries, references, tools)
@@ -76,7 +76,6 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
 
 
 def by_quality(table: pd.DataFrame) -> pd.DataFrame:
-    """Summary-level Spearman, a row per metric, a column per quality."""
     rows = table.query("level == 'summary' and statistic == 'spearman'")
     return rows.pivot(index="metric", columns="quality", values="value").reset_index()
 
@@ -86,8 +85,8 @@ def undefined(values: np.ndarray) -> int:
 
 
 def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
-    """SCS minus each rival on SummEval's coherence, the number of sentences free and held
-    constant.
+    """SCS minus each rival on SummEval's coherence, with and without control for the number of
+    sentences.
     """
     drawn, ratings = draws(len(data.summaries)), data.ratings["coherence"]
     ours, length = metrics["SCS"], metrics[LENGTH]
@@ -105,9 +104,7 @@ def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
 
 
 def stsb_table(data: SentencePairs, tools: Tools) -> pd.DataFrame:
-    """Pearson and Spearman with human similarity for each metric; Williams' p against MiniLM's
-    cosine.
-    """
+    """Pearson and Spearman with human similarity; Williams' p against MiniLM's cosine."""
     values = overlap_values(data.first, [[text] for text in data.second], tools)
     first, second = map(tools.encoder.sentence_vectors, (data.first, data.second))
     cosine = values[COSINE] = (first * second).sum(1).astype(np.float64)

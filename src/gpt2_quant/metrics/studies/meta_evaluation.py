@@ -1,12 +1,10 @@
-"""How well a metric agrees with people.
+"""Correlation of metrics with human ratings.
 
-*Summary level*: for each document the rank correlation over its systems between metric and rating,
-then the mean over documents: can the metric tell good summaries of one text from bad ones? A
-document on which people, or the metric, make no difference has none. *System level*: one
+*Summary level*: per document the rank correlation over its systems between metric and rating, then
+the mean over documents; a document with constant ratings or scores has none. *System level*: one
 correlation over systems of the means over documents. Intervals are bootstrapped over documents.
 
-A third variable z is taken out of ranks by the partial correlation
-(r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²)).
+    partial correlation, z held constant = (r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²))
 """
 
 import warnings
@@ -22,7 +20,6 @@ NAN = float("nan")
 
 
 def _defined(*columns: np.ndarray) -> list[np.ndarray]:
-    """The columns with NaN wherever one of them has it."""
     together = np.isfinite(columns).all(0)
     return [np.where(together, column, np.nan) for column in columns]
 
@@ -40,15 +37,15 @@ def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation along the last axis; pairs and NaN as `pearson`."""
+    """Spearman's rank correlation; axis, pairs and NaN as `pearson`."""
     return pearson(*(rankdata(v, axis=-1, nan_policy="omit") for v in _defined(x, y)))
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b along the last axis; pairs and NaN as `pearson`."""
+    """Kendall's tau-b; axis, pairs and NaN as `pearson`."""
     x, y = _defined(x, y)
     with warnings.catch_warnings(action="ignore"):  # of rows with fewer than two pairs
-        # Of the ways to a p-value, which is not used here, the asymptotic one takes no time.
+        # The p-value is not used; the asymptotic one is the fastest.
         tau = kendalltau(x, y, axis=-1, nan_policy="omit", method="asymptotic").statistic
     return np.where(np.isfinite(x).sum(-1) > 2, tau, np.nan)
 
@@ -63,7 +60,7 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def interval_of_mean(per_document: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
-    """Mean of the defined documents, over `resampling.draws`: {value, low, high, n}."""
+    """Mean over the defined documents: {value, low, high, n}."""
     n = int(np.isfinite(per_document).sum())
     if not n:
         return {"value": NAN, "low": NAN, "high": NAN, "n": 0}
@@ -89,7 +86,7 @@ def _resampled_means(per_document: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 def system_level(
     metric: np.ndarray, rating: np.ndarray, drawn: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Spearman and Kendall over systems of the means over [documents, systems], with intervals."""
+    """Spearman and Kendall over systems of the means over [documents, systems]."""
     # Row 0 holds every document once, the others one resample each.
     rows = np.vstack([np.arange(len(metric)), drawn[:SYSTEM_RESAMPLES]])
     means = np.nanmean(metric[rows], axis=1), rating[rows].mean(axis=1)

@@ -1,14 +1,14 @@
-"""What quantization costs the language model, token by token: the bridge between the two tasks.
+"""What quantization costs the language model, token by token.
 
-Accuracy on four classes hides damage, since an argmax is robust. A language model is asked for a
-whole distribution at every position of the same held-out text:
+Classification accuracy hides damage, since an argmax is robust; a language model gives a whole
+distribution at every position of the same held-out text:
 
     KL = mean over tokens of sum_v p(v) (log p(v) - log q(v)),  in nats,
          p the FP32 model's distribution, q the quantized one's
-    top-1 agreement = fraction of tokens at which both would write the same word
+    top-1 agreement = fraction of tokens at which both have the same argmax
 
-KL is at least 0 whichever way perplexity moves: a quantized model with a *better* perplexity is
-still another model. All variants read each batch in turn, so no logits are computed twice or kept.
+KL shows a change even where perplexity *improves*. All variants read each batch in turn, so no
+logits are computed twice or kept.
 """
 
 import copy
@@ -71,8 +71,8 @@ def quantized_language_models(
 def cost_table(
     reference: LanguageModel, models: dict[str, LanguageModel], texts: Sequence[str]
 ) -> pd.DataFrame:
-    """One row of NUMBERS per variant, FP32 first. Intervals are bootstrapped over texts, since the
-    tokens of one text are not independent.
+    """One row of NUMBERS per variant, FP32 first. Intervals are bootstrapped over texts: the tokens
+    of one text are not independent.
     """
     ids = reference.encode(texts)
     text = np.repeat(np.arange(len(ids)), [len(sequence) for sequence in ids])

@@ -1,7 +1,5 @@
-"""Intervals and comparisons by the bootstrap (Efron 1979).
-
-The texts at hand are a sample: they are drawn again with replacement, and the middle 95% of a
-figure's values is its interval. All metrics see the same draws, so that differences are of pairs.
+"""Percentile bootstrap over texts (Efron 1979), 95%. All metrics see the same draws, so that
+differences are paired.
 """
 
 import numpy as np
@@ -15,11 +13,11 @@ def draws(n: int, resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of the defined resampled `values`."""
+    """The 2.5% and 97.5% quantiles of the defined resampled `values`."""
     low, high = np.nanquantile(values, (0.025, 0.975))
     return float(low), float(high)
 
 
 def preferred(gap):
-    """1 where the first of two scores is higher, 0 where it is lower, 0.5 for a tie (to 1e-9)."""
+    """1 where the first of two scores is higher, 0 where lower, 0.5 for a tie (to 1e-9)."""
     return np.heaviside(np.round(gap, 9), 0.5)

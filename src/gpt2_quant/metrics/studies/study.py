@@ -1,4 +1,4 @@
-"""What a preset reads; the study's record, which grows part by part."""
+"""Preset sizes, and the study's record, written part by part."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Draw = Callable[[pd.DataFrame, Path], list[Path]]
 
 @dataclass(frozen=True)
 class Size:
-    """How many texts each part reads, the strengths of edits, how often a text is shuffled."""
+    """Texts per part, strengths of edits, shuffles per text."""
 
     edits: int
     strengths: tuple[int, ...]
@@ -34,7 +34,7 @@ SIZES = {
 
 
 class Study:
-    """Writes the results as they come; `outputs` lists the files so far."""
+    """Writes results as they come; `outputs` lists the files."""
 
     def __init__(self, settings: Settings, tools: Tools, data: dict):
         self.settings, self.data, self.outputs = settings, data, list[Path]()
@@ -43,7 +43,6 @@ class Study:
         self._sections: dict[str, dict] = {}
 
     def write(self, name: str, table: pd.DataFrame, figure: Draw | None = None) -> None:
-        """Write `table` as `name`.csv, and its figure."""
         path = self.settings.results_dir / f"{name}.csv"
         write_csv(path, table)
         self.outputs.append(path)
@@ -51,11 +50,10 @@ class Study:
             self.draw(name, table, figure)
 
     def draw(self, name: str, table: pd.DataFrame, figure: Draw) -> None:
-        """Write `figure` of `table` as `name`.png and .pdf."""
         self.outputs += figure(table, self.settings.results_dir / f"{name}.png")
 
     def keep(self, part: str, shown: list[pd.DataFrame], **section) -> None:
-        """Keep one part's section of the record, tables as lists of rows, and print `shown`."""
+        """Record one part, tables as lists of rows, and print `shown`."""
         self._sections[part] = {
             name: value.to_dict("records") if isinstance(value, pd.DataFrame) else value
             for name, value in section.items()
@@ -66,7 +64,7 @@ class Study:
             print(table.to_string(index=False, float_format="{:.3f}".format), "\n", flush=True)
 
     def save(self) -> Path:
-        """Write the record; parts that an earlier run made with the same models stay in it."""
+        """Write the record; parts of an earlier run with the same models stay in it."""
         path = self.settings.results_dir / "records" / "text_metrics.json"
         before = load_record(path) if path.is_file() else {}
         same = before.get("models") == self.models

@@ -32,7 +32,6 @@ def overlap_values(
 
 
 def score_examples(tools: Tools) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The built-in examples: (a row per text, the summary)."""
     kinds, candidates, references = zip(*EXAMPLES, strict=True)
     scored = score_texts(candidates, [[text] for text in references], tools)
     texts = pd.DataFrame({"kind": kinds, "candidate": candidates, **rounded(scored)})
@@ -40,15 +39,12 @@ def score_examples(tools: Tools) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def unrelated_bertscore(texts: Sequence[str], tools: Tools) -> dict[str, float]:
-    """Precision, recall and F of pairs with nothing in common: the zero of BERTScore."""
     zero = random_pair_baseline(texts, tools.encoder, tools.cache)
     return dict(zip(("precision", "recall", "f1"), zero.tolist(), strict=True))
 
 
 def coherence_metrics(tools: Tools) -> dict[str, Metric]:
-    """The metrics that need the text alone, as functions from n texts to values [n]: SCS, rivals,
-    SCS without some of its parts.
-    """
+    """Metrics of the text alone, each a function from n texts to values [n]."""
     encoder, model, cache = tools.encoder, tools.language_model, tools.cache
 
     def scs(parts: Sequence[str]) -> Metric:
