@@ -2,7 +2,7 @@
 
     python src/5_compare_all_models.py                          everything below results/
     python src/5_compare_all_models.py --preset demo            everything below results/demo/
-    python src/5_compare_all_models.py --baseline baseline_fp16
+    python src/5_compare_all_models.py --baseline KEY          with another row as the baseline
     python src/5_compare_all_models.py --predictions FOLDER     with someone else's classifiers too
     python src/5_compare_all_models.py --dataset ID|FOLDER      and the ten texts that change most
     python src/5_compare_all_models.py --write-readme           and README's table from these rows
