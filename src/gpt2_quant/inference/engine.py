@@ -15,7 +15,6 @@ shape compiles or captures. Where the fast way is missing (no Triton, a GPU befo
 compiler) the model runs as it is, with the same results, and one warning says so.
 """
 
-import shutil
 import warnings
 from collections.abc import Callable
 
@@ -23,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..quantization.layers import missing_for_kernels
+from ..quantization.product import compiler
 from .gpt2 import can_fuse, is_w8a8
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
-COMPILERS = ("c++", "g++", "clang++")
 
 
 def best_mode(model, device: str | torch.device) -> Run:
@@ -41,7 +40,7 @@ def best_mode(model, device: str | torch.device) -> Run:
     missing = None
     if device.type == "cuda":
         missing = missing_for_kernels(device)
-    elif not any(shutil.which(compiler) for compiler in COMPILERS):
+    elif not compiler():
         missing = "no C++ compiler was found, which torch.compile needs"
     if missing:
         warnings.warn(f"{missing}: same results, but slower", stacklevel=2)

@@ -7,7 +7,7 @@ a scale of their own on the fly. Then x[t, i] ~ a[t, i] * s[t] and w[o, i] ~ b[o
 
 where the sum is exact: 127 * 127 * 3072 = 4.95e7 fits int32 43 times over. Both scales stand
 outside it, which is why these two granularities and no others cost nothing (LLM.int8(), arXiv
-2208.07339, section 3.1). On CUDA it runs in `kernels/`, on the CPU in `torch._int_mm` (VNNI).
+2208.07339, section 3.1). On CUDA it runs in `kernels/`, elsewhere in `product.py`.
 
 NF4. 4.127 bits per weight, multiplied as floats: on CUDA each tile is read back inside the kernel,
 elsewhere one layer at a time, so no float copy of the model ever exists.
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from . import affine, nf4
+from .product import int8_linear
 
 HEAD_TILE_ROWS = 4096
 
@@ -131,9 +132,8 @@ class Int8Weight(QuantizedLayer):
         if kernels is not None:
             return kernels.int8_linear(x.contiguous(), self.weight, self.weight_scale, bias)
         codes, scale = affine.quantize_rows(x.reshape(-1, self.columns))
-        y = int8_matmul(codes, self.weight).float() * scale * self.weight_scale
-        y = (y if bias is None else y + bias).to(x.dtype)
-        return y.view(*x.shape[:-1], self.rows)
+        y = int8_linear(codes, scale, self.weight, self.weight_scale, bias)
+        return y.to(x.dtype).view(*x.shape[:-1], self.rows)
 
 
 class NF4Weight(QuantizedLayer):
@@ -216,17 +216,6 @@ class TiedHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states `[..., d]` -> logits `[..., n]`."""
         return self._embedding[0].head(x)
-
-
-def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The exact product int8 `[m, k]` x int8 `[n, k]` -> int32 `[m, n]`, by torch."""
-    if not a.is_cuda:
-        return torch._int_mm(a, b.t())
-    # cuBLAS wants more than 16 rows and multiples of 8 elsewhere. Zeros change no sum.
-    (m, k), n = a.shape, b.shape[0]
-    a = nn.functional.pad(a, (0, -k % 8, 0, max(0, 17 - m)))
-    b = nn.functional.pad(b, (0, -k % 8, 0, -n % 8))
-    return torch._int_mm(a, b.t())[:m, :n]
 
 
 def kernels_for(device: torch.device):

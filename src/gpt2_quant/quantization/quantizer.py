@@ -23,7 +23,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import UserError
-from . import SCHEMES, integrity
+from . import SCHEMES, integrity, product
 from .layers import Int8Linear
 
 METHOD = "gpt2_quant"
@@ -130,11 +130,11 @@ def quantize_model(model: Any, name: str) -> Any:
 
 
 def warn_if_slow(model: PreTrainedModel) -> None:
-    """Say once that a CPU lacks the int8 dot product: the same integers, slower."""
+    """Say that a machine has no fast integers on its CPU (`product.path`)."""
     integers = any(isinstance(module, Int8Linear) for module in model.modules())
-    if integers and model.device.type == "cpu" and not torch.cpu._is_vnni_supported():
+    if integers and model.device.type == "cpu" and product.path == "float32":
         warnings.warn(
-            "this CPU has no int8 dot product (AVX512-VNNI): int8 layers give the same results, "
-            "but slower than FP32",
+            "neither AVX512-VNNI nor AVX2 with a C++ compiler was found: int8 layers give the same "
+            "results, but slower than FP32",
             stacklevel=2,
         )
