@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from gpt2_quant.cli import ROOT
 from gpt2_quant.errors import UserError
 from gpt2_quant.models.variants import VARIANTS, made_by
-from gpt2_quant.quantization import affine, integrity, quantizer
+from gpt2_quant.quantization import affine, integrity, product, quantizer
 from gpt2_quant.quantization.layers import (
     Int8Embedding,
     Int8Linear,
@@ -280,17 +280,18 @@ def test_models_that_cannot_be_quantized(tiny_gpt2):
             quantize_model(twice, scheme)
 
 
-def test_a_cpu_without_the_int8_instruction_says_so_once_and_computes_the_same(
-    tiny_gpt2, batch, monkeypatch
+@pytest.mark.parametrize("path", ["vpmaddwd", "float32"])
+def test_every_path_computes_the_same_and_only_the_slow_one_says_so(
+    tiny_gpt2, batch, monkeypatch, path
 ):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-        fast = quantize_model(copy.deepcopy(tiny_gpt2), "int8_scratch_w8a8")
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.warns(UserWarning, match="same results, but slower"):
-        slow = quantize_model(tiny_gpt2, "int8_scratch_w8a8")
-    assert torch.equal(answer(fast, batch), answer(slow, batch))
+    monkeypatch.setattr(product, "path", "vnni")
+    expected = answer(quantize_model(copy.deepcopy(tiny_gpt2), "int8_scratch_w8a8"), batch)
+    monkeypatch.setattr(product, "path", path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = quantize_model(tiny_gpt2, "int8_scratch_w8a8")
+    assert any("slower than FP32" in str(w.message) for w in said) == (path == "float32")
+    assert torch.equal(answer(model, batch), expected)
 
 
 def test_codes_survive_re_encoding(tiny_gpt2):

@@ -1,4 +1,4 @@
-"""The W8A8 classifier on a CPU: torch.compile around `torch._int_mm`.
+"""The W8A8 classifier on a CPU: torch.compile around the products of `product.py`.
 
 AVX512-VNNI makes the products four times as fast as FP32's. What stands between them, a pass over
 memory each, torch.compile fuses into one loop before and one after each product. One block is
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..quantization import affine
+from ..quantization.product import int8_linear
 from .gpt2 import is_right_padded, pooled_positions, score_scale
 
 Tensors = dict[str, Tensor]  # a block's, by their names in it
@@ -22,7 +23,7 @@ def _product(x: Tensor, block: Tensors, layer: str, channels: slice = slice(None
         block[f"{layer}.{name}"][channels] for name in ("weight", "weight_scale", "bias")
     )
     codes, scale = affine.quantize_rows(x)
-    return torch._int_mm(codes, weight.t()).float() * scale * weight_scale + bias
+    return int8_linear(codes, scale, weight, weight_scale, bias)
 
 
 def _norm(x: Tensor, block: Tensors, norm: str, epsilon: float) -> Tensor:

@@ -11,7 +11,6 @@ compiles or captures. Without Triton, an Ampere GPU or a C++ compiler the model 
 a warning.
 """
 
-import shutil
 import warnings
 from collections.abc import Callable
 
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..quantization.layers import missing_for_kernels
+from ..quantization.product import compiler
 from .gpt2 import can_fuse, is_w8a8
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
-COMPILERS = ("c++", "g++", "clang++")
 
 
 def best_mode(model, device: str | torch.device) -> Run:
@@ -35,7 +34,7 @@ def best_mode(model, device: str | torch.device) -> Run:
     missing = None
     if device.type == "cuda":
         missing = missing_for_kernels(device)
-    elif not any(shutil.which(compiler) for compiler in COMPILERS):
+    elif not compiler():
         missing = "no C++ compiler was found, which torch.compile needs"
     if missing:
         warnings.warn(f"{missing}: same results, but slower", stacklevel=2)

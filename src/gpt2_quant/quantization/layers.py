@@ -6,7 +6,7 @@ scale s per token, chosen on the fly:
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
 The sum is exact: 127 * 127 * 3072 fits int32 43 times. These two granularities alone leave both
-scales outside it (arXiv 2208.07339, section 3.1).
+scales outside it (arXiv 2208.07339, section 3.1). On the CPU `product.py` computes it.
 
 NF4. Dequantized one layer at a time and multiplied as floats.
 
@@ -22,10 +22,11 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from ..errors import UserError
 from . import affine, nf4
+from .product import int8_linear
 
 HEAD_TILE_ROWS = 4096
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -137,10 +138,8 @@ class Int8Weight(QuantizedLayer):
             weight = self.weight, self.weight_scale, bias
             y = kernels.int8_gemm(*kernels.quantize_rows(rows), *weight, dtype=x.dtype)
         else:
-            codes, scale = affine.quantize_rows(rows)
-            y = int8_matmul(codes, self.weight).float() * scale * self.weight_scale
-            y = (y if bias is None else y + bias).to(x.dtype)
-        return y.view(*x.shape[:-1], self.rows)
+            y = int8_linear(*affine.quantize_rows(rows), self.weight, self.weight_scale, bias)
+        return y.to(x.dtype).view(*x.shape[:-1], self.rows)
 
 
 class NF4Weight(QuantizedLayer):
@@ -218,16 +217,6 @@ class TiedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._embedding[0].head(x)
-
-
-def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """int8 `[m, k]` x int8 `[n, k]` -> int32 `[m, n]`, exact."""
-    if not a.is_cuda:
-        return torch._int_mm(a, b.t())
-    # cuBLAS wants more than 16 rows and multiples of 8 elsewhere. Zeros change no sum.
-    (m, k), n = a.shape, len(b)
-    a, b = pad(a, (0, -k % 8, 0, max(0, 17 - m))), pad(b, (0, -k % 8, 0, -n % 8))
-    return torch._int_mm(a, b.t())[:m, :n]
 
 
 def kernels_for(device: torch.device):

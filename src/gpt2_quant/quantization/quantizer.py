@@ -17,7 +17,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import UserError
-from . import SCHEMES, integrity
+from . import SCHEMES, integrity, product
 from .layers import Int8Linear
 
 METHOD = "gpt2_quant"
@@ -110,8 +110,8 @@ def quantize_model(model: Any, name: str) -> Any:
 
 
 def warn_if_slow(model: PreTrainedModel) -> None:
-    """Warn of int8 layers on a CPU without the int8 dot product."""
+    """Warn of int8 layers on a CPU that multiplies integers no faster than floats."""
     integers = any(isinstance(module, Int8Linear) for module in model.modules())
-    if integers and model.device.type == "cpu" and not torch.cpu._is_vnni_supported():
+    if integers and model.device.type == "cpu" and product.path == "float32":
         slower = "int8 layers give the same results, but slower than FP32"
-        warnings.warn(f"this CPU has no int8 dot product (AVX512-VNNI): {slower}", stacklevel=2)
+        warnings.warn(f"no AVX512-VNNI, nor AVX2 with a C++ compiler: {slower}", stacklevel=2)

@@ -1,0 +1,144 @@
+"""The linear layer on int8 codes, by the fastest exact way that the machine has.
+
+Which way, on a CPU, is decided once, when this module is imported (`path`):
+
+path       where                                     how                              time
+vnni       x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)         0.25
+vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.6
+float32    no compiler, ARM, older x86               float32 products, in pieces      1.2
+
+VNNI adds four byte products to a 32-bit sum in one instruction. Without it `torch._int_mm` is a
+plain loop, 20 times slower than FP32. The widest exact product left is vpmaddwd: twice as many
+multiplications as an FP32 instruction holds, each followed by an addition. Floats serve where
+nothing can be compiled: all partial sums of up to 1,040 products of codes are integers below
+2**24 (127 * 127 * 1040 = 16.77e6), which float32 adds exactly in any order.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import warnings
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+COMPILERS = ("g++", "c++", "clang++")
+# By torch's name for what the CPU can do. AVX-512 as torch means it includes BW.
+MACHINE_FLAGS = {"AVX2": ["-mavx2"], "AVX512": ["-mavx512f", "-mavx512bw"]}
+# Scale and bias stay two roundings, as they are in torch.
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC"]
+EXACT_INPUTS = 1040
+
+
+def compiler() -> str | None:
+    """The path of a C++ compiler, or None."""
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def _best_path() -> str:
+    if torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available():
+        return "vnni"
+    compiled = torch.backends.cpu.get_cpu_capability() in MACHINE_FLAGS and compiler()
+    return "vpmaddwd" if compiled else "float32"
+
+
+path = _best_path()
+
+
+def int8_linear(
+    codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """`(codes @ weight.T) * scale * weight_scale + bias`, float32 `[m, n]`, the sum exact.
+
+    codes int8 `[m, k]` in [-127, 127], scale float32 `[m, 1]`, weight int8 `[n, k]` likewise,
+    weight_scale float32 `[n]`, bias float `[n]`.
+    """
+    if not codes.is_cuda and path != "vnni":
+        return _int8_linear(codes, scale, weight, weight_scale, bias)
+    # Inductor fuses what follows the product with the GELU or the residual after it.
+    y = int8_matmul(codes, weight).float() * scale * weight_scale
+    return y if bias is None else y + bias
+
+
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The exact product int8 `[m, k]` x int8 `[n, k]` -> int32 `[m, n]`, by torch."""
+    if not a.is_cuda:
+        return torch._int_mm(a, b.t())
+    # cuBLAS wants more than 16 rows and multiples of 8 elsewhere. Zeros change no sum.
+    (m, k), n = a.shape, b.shape[0]
+    a = pad(a, (0, -k % 8, 0, max(0, 17 - m)))
+    b = pad(b, (0, -k % 8, 0, -n % 8))
+    return torch._int_mm(a, b.t())[:m, :n]
+
+
+# An operator of its own, so that torch.compile calls it without looking inside.
+@torch.library.custom_op("gpt2_quant::int8_linear", mutates_args=(), device_types="cpu")
+def _int8_linear(
+    codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    kernel = _kernel() if path == "vpmaddwd" else None
+    if kernel is None:
+        return _by_floats(codes, scale, weight, weight_scale, bias)
+    (m, k), n = codes.shape, weight.shape[0]
+    wide = pad(codes, (0, -k % 32)).short()
+    y = torch.empty(m, n)
+    offset = None if bias is None else bias.float()
+    inputs = wide, scale.contiguous(), weight.contiguous(), weight_scale, offset, y
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in inputs]
+    kernel(*pointers, m, n, k, wide.shape[1], torch.get_num_threads())
+    return y
+
+
+@_int8_linear.register_fake
+def _(codes, scale, weight, weight_scale, bias):
+    return scale.new_empty(codes.shape[0], weight.shape[0])
+
+
+def _by_floats(
+    codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    pieces = zip(codes.split(EXACT_INPUTS, 1), weight.split(EXACT_INPUTS, 1), strict=True)
+    products = [a.float() @ b.float().t() for a, b in pieces]
+    y = products[0]
+    if len(products) > 1:  # their sum may pass 2**24
+        y = torch.stack([product.int() for product in products]).sum(0, dtype=torch.int32).float()
+    y.mul_(scale).mul_(weight_scale)
+    return y if bias is None else y.add_(bias)
+
+
+@cache
+def _kernel():
+    """`linear` of product.cpp, compiled on the first call on this machine and kept in torch's
+    cache folder; None, with a warning, where that fails.
+    """
+    try:
+        kernel = ctypes.CDLL(str(_library())).linear
+    except (OSError, subprocess.CalledProcessError) as fault:
+        reason = getattr(fault, "stderr", None) or fault
+        slower = "int8 layers give the same results, but slower than FP32"
+        warnings.warn(f"product.cpp could not be compiled: {slower} ({reason})", stacklevel=2)
+        return None
+    kernel.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 5
+    kernel.restype = None
+    return kernel
+
+
+def _library() -> Path:
+    source = Path(__file__).with_name("product.cpp")
+    flags = FLAGS + MACHINE_FLAGS[torch.backends.cpu.get_cpu_capability()]
+    name = sha256(source.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
+    library = Path(torch.hub.get_dir(), "gpt2_quant", f"product_{name}.so")
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder, library.name)
+            command = [compiler() or COMPILERS[0], *flags, str(source), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            os.replace(made, library)  # at once, whoever else compiles it at the same time
+    return library

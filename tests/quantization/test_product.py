@@ -1,0 +1,102 @@
+"""int8_linear against int64, by every path that this CPU can take."""
+
+import subprocess
+
+import pytest
+import torch
+
+from gpt2_quant.quantization import product
+
+HAS_AVX2 = torch.backends.cpu.get_cpu_capability() in product.MACHINE_FLAGS
+PATHS = [
+    "vnni",  # torch._int_mm: everywhere exact, if not fast
+    pytest.param(
+        "vpmaddwd",
+        marks=pytest.mark.skipif(
+            not (HAS_AVX2 and product.compiler()), reason="needs AVX2 and a C++ compiler"
+        ),
+    ),
+    "float32",
+]
+# Around the edges of tiles, panels and pieces; k odd, even and longer than one pass.
+SHAPES = [(1, 1, 1), (2, 3, 5), (3, 17, 31), (7, 16, 768), (13, 33, 769), (6, 64, 1040)]
+SHAPES += [
+    (37, 70, 1041),
+    (36, 15, 1536),
+    (5, 1, 2081),
+    (4, 70, 3071),
+    (19, 48, 3072),
+    (400, 20, 40),
+]
+
+
+@pytest.fixture(params=PATHS)
+def path(request, monkeypatch):
+    monkeypatch.setattr(product, "path", request.param)
+    if request.param == "vpmaddwd":
+        assert product._kernel(), "product.cpp does not compile"
+
+
+def codes(*shape):
+    return torch.randint(-127, 128, shape, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("m,n,k", SHAPES)
+def test_equals_int64(path, m, n, k):
+    a, b, ones = codes(m, k), codes(n, k), torch.ones(m, 1)
+    exact = a.long() @ b.long().t()
+    assert exact.abs().max() < 2**24
+    assert torch.equal(product.int8_linear(a, ones, b, torch.ones(n), None).long(), exact)
+    scale, weight_scale = torch.rand(m, 1), torch.rand(n)
+    expected = exact.float() * scale * weight_scale
+    for bias in (None, torch.randn(n), torch.randn(n).half()):
+        want = expected if bias is None else expected + bias
+        assert torch.equal(product.int8_linear(a, scale, b, weight_scale, bias), want)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extreme_codes(path, sign):
+    a, b = torch.full((5, 3072), 127).char(), torch.full((18, 3072), 127 * sign).char()
+    scales = torch.ones(5, 1), b, torch.ones(18)
+    # The sum, 49,548,288, is a multiple of 4, so that float32 holds it.
+    assert (product.int8_linear(a, *scales, None) == sign * 127 * 127 * 3072).all()
+    # What stays after large sums cancel shows each unit of them.
+    a[:, 1536:] = -127
+    a[:, -1] = -126
+    assert (product.int8_linear(a, *scales, None) == sign * 127).all()
+
+
+def test_in_compiled_code(path):
+    """The operator inside torch.compile, with symbolic shapes and without a graph break."""
+    b, weight_scale, bias = codes(24, 50), torch.rand(24), torch.randn(24)
+
+    def layer(a, scale):
+        return product.int8_linear(a, scale, b, weight_scale, bias).relu()
+
+    compiled = torch.compile(layer, backend="aot_eager", dynamic=True, fullgraph=True)
+    for m in (3, 9):
+        a, scale = codes(m, 50), torch.rand(m, 1)
+        assert torch.equal(compiled(a, scale), layer(a, scale))
+
+
+def test_the_operator_is_described_truly():
+    inputs = codes(3, 8), torch.rand(3, 1), codes(5, 8), torch.rand(5), None
+    torch.library.opcheck(
+        product._int8_linear, inputs, test_utils=("test_schema", "test_faketensor")
+    )
+
+
+def test_a_compiler_that_fails_costs_only_speed(monkeypatch, tmp_path):
+    def fail(command, **_):
+        raise subprocess.CalledProcessError(1, command, stderr="no such header")
+
+    monkeypatch.setattr(product, "path", "vpmaddwd")
+    monkeypatch.setattr(product, "_kernel", product._kernel.__wrapped__)
+    monkeypatch.setattr(product.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(product.subprocess, "run", fail)
+    monkeypatch.setattr(product, "MACHINE_FLAGS", {torch.backends.cpu.get_cpu_capability(): []})
+    a, b = codes(2, 9), codes(3, 9)
+    with pytest.warns(UserWarning, match="could not be compiled.*no such header"):
+        y = product.int8_linear(a, torch.ones(2, 1), b, torch.ones(3), None)
+    assert torch.equal(y.long(), a.long() @ b.long().t())
+    assert not any((tmp_path / "gpt2_quant").iterdir())
