@@ -257,6 +257,7 @@ def test_outside_classifiers_alone(tmp_path):
         ("a.csv", 'id,label,logits\n0,0,"[1, 2]"\n1,0,"[1]"\n', "cannot be read as predictions"),
         ("a.csv", "", "cannot be read as predictions"),
         ("a.csv", "id,label,logit_0,logit_1\n-1,0,1,2\n0,0,1,2\n", "1 test rows are missing"),
+        ("a.csv", "id,label,logit_0,logit_1\n0,0,0.9,0.1\n1,1,0.3,0.7\n", "rows are probabilities"),
         ("a.parquet", "no parquet", "cannot be read as predictions"),
         ("a.csv", "id,label,logit_0,logit_1\n0,0,1,2\n", "a has 1 test rows and baseline has 1000"),
         ("a.txt", "", "holds no .csv or .parquet file"),

@@ -185,3 +185,16 @@ def test_a_class_never_predicted_scores_zero():
 def test_what_cannot_be_scored_is_refused(labels, values, words):
     with pytest.raises(UserError, match=words):
         scores.classification_scores(np.array(labels, dtype=int), np.array(values))
+
+
+def test_a_class_that_does_not_occur_leaves_macro_scores_alone():
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)  # class 3 is in neither labels nor answers
+    values = rng.normal(size=(200, 4))
+    values[:, 3] = -9.0
+    expected = f1_score(labels, values.argmax(axis=1), average="macro")
+    assert scores.classification_scores(labels, values)["f1_macro"]["value"] == pytest.approx(
+        expected
+    )

@@ -149,6 +149,9 @@ def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{fault}; predict every row")
     labels, logits = frame["label"].to_numpy(), frame.drop(columns=["id", "label"]).to_numpy()
     check_predictions(labels, logits, name)
+    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
+        fault = f"{name}: its rows are probabilities (they sum to 1), where logits are wanted"
+        raise UserError(f"{fault}; give their logarithms")
     return labels, logits
 
 

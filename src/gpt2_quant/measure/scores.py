@@ -59,12 +59,14 @@ def count_scores(
     labelled, answered = counts @ classes[labels], counts @ classes[predicted]
     correct = counts @ (classes[labels] * (labels == predicted)[:, None])
     scores = {"accuracy": correct.sum(axis=-1) / counts.sum(axis=-1)}
+    # Macro means are over the classes that occur at all, as scikit-learn's are.
+    occurs = (labelled + answered).reshape(-1, n_classes).any(axis=0)
     for name, per_class in (
         ("precision", correct / np.maximum(answered, 1)),
         ("recall", correct / np.maximum(labelled, 1)),
         ("f1", 2 * correct / np.maximum(labelled + answered, 1)),
     ):
-        scores[f"{name}_macro"] = per_class.mean(axis=-1)
+        scores[f"{name}_macro"] = per_class[..., occurs].mean(axis=-1)
         scores |= {f"{name}_{c}": per_class[..., c] for c in range(n_classes)}
     return scores
 
@@ -151,8 +153,9 @@ def classification_scores(
     brier = metrics.brier_score_loss(labels, probability, labels=classes, scale_by_half=False)
     values = {"accuracy": metrics.accuracy_score(labels, predicted), "brier": brier}
     values |= {name: samples[name][0] for name in ("nll", "ece", "ece_adaptive")}
+    occurs = np.union1d(labels, predicted)
     for name, of_class in zip(("precision", "recall", "f1"), per_class[:3], strict=True):
-        values[f"{name}_macro"] = of_class.mean()
+        values[f"{name}_macro"] = of_class[occurs].mean()
         values |= {f"{name}_{c}": of_class[c] for c in classes}
 
     table = metrics.confusion_matrix(labels, predicted, labels=classes)  # [label, prediction]

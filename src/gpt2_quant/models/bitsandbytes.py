@@ -70,6 +70,8 @@ class BitsAndBytes:
             quantization_config=config,
             device_map={"": str(model.device)},  # else transformers takes the GPU if there is one
         )
+        if hasattr(model, "score"):  # whose classes may stand in another order in the file
+            quantized.score.weight.data.copy_(model.score.weight)
         self.facts(quantized)
         return quantized.eval()
 

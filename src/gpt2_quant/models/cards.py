@@ -86,6 +86,10 @@ Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json`
 
 def save_model(model, tokenizer, folder: Path, card: str) -> None:
     """Write weights, configuration, tokenizer and card, whole or not at all."""
+    tokenizer.model_max_length = model.config.n_positions
+    if tokenizer.is_fast:  # the last call's cut and padding would be every reader's
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
+from ..data.tokens import load_tokenizer
 from ..errors import UserError
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
@@ -19,7 +20,12 @@ NO_CONFIG = f"is not a model's configuration: {REMAKE}"
 def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
     """`--checkpoint` (folder or hub id), else script 1's FP32 model. Raises UserError without."""
     if checkpoint:
-        return check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
+        folder = check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("quantization_config"):
+            fault = f"--checkpoint {checkpoint} is quantized already"
+            raise UserError(f"{fault}: give the FP32 classifier that it was made from")
+        return folder
     folder = models_dir / BASELINE.folder
     if not (folder / "config.json").is_file():
         missing = f"{folder} is not there yet: run python {SCRIPTS[1]} with the same flags first"
@@ -90,10 +96,11 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     if new_head:
         config.num_labels = len(LABELS)
-        config.id2label = dict(enumerate(LABELS))
-        config.label2id = {label: index for index, label in enumerate(LABELS)}
     if config.pad_token_id is None:
-        config.pad_token_id = config.eos_token_id
+        has_tokenizer = any(folder.glob("tokenizer.json")) or any(folder.glob("vocab.json"))
+        pad = load_tokenizer(folder).pad_token_id if has_tokenizer else config.eos_token_id
+        config.pad_token_id = pad
+    order = list(range(len(LABELS))) if new_head else _order_of_labels(config.id2label, folder)
     quantization = getattr(config, "quantization_config", None)
     from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
     if from_library:
@@ -116,6 +123,10 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
+    with torch.no_grad():
+        model.score.weight.copy_(model.score.weight[order].clone())
+    model.config.id2label = dict(enumerate(LABELS))
+    model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     if from_library:
         # transformers 5.23 leaves unquantized weights in the file's dtype, biases in the asked one.
         for parameter in model.parameters():
@@ -124,6 +135,20 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
         if not has_half_arithmetic(device):
             bitsandbytes.compute_in_float32(model)
     return model.eval()
+
+
+def _order_of_labels(names: dict[int, str], folder: Path) -> list[int]:
+    """The checkpoint's row of each of our classes: by name, else, where it has none, by number."""
+    theirs = [str(names[index]).casefold() for index in sorted(names)]
+    if theirs == [f"label_{index}" for index in range(len(LABELS))]:
+        return list(range(len(LABELS)))
+    ours = [label.casefold() for label in LABELS]
+    if sorted(theirs) != sorted(ours):
+        fault = f"{folder} names its classes {', '.join(map(str, names.values()))}"
+        raise UserError(
+            f"{fault}; they must be {', '.join(LABELS)}: rename them in its config.json"
+        )
+    return [theirs.index(label) for label in ours]
 
 
 def has_half_arithmetic(device: str) -> bool:
