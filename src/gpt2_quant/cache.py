@@ -1,8 +1,7 @@
 """No work twice: scripts by their receipt, scores by their content.
 
-*Receipts.* A script writes its receipt last. Its work is complete while the receipt has the same
-flags and inputs, and every output is unchanged: small files by sha256, large ones (weights) by size
-and modification time.
+*Receipts.* A script writes its receipt last. Its work is complete while flags and inputs are the
+same and every output is unchanged: small files by sha256, large ones by size and modification time.
 
 *Scores.* A row's key is sha256(signature, text, …); the signature names all that could change the
 metric's value (model, revision, package version). Tables are `.npz` files: keys uint8 [n, 32], rows
@@ -24,7 +23,7 @@ from .records import TIMED_SECTIONS, atomic_path, file_sha256, write_json
 
 LARGE_BYTES = 4 << 20
 CHUNK = 512  # rows computed at a time
-SAVE_EVERY_S = 20.0  # an interrupted run resumes from the last save
+SAVE_EVERY_S = 20.0
 
 
 def content_key(*parts: str) -> bytes:
@@ -85,7 +84,7 @@ def load_arrays(path: Path, *names: str) -> list[np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return [stored[name] for name in names]
-    except Exception:  # a damaged archive raises many kinds
+    except Exception:
         return None
 
 
@@ -116,7 +115,7 @@ class Step:
         kept = all(_output_state(Path(path)) == state for path, state in outputs)
         if self.overwrite or not same or not kept:
             return False
-        if os.environ.get("RANK", "0") == "0":  # under accelerate launch one process speaks
+        if os.environ.get("RANK", "0") == "0":
             print(f"Complete for these flags: {self.receipt}; --overwrite does it again.")
         return True
 

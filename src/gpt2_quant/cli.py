@@ -147,7 +147,7 @@ def resolve_device(name: str) -> str:
     found = False
     if name != "cpu":
         with suppress(OSError):
-            ctypes.CDLL("libcuda.so.1")  # without the driver, spare the slow import of torch
+            ctypes.CDLL("libcuda.so.1")  # spares the slow import of torch
             import torch
 
             found = torch.cuda.is_available()

@@ -40,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
-    # The suffix stays last: matplotlib chooses its format by it.
+    # matplotlib chooses its format by the suffix.
     temporary = path.with_name(f".{path.stem}.{mark}{path.suffix}")
     try:
         yield temporary
@@ -169,7 +169,7 @@ def _git(*arguments: str) -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None  # no git or no history
+        return None
 
 
 def _gpu() -> dict:

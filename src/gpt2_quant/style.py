@@ -33,7 +33,7 @@ def look():
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write .png and .pdf beside `path`; returns both."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # settled once for both files
+    figure.set_layout_engine("none")
     # No program name or date: the same results give the same bytes.
     formats = {path.with_suffix(".png"): "Software", path.with_suffix(".pdf"): "CreationDate"}
     for target, changing in formats.items():

@@ -1,9 +1,9 @@
 """All variants side by side, one row per classifier.
 
-* Every row is tested against one baseline; the McNemar tests are one family for Holm's adjustment,
-  the equivalence tests another.
-* Size is the bytes of the tensors that a checkpoint stores. Compression is the baseline's size
-  over the row's; a second figure divides FP16's, because half of "4x" is float16.
+* Every row is tested against one baseline; McNemar and equivalence tests are two families for
+  Holm's adjustment.
+* Size is the bytes of a checkpoint's tensors. Compression is the baseline's size over the row's;
+  a second figure divides FP16's, because half of "4x" is float16.
 * Latencies compare only within one `session`: one process that timed the rows in turns.
 """
 

@@ -26,7 +26,7 @@ SCORES = {
     "f1_macro": "macro F1",
 }
 LINES = {"eager": "-", "best": ":"}
-SIDE_BY_SIDE = 0.03  # costs closer than this fraction are drawn side by side
+SIDE_BY_SIDE = 0.03  # closer costs are drawn side by side
 
 
 def _rows_figure(
@@ -230,7 +230,6 @@ def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
     for row in comparison.rows:
         png = results_dir / f"{row.key}_confusion_matrix.png"
         pdf = drawn[png.stem] = png.with_suffix(".pdf")
-        # Ours were drawn with their predictions.
         if not (row.record and png.is_file() and pdf.is_file()):
             confusion_matrix(row.labels, row.logits, row.label, png)
     return drawn

@@ -176,7 +176,6 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
     table[EQUIVALENT] = table[EQUIVALENT].replace("not shown", "no")
     table["Accuracy"] = table["Accuracy"].replace("", "missing")
     for name in ("Inference (ms)", "Best (ms)"):
-        # 3 digits before the point need none behind it.
         table[name] = table[name].str.replace(r"^(\d{3,})\.\d+", r"\1", regex=True)
     table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
     table["Model"] = table["Model"].str.ljust(table["Model"].str.len().max())

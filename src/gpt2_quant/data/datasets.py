@@ -1,9 +1,9 @@
 """AG News as text, from the hub or from a folder.
 
-AG News has train and test. The validation split is cut from train by content: rows whose text's
-sha256, as a number, is divisible by 20 (5%). Independent of seed and row order, the split is the
-same in every run, and no copy of a text lands on the other side. All selection (best epoch,
-temperature) uses it. `--max-*-samples N` likewise keeps the N rows with the smallest hashes.
+The validation split, which serves all selection (best epoch, temperature), is cut from train by
+content: rows whose text's sha256, as a number, is divisible by 20 (5%). It is the same in every
+run, and no copy of a text lands on the other side. `--max-*-samples N` likewise keeps the N rows
+with the smallest hashes.
 """
 
 import csv
@@ -20,7 +20,7 @@ from ..errors import UserError
 from .hub import hub_faults, retried
 from .labels import LABELS
 
-VALIDATION_DIVISOR = 20  # one row in so many
+VALIDATION_DIVISOR = 20
 Rows = tuple[list[str], list[int]]  # texts, and their labels 0–3
 
 
@@ -126,7 +126,7 @@ def read_csv(path: Path) -> Rows:
     """Texts (title, space, description) and labels 0–3 from AG News' CSV: class 1–4, title,
     description, quoted, no header, UTF-8. Raises UserError naming file and line.
     """
-    csv.field_size_limit(1 << 30)  # long texts are truncated later
+    csv.field_size_limit(1 << 30)
     texts, labels = [], []
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)

@@ -2,10 +2,9 @@
 
 AG News is replaced by the grammar of demo_corpus.py in the same CSV form; GPT-2's tokenizer (50,257
 tokens) by a byte-level BPE of 2,048; its weights by 4 layers of width 128, 1.1 million parameters,
-trained as a language model on items in neither split, so that perplexity on the test texts means
-something.
+trained as a language model on items in neither split, so that test perplexity means something.
 
-Each folder is stamped with what it was made from: another seed or grammar makes it anew.
+Another seed or grammar makes a folder anew.
 """
 
 import csv

@@ -3,9 +3,8 @@
 An item is a story of one class with a fixed cast (people, places, firms, clubs). All classes share
 the names; only events tell them apart.
 
-Two things limit a classifier. One item in nine is a story that either of two desks may print: half
-of those are guesses, which puts the ceiling near 0.95. One item in five ends with a sentence from
-another desk.
+One item in nine is a story that either of two desks may print: half of those are guesses, a ceiling
+near 0.95. One item in five ends with a sentence from another desk.
 """
 
 import random
@@ -76,6 +75,6 @@ def draw_cast(rng: random.Random) -> dict[str, str]:
 
 
 def _fill(template: str, cast: dict[str, str], rng: random.Random) -> str:
-    # Every filler is drawn, used or not: the draws do not depend on the wording.
+    # All fillers are drawn, so that the draws do not depend on the wording.
     fillers = {kind: rng.choice(values) for kind, values in grammar()["fillers"].items()}
     return template.format(**cast, **fillers)

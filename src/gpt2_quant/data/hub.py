@@ -69,7 +69,6 @@ def push(folder: Path, repository: str) -> str:
     from huggingface_hub import HfApi
 
     with hub_faults(repository, PUSH):
-        # With the user's own name where no owner was given.
         full = HfApi().create_repo(repository, exist_ok=True).repo_id
         message = "GPT-2 fine-tuned on AG News"
         return str(HfApi().upload_folder(repo_id=full, folder_path=folder, commit_message=message))
@@ -113,14 +112,14 @@ def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
             return f"{said}: try the same command later, what is trained stays"
         case errors.RepositoryNotFoundError() | errors.HFValidationError():
             return unknown
-        case DatasetNotFoundError():  # unknown id or hub out of reach: told by the wording
+        case DatasetNotFoundError():  # unknown id or hub out of reach
             missing = "doesn't exist on the Hub or cannot be accessed" in str(fault)
             return unknown if missing else away
         case errors.LocalEntryNotFoundError() | httpx.HTTPError() | ConnectionError():
             return away  # offline mode is a ConnectionError, too
         case OSError() if "Consistency check failed" in str(fault):
             return "a file arrived cut short from the hub: run the same command again"
-        case RuntimeError() if publishing:  # connection broke during a large file
+        case RuntimeError() if publishing:
             said = (str(fault) or type(fault).__name__).splitlines()[0]
             return f"the upload broke off ({said}): give the same command again, nothing is lost"
     return None

@@ -1,8 +1,8 @@
 """The W8A8 classifier on a CPU: torch.compile around the products of `product.py`.
 
-AVX512-VNNI makes the products four times as fast as FP32's. What stands between them, a pass over
-memory each, torch.compile fuses into one loop before and one after each product. One block is
-compiled for all. The last one is computed for the pooled tokens alone.
+torch.compile fuses what stands between the products, a pass over memory each, into one loop before
+and one after each product. One block is compiled for all; the last is computed for the pooled
+tokens alone.
 """
 
 import torch

@@ -6,9 +6,8 @@ NF4 by hand   the same chain, weights unpacked          torch.compile
 float         the same chain on float weights           torch.compile
 bitsandbytes  as it is                                  as it is
 
-Logits are the model's own within rounding, for any batch and length; the first call of a shape
-compiles or captures. Without Triton, an Ampere GPU or a C++ compiler the model runs as it is, with
-a warning.
+Logits are the model's own within rounding; the first call of a shape compiles or captures. Without
+Triton, an Ampere GPU or a C++ compiler the model runs as it is, with a warning.
 """
 
 import warnings

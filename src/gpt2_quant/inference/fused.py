@@ -6,7 +6,7 @@ In W8A8 a block is nine launches, where transformers makes some forty:
     LayerNorm+quantize -> up product -> GELU+quantize -> down product + residual
 
 In floats, NF4 included, the chain runs on torch's operations. The classifier reads one token of
-each text, so of the last block only keys and values are computed for all: a sixth of its work.
+each text: the last block computes only keys and values for all, a sixth of its work.
 """
 
 from typing import Any

@@ -1,10 +1,9 @@
 """CUDA graphs over a handful of shapes: one launch for a forward pass of any batch and length.
 
-A short pass waits for the host to launch a hundred kernels. A graph replays them with one call, for
-the shapes and addresses recorded. Inputs are copied into buffers of the next larger *bucket*,
-captured when first needed: batches are powers of two, lengths multiples of 16 up to 128 and powers
-of two above. Padding is on the right, which causal attention never reads. Captures share one
-memory pool, as only one runs at a time.
+A short pass waits for the host to launch a hundred kernels; a graph replays them with one call, at
+recorded shapes and addresses. Inputs are copied into buffers of the next larger *bucket*, captured
+when first needed: batches are powers of two, lengths multiples of 16 up to 128 and powers of two
+above. Padding is on the right, which causal attention never reads. Captures share one memory pool.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from .gpt2 import is_right_padded
 
 LARGEST_BATCH = 256
 FINE_LENGTHS_UP_TO = 128
-WARMUP_RUNS = 2  # kernels compile and libraries allocate workspaces, which a capture may not
+WARMUP_RUNS = 2  # a capture may not compile or allocate
 
 
 def bucket(texts: int, length: int, longest: int) -> tuple[int, int]:
@@ -52,7 +51,7 @@ class GraphedClassifier:
             masks = [None] * len(parts) if mask is None else mask.split(LARGEST_BATCH)
             return torch.cat([self(*part) for part in zip(parts, masks, strict=True)])
         if mask is not None and not mask.is_cuda and is_right_padded(mask):
-            mask = None  # asked where it costs nothing; on the device the mask is used as it is
+            mask = None  # on the device the mask is used as it is
         texts, length = ids.shape
         shape = bucket(texts, length, self.longest)
         key = shape, mask is not None

@@ -16,7 +16,7 @@ from .footprint import kept_bytes
 from .session import Function, Functions, Session, Shape, eager
 from .timing import Batches
 
-# Of the largest logit: where best mode differs from eager by more, it is not the same model.
+# Of the largest logit: by how much best mode may differ from eager.
 LOGIT_TOLERANCE = 0.05
 
 
@@ -49,7 +49,6 @@ def prepare_best(session: Session) -> dict[Shape, Functions]:
             session.note(key, reason)
             for functions in ready.values():
                 functions[key] = eager(model)
-    # What computes on codes comes first.
     keys = [key for key in session.models if not VARIANTS[key].no_best_mode]
     keys.sort(key=lambda key: not VARIANTS[key].computes_on_codes)
     made: Functions = {}
@@ -57,7 +56,7 @@ def prepare_best(session: Session) -> dict[Shape, Functions]:
     def prepare(key: str, batch: tuple[Tensor, Tensor]) -> None:
         if key not in made:
             made[key] = _make(session, key, batch)
-        made[key](*batch)  # the first call at a shape compiles or captures
+        made[key](*batch)  # compiles or captures
         _check_same(made[key](*batch), eager(session.models[key])(*batch))
 
     for shape in ready:
@@ -68,7 +67,7 @@ def prepare_best(session: Session) -> dict[Shape, Functions]:
                 ready[shape][key] = made[key]
             except TimeoutError as fault:
                 session.note(key, f"best mode: left out {at}, since {fault}")
-            except Exception as fault:  # whatever a compiler may raise: eager stands without it
+            except Exception as fault:  # whatever a compiler may raise
                 session.note(key, f"best mode: given up {at}, {_sentence(fault)}")
                 keys.remove(key)
     return ready
@@ -80,7 +79,7 @@ def _make(session: Session, key: str, batch: tuple[Tensor, Tensor]) -> Function:
     best = engine.best_mode(session.models[key], session.device)
 
     def function(ids: Tensor, mask: Tensor) -> Tensor:
-        return best(ids, None)  # padding is on the right, where causal attention never looks
+        return best(ids, None)  # causal: never reads padding on the right
 
     function(*batch)
     if session.device == "cuda":

@@ -32,9 +32,9 @@ from .session import eager
 from .timing import Batches, text_batches
 
 KINDS = ("wte", "wpe", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-TEXTS = {"cuda": 2000, "cpu": 128}  # validation texts for effects and choices, evenly spaced
+TEXTS = {"cuda": 2000, "cpu": 128}  # validation texts, evenly spaced
 OUTLIER_TEXTS = 256
-Change = Callable[[GPT2PreTrainedModel], object]  # quantizes a model in place
+Change = Callable[[GPT2PreTrainedModel], object]
 
 
 @dataclass

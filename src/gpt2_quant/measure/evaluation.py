@@ -34,13 +34,13 @@ def evaluate_variant(
     sha256 names the experiment. `extra` joins the record; `predict` may spread rows over processes.
     """
     variant, results = VARIANTS[key], settings.results_dir
-    parts = size_in_parts(model)  # before the first forward, in which bitsandbytes casts tensors
+    parts = size_in_parts(model)  # before bitsandbytes casts tensors
     for name, stored_as in (("validation", f"{key}.validation"), ("test", key)):
         tokens = tokenize(tokenizer, splits[name], settings.max_length)
         words = f"{variant.label} on {name} ({settings.device})"
         logits = predict(model, tokens, settings.batch_size, tokenizer.pad_token_id, words)
         predictions.save_predictions(results, stored_as, tokens.labels, logits)
-    # The loop ends on test: these are its tokens and logits.
+    # The loop ends on test.
     path = results / f"{key}_confusion_matrix.png"
     figures.confusion_matrix(tokens.labels, logits, variant.label, path)
     record = {

@@ -34,7 +34,7 @@ def confusion_matrix(
         size = (1.6 + 0.95 * n_classes, 1.3 + 0.8 * n_classes)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        # A square root spreads the small fractions, where the mistakes are.
+        # A square root spreads the small fractions.
         sns.heatmap(
             np.sqrt(fraction), vmin=0, vmax=1, cmap="Blues",
             annot=words, fmt="", cbar=False, xticklabels=names, yticklabels=names, ax=axes,

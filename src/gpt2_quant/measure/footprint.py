@@ -1,11 +1,9 @@
 """Peak memory and energy of a forward pass.
 
 *Memory.* What the forward adds at most to the model's own tensors: on CUDA by the caching
-allocator, on the CPU the highest running sum of torch's profiler. Libraries' own work space is not
-in it.
+allocator, on the CPU the highest running sum of torch's profiler; without libraries' work space.
 
-*Energy.* Millijoules that NVIDIA's driver counts (Volta and later): the whole board's, idle power
-included.
+*Energy.* Millijoules that NVIDIA's driver counts (Volta and later): the whole board's, idle too.
 """
 
 import os
@@ -84,7 +82,7 @@ def energy_counter(device: str) -> tuple[Callable[[], float] | None, str]:
         return None, f"{none} a CPU's counters are readable by the administrator only"
     import pynvml
 
-    # CUDA_VISIBLE_DEVICES renumbers GPUs, so torch's current one is found by its UUID.
+    # By UUID, since CUDA_VISIBLE_DEVICES renumbers GPUs.
     uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
     try:
         pynvml.nvmlInit()

@@ -35,7 +35,7 @@ PROTOCOLS = {
 
 
 def protocol(preset: str, device: str) -> Protocol:
-    if (preset, device) == ("demo", "cpu"):  # compiling would take longer than the whole demo
+    if (preset, device) == ("demo", "cpu"):  # compiling outlasts the demo
         return replace(PROTOCOLS["cpu"], best_shapes=(), seconds_a_shape=0.8, texts=128)
     return PROTOCOLS[device]
 
@@ -82,7 +82,7 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
         batches = text_batches(tokens, plan.texts, plan.texts_a_batch, pad_id)
         session.run_throughput(plain, "eager", batches)
         progress.update()
-        # Stored before best mode: a fault in a compiler must not cost what is measured.
+        # Stored before best mode, whose compiler may fail.
         stored = store(settings, session)
         if plan.best_shapes:
             ready = prepare_best(session)

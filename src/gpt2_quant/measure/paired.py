@@ -2,13 +2,13 @@
 
 Of n rows the variant alone gets b right, the baseline alone c: accuracy differs by (b - c) / n.
 
-  * *Is there a difference?* Exact McNemar (Psychometrika 1947): under H0 b is binomial(b + c, 1/2);
-    over many comparisons Holm's adjustment (Scand. J. Stat. 1979).
-  * *Is there none that matters?* A large p is no evidence of equality. Two one-sided tests
-    (Schuirmann, J. Pharmacokinet. Biopharm. 1987) reject a loss, and a gain, of the margin or more,
-    by Tango's score statistic (Stat. Med. 1998, eq. 9), which is defined for b + c = 0.
-  * *How large is it?* Bootstrap of both on the same samples (`scores.py`).
-  * *What changed beneath?* Flips may cancel out: agreement, KL in nats (arXiv 2407.09141).
+  * *Difference*: exact McNemar (Psychometrika 1947): under H0 b is binomial(b + c, 1/2); over many
+    comparisons Holm's adjustment (Scand. J. Stat. 1979).
+  * *Equivalence*, which a large p does not show: two one-sided tests (Schuirmann, J. Pharmacokinet.
+    Biopharm. 1987) reject a loss, and a gain, of the margin or more, by Tango's score statistic
+    (Stat. Med. 1998, eq. 9), which is defined for b + c = 0.
+  * *Size*: bootstrap of both on the same samples (`scores.py`).
+  * *Beneath*: flips may cancel out: agreement, KL in nats (arXiv 2407.09141).
 """
 
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def bootstrap_differences(
     """
     n, n_classes = logits[baseline].shape
     losses = np.stack([row_terms(labels, values)[:, :2] for values in logits.values()], axis=1)
-    # In float64, since a difference of two means may be a millionth of either.
+    # float64: a difference of means may be a millionth of either.
     terms = losses.reshape(n, -1).astype(np.float64)
     means = draw_sums(terms, resamples, seed).reshape(-1, len(logits), 2) / n
     mean_losses = dict(zip(logits, np.swapaxes(means, 0, 1), strict=True))

@@ -27,11 +27,11 @@ Functions = dict[str, Function]  # by the variant's key; eager and best mode are
 @dataclass(frozen=True)
 class Protocol:
     shapes: tuple[Shape, ...]
-    best_shapes: tuple[Shape, ...]  # in order of preparing
-    best_seconds: float  # for compiling and capturing
+    best_shapes: tuple[Shape, ...]
+    best_seconds: float  # for compiling
     best_seconds_each: float  # of that, for one variant
     warmup: int
-    min_rounds: int  # below 6 there is no 95% interval of the median
+    min_rounds: int  # below 6: no 95% interval of the median
     max_rounds: int
     seconds_a_shape: float
     texts: int | None  # of the test set, evenly spaced; None takes all
@@ -134,7 +134,7 @@ class Session:
         texts, joules, start = 0, read_joules(), time.perf_counter()
         while True:
             inputs = ((batch["input_ids"], batch["attention_mask"]) for batch in batches)
-            # All are launched before the first answer is waited for.
+            # All are launched before the first answer.
             logits = [function(ids.to(self.device), mask.to(self.device)) for ids, mask in inputs]
             texts += sum(len(answer.cpu()) for answer in logits)
             seconds = time.perf_counter() - start
@@ -146,11 +146,11 @@ def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_b
     """Bytes held by a freshly loaded model, and the most during a forward pass of `batch`;
     `allocated_before` is the allocator's count before loading.
     """
-    resident = resident_bytes(model)  # before any forward, in which bitsandbytes casts tensors
+    resident = resident_bytes(model)  # before bitsandbytes casts tensors
     allocated = footprint.allocated_bytes(device) - allocated_before
     call = partial(eager(model), *batch)
     with torch.inference_mode():
-        call()  # kernels tune themselves in their first call, which takes memory
+        call()  # kernels tune themselves in their first call
         peak = resident + footprint.peak_bytes_of(call, device)
     batch_size, seq_len = batch[0].shape
     return {

@@ -1,8 +1,7 @@
 """Timing of calls, and an interval for their median.
 
-All variants get the same batch of real texts, already on the device. Each is warmed up (kernels are
-chosen, compiled, captured), then timed in *rounds*, once per round in an order shuffled anew: drift
-of clock and temperature hits all alike.
+All variants get the same batch of real texts, already on the device. Each is warmed up, then timed
+once per *round*, in an order shuffled anew: drift of clock and temperature hits all alike.
 
 The median has a distribution-free 95% interval of order statistics: the number of values below the
 true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it with probability 1
@@ -58,7 +57,7 @@ def synchronize(device: str) -> None:
 
 def time_once(call: Callable[[], object], device: str) -> float:
     """Milliseconds of one `call()`, from an idle device to an idle device."""
-    synchronize(device)  # without, only the launch would be timed
+    synchronize(device)
     start = time.perf_counter_ns()
     call()
     synchronize(device)
@@ -84,7 +83,7 @@ def time_interleaved(
     values: dict[str, list[float]] = {name: [] for name in calls}
     rng = np.random.default_rng(0)
     gc.collect()
-    gc.disable()  # no garbage collection during the rounds
+    gc.disable()
     start = time.perf_counter()
     try:
         for done in range(1, max_rounds + 1):

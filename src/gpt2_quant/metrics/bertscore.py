@@ -4,8 +4,7 @@
     R = the same from the reference's side,   F = 2PR / (P + R)
 
 Special tokens may be matched but carry no weight; with several references P, R and F each take
-their best. Unrelated texts score above 0 (`random_pair_baseline`), and values of different models
-do not compare.
+their best. Unrelated texts score above 0 (`random_pair_baseline`); models do not compare.
 """
 
 import functools

@@ -5,10 +5,10 @@ candidate and closest reference). Over a corpus the counts are summed before the
 
     BLEU = min(1, exp(1 - r/c)) * exp( mean over n = 1..4 of log(matched / candidate n-grams) )
 
-In one text a single n without a match makes it 0, so sentence BLEU is *smoothed*: sacrebleu's `exp`
-halves a virtual count at each empty order, NLTK's method 4 is of Chen and Cherry (2014). chrF
-(Popović 2015) is F over character n-grams, recall weighted twice: without a tokenizer, so inflected
-and non-Latin text is not punished.
+One n without a match makes it 0, so sentence BLEU is *smoothed*: sacrebleu's `exp` halves a virtual
+count at each empty order, NLTK's method 4 is Chen and Cherry's (2014). chrF (Popović 2015) is F
+over character n-grams, recall weighted twice; it needs no tokenizer, so is fair to inflected and
+non-Latin text.
 """
 
 import functools

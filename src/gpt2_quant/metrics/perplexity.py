@@ -2,10 +2,9 @@
 
     PPL = exp( -1/T * sum over t of log p(x_t | x_<t) )
 
-*First token*: scored given the end-of-text token, as between GPT-2's training documents. *Length*:
-beyond the context, windows move by half a context, so that each token is scored once and, past the
-first window, with at least half a context before it. *Unit*: per token depends on the tokenizer;
-these compare across models:
+The first token is scored given the end-of-text token, as between GPT-2's training documents. Beyond
+the context, windows move by half a context: each token is scored once and, past the first window,
+with at least half a context before it. Per token it depends on the tokenizer; across models compare
 
     per word (white space) = exp(NLL / words),   bits per byte of UTF-8 = NLL / (ln 2 * bytes)
 
@@ -34,7 +33,7 @@ from .sentences import split_sentences
 # Logits of 2,048 tokens x 50,257 x 4 bytes = 412 MB, held some three times; fewer suit a CPU.
 BATCH_TOKENS = {"cuda": 2048, "cpu": 512}
 
-Window = tuple[int, int, int, int]  # sequence, first position, length, how many are scored
+Window = tuple[int, int, int, int]  # sequence, first position, length, scored
 
 
 @dataclass
@@ -78,7 +77,7 @@ class LanguageModel:
         lengths = [len(sequence) for sequence in ids]
         starts = np.cumsum([0, *lengths])
         windows = _windows(lengths, self.context)
-        windows.sort(key=lambda window: -window[2])  # windows of a batch have similar lengths
+        windows.sort(key=lambda window: -window[2])
         hidden = what is None or len(ids) < 50
         with tqdm(total=len(flat), desc=what, unit="token", disable=hidden, leave=False) as bar:
             while windows:
@@ -163,7 +162,7 @@ def perplexity(
     nll, tokens = np.where([[has_words(text)] for text in texts], rows, np.nan).T
     words = [len(text.split()) or np.nan for text in texts]
     size = [len(text.encode("utf-8", "surrogatepass")) or np.nan for text in texts]
-    # Beyond 700 float64 overflows: a "word" of thousands of characters.
+    # Beyond 700 float64 overflows.
     per_word = np.exp(np.minimum(nll / words, 700))
     bits = nll / np.log(2) / size
     parts = {"per_word": per_word, "bits_per_byte": bits, "tokens": tokens, "nll": nll}

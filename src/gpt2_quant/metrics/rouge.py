@@ -4,11 +4,11 @@
     F = 2PR / (P + R)
 
 ROUGE-L takes the longest common subsequence as its matches; ROUGE-Lsum the union of those that each
-reference sentence shares with the candidate. Several references: the one with the highest F counts.
-It is blind to meaning: a negation costs one word, a paraphrase nearly all of them.
+reference sentence shares with the candidate. Of several references the one with the highest F
+counts. It is blind to meaning: a negation costs one word, a paraphrase nearly all of them.
 
-The counting is the rouge-score package's, whose tokenizer drops everything but ASCII; the one here
-reads any alphabet and agrees with it on ASCII.
+Counting is the rouge-score package's; the tokenizer agrees with its on ASCII and reads any
+alphabet.
 """
 
 import functools
@@ -73,7 +73,7 @@ def rouge(
         if group and n_tokens(candidate):
             best = scorer.score_multi([lines(text) for text in group], lines(candidate))
             row[:] = [best[name] for name in variants]
-            # Where one side has single words only there are no bigrams to count.
+            # Single words have no bigrams.
             if min(n_tokens(candidate), max(map(n_tokens, group))) < 2:
                 row[[name == "rouge2" for name in variants]] = np.nan
         return row

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..cache import Cache, content_key
 from ..errors import UserError
 
-References = Sequence[Sequence[str]]  # each candidate's references
+References = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)

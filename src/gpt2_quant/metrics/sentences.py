@@ -3,8 +3,8 @@
 A sentence ends at `.`, `!`, `?` or `…`, with the closing quotes and brackets behind it, when white
 space and no lower-case letter follow; at a Chinese or Japanese stop; and at a line break.
 Abbreviations and initials ("Mr. Lee", "J. K. Rowling") do not end one; a stop after a blank, as in
-tokenized text ("in Turin . townsend hit back"), always does; a closing quote that was split off
-belongs to the sentence before it.
+tokenized text ("Turin . townsend"), always does; a closing quote split off belongs to the sentence
+before it.
 """
 
 import re

@@ -1,7 +1,7 @@
 """A user's own files: candidates and references.
 
 A `.jsonl` file has one JSON value a line: a string, or an object with `text`; for references also a
-list of strings, or an object with `references`. Any other file has one text a line; a blank line is
+list of strings, or an object with `references`. Other files have one text a line; a blank line is
 an empty text, whose scores are undefined.
 """
 

@@ -4,7 +4,7 @@ A new one is an entry here and an object with the two functions of `Method`:
 
     Variant("fp8_scratch", "FP8 Scratch", script=2, method="gpt2_quant.quantization.fp8:SCHEME", …)
 
-This file needs the standard library alone: methods are loaded when they are used.
+Methods are loaded when used: this file needs the standard library alone.
 """
 
 from collections.abc import Collection
@@ -40,7 +40,7 @@ class Method(Protocol):
 class Variant:
     key: str
     label: str
-    script: int  # number of the script that makes it
+    script: int  # the script that makes it
     colour: str
     marker: str
     description: str  # a sentence for its model card

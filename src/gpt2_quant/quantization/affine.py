@@ -1,8 +1,7 @@
 """Affine and symmetric int8 quantization, as pure functions.
 
 A real `x` has the code `q = clamp(round(x / scale + zero_point), qmin, qmax)`, read back as `(q -
-zero_point) * scale` (arXiv 1712.05877, eq. 1). Where nothing saturates the error is at most half a
-scale.
+zero_point) * scale` (arXiv 1712.05877, eq. 1); unsaturated, the error is at most half a scale.
 
 symmetric  scale = absmax / 127, zero_point 0: products of codes need no correction term. -128 has
            no negative and stays unused.
@@ -80,7 +79,7 @@ def quantize_tensor(
     slices = x.detach().float()
     if per == "tensor":
         slices = slices.reshape(-1)
-    low, high = pad(slices, (0, 1)).aminmax(dim=-1)  # with a 0 more, which the range must contain
+    low, high = pad(slices, (0, 1)).aminmax(dim=-1)  # the range contains 0
     scale, zero_point = cover(low, high, symmetric)
     qmin, qmax = (-SYMMETRIC_MAX, SYMMETRIC_MAX) if symmetric else (AFFINE_MIN, AFFINE_MAX)
     codes = quantize(slices, scale.unsqueeze(-1), zero_point.unsqueeze(-1), qmin, qmax)

@@ -20,12 +20,12 @@ from . import affine, nf4
 class ReadBack(NamedTuple):
     values: Tensor
     bits_per_weight: float  # scales and zero-points included
-    saturated_share: float  # of the codes: those at an end of their range
+    saturated_share: float
 
 
 def _integer(weight: Tensor, name: str, symmetric=True, per="channel", group_size=0) -> ReadBack:
     slices = weight
-    if group_size:  # a group is a channel of its own; the last one of a row may be shorter
+    if group_size:  # the last group of a row may be shorter
         slices = pad(weight, (0, -weight.shape[1] % group_size)).reshape(-1, group_size)
     quantized = affine.quantize_tensor(slices, per=per, name=name, symmetric=symmetric)
     whole = (x.reshape(len(weight), -1) for x in (quantized.codes, quantized.dequantize()))

@@ -5,13 +5,13 @@ scale s per token, chosen on the fly:
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-The sum is exact: 127 * 127 * 3072 fits int32 43 times. These two granularities alone leave both
-scales outside it (arXiv 2208.07339, section 3.1). On the CPU `product.py` computes it.
+The sum is exact: 127 * 127 * 3072 fits int32 43 times. Only these two granularities leave both
+scales outside it (arXiv 2208.07339, section 3.1).
 
 NF4. Dequantized one layer at a time and multiplied as floats.
 
-Embeddings dequantize the rows that are looked up. A tied head multiplies by the same codes: a row
-of the table is an output channel of the head.
+Embeddings dequantize the rows that are looked up; a tied head multiplies by the same codes, a row
+of the table being an output channel.
 """
 
 import warnings
@@ -202,7 +202,6 @@ class NF4Linear(Linear, NF4Weight):
 
 class NF4Embedding(Embedding, NF4Weight):
     def head(self, x: Tensor) -> Tensor:
-        # Read back tile by tile: the table is a quarter of the model.
         tiles = torch.arange(self.rows, device=x.device).split(HEAD_TILE_ROWS)
         return torch.cat([linear(x, self(rows).to(x.dtype)) for rows in tiles], dim=-1)
 
@@ -212,7 +211,7 @@ class TiedHead(nn.Module):
 
     def __init__(self, embedding: Embedding):
         super().__init__()
-        # In a tuple, so that it is not registered (and saved) a second time.
+        # In a tuple: not registered (and saved) twice.
         self._embedding = (embedding,)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -226,7 +225,7 @@ def kernels_for(device: torch.device):
     return _kernels_on(device) if device.type == "cuda" else None
 
 
-@cache  # beneath a plain function: torch.compile warns of caches
+@cache  # torch.compile warns of caches
 def _kernels_on(device: torch.device):
     capability = torch.cuda.get_device_capability(device)
     if capability < (7, 5):

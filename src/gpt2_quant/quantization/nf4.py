@@ -1,11 +1,11 @@
 """NormalFloat, four bits: 16 levels at quantiles of N(0, 1) (QLoRA, arXiv 2305.14314, section 3).
 
-64 neighbours in memory order, a *block*, share a scale, their absmax: an outlier spoils 63 others,
-not the whole tensor. Scales are quantized too: less their mean, 256 share one float32 absmax, and
-each is one byte, an index into the 8-bit *dynamic* map (arXiv 1511.04561). That makes 4 + 8/64 +
-32/(64 * 256) = 4.127 bits per weight, where float32 scales would make it 4.5. `fit="mse"` costs
-nothing at run time: a block's scale is the one of least squared error (clipping its largest weight
-a little serves the other 63), and codes are chosen against the scale *as stored*.
+64 neighbours in memory order, a *block*, share a scale, their absmax: an outlier spoils only its
+block. Less their mean, 256 scales share one float32 absmax, and each is one byte, an index into the
+8-bit *dynamic* map (arXiv 1511.04561): 4 + 8/64 + 32/(64 * 256) = 4.127 bits per weight (float32
+scales: 4.5). `fit="mse"` costs nothing at run time: a block's scale is the one of least squared
+error (clipping its largest weight a little serves the other 63), and codes are chosen against the
+scale *as stored*.
 """
 
 from functools import cache

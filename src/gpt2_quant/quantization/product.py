@@ -1,6 +1,6 @@
 """The linear layer on int8 codes, by the fastest exact way that the machine has.
 
-Which way, on a CPU, is decided once, when this module is imported (`path`):
+On a CPU the way (`path`) is decided when this module is imported:
 
 path       where                                     how                              time
 vnni       x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)         0.24
@@ -12,10 +12,10 @@ without a compiler), FP32 eager being 1, on two cores of one AMD EPYC (Zen 4), w
 two leave unused.
 
 VNNI adds four byte products to a 32-bit sum in one instruction. Without it `torch._int_mm` is a
-plain loop, 20 times slower than FP32. The widest exact product left is vpmaddwd: twice as many
-multiplications as an FP32 instruction holds, each followed by an addition. Floats serve where
-nothing can be compiled: all partial sums of up to 1,040 products of codes are integers below
-2**24 (127 * 127 * 1040 = 16.77e6), which float32 adds exactly in any order.
+plain loop, 20 times slower than FP32, and vpmaddwd the widest exact product: twice as many
+multiplications as an FP32 instruction holds, each followed by an addition. Floats are exact in any
+order of addition: partial sums of up to 1,040 products are integers below 2**24
+(127 * 127 * 1040 = 16.77e6).
 """
 
 import ctypes
@@ -35,7 +35,7 @@ from torch.nn.functional import pad
 COMPILERS = ("g++", "c++", "clang++")
 # By torch's name for what the CPU can do. AVX-512 as torch means it includes BW.
 MACHINE_FLAGS = {"AVX2": ["-mavx2"], "AVX512": ["-mavx512f", "-mavx512bw"]}
-# Scale and bias stay two roundings, as they are in torch.
+# Scale and bias stay two roundings, as in torch.
 FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC"]
 EXACT_INPUTS = 1040
 
@@ -81,7 +81,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch._int_mm(a, b.t())[:m, :n]
 
 
-# An operator of its own, so that torch.compile calls it without looking inside.
+# An operator: torch.compile does not look inside.
 @torch.library.custom_op("gpt2_quant::int8_linear", mutates_args=(), device_types="cpu")
 def _int8_linear(
     codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
@@ -144,5 +144,5 @@ def _library() -> Path:
             made = Path(folder, library.name)
             command = [compiler() or COMPILERS[0], *flags, str(source), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            os.replace(made, library)  # at once, whoever else compiles it at the same time
+            os.replace(made, library)  # atomic
     return library

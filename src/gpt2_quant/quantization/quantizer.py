@@ -1,9 +1,8 @@
 """The hand-written schemes as a quantization method of transformers.
 
-Once this module is imported, `from_pretrained` loads a scheme's folder as a running quantized
-model, with any head, and quantizes a float GPT-2 under `quantization_config=ScratchConfig(<name of
-a scheme>)`. Shapes, dtypes and a sha256 over codes and scales are checked, which transformers does
-not do.
+Importing this module makes `from_pretrained` load a scheme's folder as a running quantized model,
+with any head, and quantize a float GPT-2 under `quantization_config=ScratchConfig(<scheme>)`.
+Shapes, dtypes and a sha256 over codes and scales are checked, which transformers does not do.
 """
 
 import warnings
@@ -71,7 +70,7 @@ class ScratchQuantizer(HfQuantizer):
             return quantize_model(model, self.quantization_config.scheme)
         self.scheme.finish(model)
         config = self.quantization_config
-        if config.format_version < FORMAT_VERSION:  # it is saved in today's layout
+        if config.format_version < FORMAT_VERSION:
             config.format_version = FORMAT_VERSION
             config.sha256 = integrity.checksum(self.scheme.state(model, None) or model.state_dict())
         warn_if_slow(model)
@@ -84,7 +83,7 @@ class ScratchQuantizer(HfQuantizer):
     def is_serializable(self):
         return True
 
-    is_trainable = property(lambda self: True)  # adapters on top; the codes stay as they are
+    is_trainable = property(lambda self: True)  # adapters on top
     is_compileable = property(lambda self: True)
 
 

@@ -1,9 +1,8 @@
 """The published scheme: each parameter as int8 codes with one scale and one zero-point.
 
-The file shrinks by four; loading dequantizes it into floats. Scales and zero-points stay as
-buffers, so that saving finds the very same codes. On disk a parameter `p` is `p` (int8, flat: a
-loader that takes codes for floats stops at the shape), `p_scale` (float32) and `p_zero_point`
-(int8).
+The file shrinks by four; loading dequantizes it. Scales and zero-points stay as buffers, so that
+saving finds the same codes. On disk a parameter `p` is `p` (int8, flat: a loader that takes codes
+for floats stops at the shape), `p_scale` (float32) and `p_zero_point` (int8).
 """
 
 from typing import Any
@@ -31,7 +30,7 @@ class StoredInt8(Scheme):
                 codes = affine.quantize_tensor(x, symmetric=False, per="tensor", name=name)
                 x.data.copy_(codes.dequantize())
                 scale, zero_point = codes.scale, codes.zero_point.to(torch.int8)
-            else:  # the skeleton of the file, without values
+            else:  # the skeleton
                 module._parameters.pop(leaf)
                 empty = torch.empty_like(x, dtype=torch.int8)
                 module.register_buffer(leaf, empty if version == 1 else empty.flatten())

@@ -1,8 +1,8 @@
 """Typesetting: a Typst template, its data and figures, compiled to one PDF.
 
-A template, a `.typ` file in this folder, holds words and layout; all numbers come from `data.json`,
-whose strings are set as text, never evaluated as markup. Only the fonts that Typst carries are
-used, so that pages do not depend on the machine.
+A `.typ` template here holds words and layout; all numbers come from `data.json`, whose strings are
+set as text, never evaluated as markup. Only Typst's own fonts are used: pages do not depend on the
+machine.
 """
 
 import shutil
@@ -36,6 +36,5 @@ def compile_report(template_name: str, data: dict, images: dict[str, Path], outp
                 shutil.copy(path, build / placed[name])
         write_json(build / "data.json", {**data, "images": placed})
         with atomic_path(output) as temporary:
-            # typst.TypstError, a fault of the template, passes through.
             source, target, root = map(str, (build / template_name, temporary, build))
             typst.compile(source, output=target, root=root, ignore_system_fonts=True)

@@ -103,7 +103,6 @@ def choices(comparison: Comparison) -> dict:
     compiled = any(row.latency["best"] for row in rows if row in timed)
     found = []
     for (aim, because), values in zip(AIMS.items(), costs.T, strict=True):
-        # Without compiled modes the shortest time is that of the eager mode.
         if np.isnan(values).all() or not (compiled or because != _PLAINLY):
             continue
         best = int(np.nanargmin(values))

@@ -134,7 +134,7 @@ def _runs(before: str, after: str) -> list[tuple[str, bool]]:
 
 def _humans(section: dict) -> dict:
     table, stsb = pd.DataFrame(section["summeval"]), section["stsb"]
-    whole = table[~table["metric"].str.startswith("SCS ")]  # no SCS without some of its parts
+    whole = table[~table["metric"].str.startswith("SCS ")]
     system = whole.query("level == 'system' and statistic == 'kendall'")
     by_quality = system.pivot_table("value", "metric", "quality", sort=False)
     spearman = whole.query("level == 'summary' and statistic == 'spearman'")

@@ -2,11 +2,11 @@
 
 One safetensors file each: weights, AdamW's moments, losses and the best epoch's weights as tensors;
 progress, identity and CRC-32s as JSON in the header. A thread writes it and renames it into place;
-two are kept. Random states are not stored: generators are seeded by (seed, epoch) or (seed,
-update). On the CPU a resumed run ends in the same bits as an uninterrupted one.
+two are kept. Generators are seeded by (seed, epoch) or (seed, update), so no random state is
+stored; on the CPU a resumed run ends in the same bits as an uninterrupted one.
 
 *Identity* is what is trained: flags, data, base weights, code, versions. A checkpoint of another
-identity is refused: continuing it would give a model that no command describes.
+identity is refused: no command would describe the model.
 """
 
 import fcntl
@@ -97,7 +97,7 @@ class Checkpoints:
         """Tensors (on the CPU) and progress of the newest intact checkpoint, or None. A damaged one
         is skipped with a message. Raises UserError for another identity.
         """
-        for leftover in self.folder.glob(".update-*"):  # of a process killed while writing
+        for leftover in self.folder.glob(".update-*"):
             leftover.unlink()
         for path in reversed(self._paths()):
             try:

@@ -33,7 +33,7 @@ class Scorer:
             return predictions.predict(model, tokens, batch_size, pad_id, description)
         own = np.arange(accelerator.process_index, len(tokens), processes)
         part = select_rows(tokens, own)
-        # Zero but for its own rows: the sum over processes is complete.
+        # Zero but for its own rows.
         logits = np.zeros((len(tokens), len(LABELS)), dtype=np.float32)
         logits[own] = predictions.predict(model, part, batch_size, pad_id, description)
         total = accelerator.reduce(torch.from_numpy(logits).to(accelerator.device), "sum")

@@ -1,7 +1,6 @@
 """The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best kept.
 
-A *step* makes one update: `PlainStep` on any machine, `FusedStep` on one CUDA GPU. Rows, order,
-rates and checkpoints are the same.
+A *step* makes one update: `PlainStep` on any machine, `FusedStep` on one CUDA GPU.
 
 AdamW has no weight decay (torch's default is 0.01). The rate rises linearly over the first 6% of
 updates, then falls linearly to zero (Devlin et al., arXiv 1810.04805, A.2: without warm-up, GPT-2
@@ -31,9 +30,9 @@ WARMUP_FRACTION = 0.06
 CLIP_NORM = 1.0
 BETAS = (0.9, 0.999)
 EPS = 1e-8
-MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names
+MOMENTS = ("exp_avg", "exp_avg_sq")
 CURVE_POINTS = 500
-REPORT_EVERY = {"cpu": 1, "cuda": 50}  # updates; a report waits for the device
+REPORT_EVERY = {"cpu": 1, "cuda": 50}  # updates
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class Training:
         values = {f"validation/{name}": value for name, value in scores.items()}
         self.accelerator.log(values, progress.update)
         if progress.best is validations[-1]:
-            # Copies: the next update overwrites these tensors.
+            # The next update overwrites these.
             best = _take(tensors, "model.")
             self.best_weights = {name: t.detach().clone().cpu() for name, t in best.items()}
         if self.interrupted() or progress.update < len(self.rates):
@@ -187,7 +186,7 @@ class Training:
         """Log the mean loss since the last report. Raises UserError unless all are finite."""
         progress = self.progress
         losses = self.step.losses[self.reported : progress.update].cpu().numpy()
-        now = time.perf_counter()  # the device is done
+        now = time.perf_counter()
         progress.training_s, self.clock = progress.training_s + now - self.clock, now
         bad = np.flatnonzero(~np.isfinite(losses))
         if len(bad):
@@ -206,7 +205,7 @@ class Training:
 
     def _save(self) -> None:
         tensors = self.step.tensors() | {"losses": self.step.losses}
-        # Right after the best validation the best weights are the model's own.
+        # Right after the best validation the best weights are the model's.
         if self.progress.best.get("update", self.progress.update) < self.progress.update:
             tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
         if self.accelerator.is_main_process:

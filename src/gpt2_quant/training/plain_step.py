@@ -1,11 +1,10 @@
 """One update with transformers' model, autograd and torch's AdamW, through Accelerate.
 
 *Several processes.* Process r of P takes rows r, r + P, … of every batch. DDP averages gradients;
-each process's *sum* of losses, times P over the batch's rows, makes that average exactly the
-gradient of the batch's mean loss, also where P does not divide the rows.
+each process's *sum* of losses, times P over the batch's rows, makes that average the gradient of
+the batch's mean loss, also where P does not divide the rows.
 
-*Out of memory.* The micro-batch is halved until it fits, for later updates too; gradients
-accumulate.
+*Out of memory.* The micro-batch is halved until it fits, for later updates too.
 
 *Dropout* is seeded by (seed, update, process).
 """

@@ -67,7 +67,6 @@ def checkpoints(
 ) -> Checkpoints:
     """Those of `plan.seed`; identity in names that a user knows."""
     package = Path(__file__).parents[1]
-    # The code that decides the weights.
     sources = [package / "data/datasets.py", package / "data/tokens.py"]
     sources += sorted((package / "training").rglob("*.py"))
     code = b"".join(path.read_bytes() for path in sources)
@@ -100,7 +99,6 @@ def choose_step(
             try:
                 return FusedStep(model, tokens, plan)
             except torch.OutOfMemoryError:
-                # The plain step can take a batch in parts.
                 print("too little GPU memory for the fused step: training with the plain one")
     return PlainStep(model, tokens, plan, accelerator)
 

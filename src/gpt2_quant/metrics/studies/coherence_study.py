@@ -56,7 +56,7 @@ def damaged_versions(texts: Sequence[str], permutations: int) -> pd.DataFrame:
             ("each sentence twice", [copy for s in sentences for copy in (s, s)]),
             ("whole text twice", sentences + sentences),
         ]
-        # A line break always ends a sentence: versions are split where they were joined.
+        # A line break always ends a sentence.
         rows += [(text, control, "\n".join(version)) for control, version in versions]
     return pd.DataFrame(rows, columns=["text", "control", "version"])
 

@@ -1,8 +1,8 @@
 """Programmatic edits of real text with a known effect.
 
-An edit *keeps* the meaning, *breaks* it, *loses* content, *repeats* it, or disturbs its *order*.
-One that finds nothing to do gives None, so that "no fall" always means an unseen change. Strength 1
-touches one of the possible positions, 2 about half, 3 all; text, edit and strength seed the choice.
+An edit *keeps* the meaning, *breaks* it, *loses* content, *repeats* it, or disturbs its *order*;
+with nothing to do it gives None, so that "no fall" means an unseen change. Strength 1 touches one
+of the possible positions, 2 about half, 3 all; text, edit and strength seed the choice.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from numpy.random import Generator
 from ..sentences import split_sentences
 
 STRENGTHS = (1, 2, 3)
-FRACTIONS = (0, 0.5, 1)  # of the positions, by strength, and always one
+FRACTIONS = (0, 0.5, 1)  # of the positions, by strength, at least one
 ONE_STRENGTH = {"lower case", "no punctuation"}
 
 _WORDS = json.loads(Path(__file__).with_name("edit_words.json").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def _substitute(
         matches = list(pattern.finditer(text))
         if not matches:
             return None
-        # From last to first, so that earlier positions stay valid.
+        # Last first: earlier positions stay valid.
         for i in reversed(_some(len(matches), strength, rng, fractions)):
             start, end = matches[i].span()
             text = text[:start] + replacement(matches[i][0], rng) + text[end:]
@@ -76,7 +76,6 @@ def _substitute(
 def _other_number(found: str, rng: Generator) -> str:
     if not found[0].isdigit():
         return str(rng.choice([word for word in NUMBER_WORDS if word != found]))
-    # Another first digit: plausible, never equal.
     return f"{(int(found[0]) - 1 + rng.integers(1, 9)) % 9 + 1}{found[1:]}"
 
 
@@ -88,7 +87,6 @@ def _other_date(found: str, rng: Generator) -> str:
 
 
 def _typo(found: str, rng: Generator) -> str:
-    # Two inner neighbouring letters swap.
     positions = [i for i in range(1, len(found) - 2) if found[i] != found[i + 1]]
     if not positions:
         return found[:1] + found[2:]
@@ -141,10 +139,10 @@ def _on_sentences(change: Callable, at_least: int = 2) -> Apply:
 
 
 def _sentence_order(sentences, others, strength, rng):
-    if strength == 1:  # two neighbours change places
+    if strength == 1:
         i = int(rng.integers(len(sentences) - 1))
         return [*sentences[:i], *sentences[i : i + 2][::-1], *sentences[i + 2 :]]
-    if strength == 2:  # the second half comes first
+    if strength == 2:
         half = len(sentences) - len(sentences) // 2
         return sentences[half:] + sentences[:half]
     return [sentences[i] for i in permutation(len(sentences), rng)]

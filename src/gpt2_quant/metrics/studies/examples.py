@@ -20,5 +20,5 @@ EXAMPLES: list[tuple[str, str, str]] = [
 EXAMPLES += [("another story", _BANK, _FERRY), ("another story", _FERRY, _BANK)]
 EXAMPLES += [(kind, text, reference) for kind, text, reference in _DATA["edge cases"]]
 
-# The report prints edits of this story, not of the study's texts, which belong to their owners.
+# The report prints edits of this story: the study's texts belong to their owners.
 EDIT_STORY, OTHER_STORY = _DATA["story to edit"], _BANK

@@ -38,7 +38,7 @@ def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
         figure = Figure(figsize=(9.6, 0.34 * len(chosen) + 1.7), layout="constrained")
         axes = figure.subplots()
         _heatmap(axes, chosen[list(effects)], -1.5, 1.5, "vlag")
-        # EDITS come by effect: a line and a name where the effect changes.
+        # EDITS come by effect.
         previous = None
         for column, effect in enumerate(effects.values()):
             if effect != previous:

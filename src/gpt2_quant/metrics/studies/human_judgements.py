@@ -21,7 +21,7 @@ from ...errors import UserError
 
 QUALITIES = ("coherence", "consistency", "fluency", "relevance")
 SUMMEVAL = ("mteb/summeval", "cda12ad7615edc362dbf25a00fdd61d3b1eaf93c")
-READ_BY = {"edits", "humans", "coherence"}  # parts of the study
+READ_BY = {"edits", "humans", "coherence"}
 STSB = ("sentence-transformers/stsb", "ab7a5ac0e35aa22088bdcf23e7fd99b220e53308")
 
 
@@ -102,7 +102,6 @@ def _summeval_from_folder(path: Path) -> SummEval:
 
 def _stsb_from_folder(path: Path) -> SentencePairs:
     with open(path, encoding="utf-8", newline="") as file:
-        # Quotes are part of the sentences in this file.
         rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
     similarity = np.array([float(row[4]) for row in rows])
     return SentencePairs([row[5] for row in rows], [row[6] for row in rows], similarity)

@@ -37,7 +37,7 @@ def summeval_metrics(data: SummEval, tools: Tools) -> Values:
     """Metric -> values [documents, systems]."""
     summaries = [text for group in data.summaries for text in group]
     result: Values = {}
-    # Eleven first: the pairs with one reference are then in the cache.
+    # Eleven first: caches the pairs with one.
     for label, count in (("eleven references", 11), ("one reference", 1)):
         references = [group[:count] for group in data.references for _ in data.systems]
         values = overlap_values(summaries, references, tools)
@@ -68,7 +68,7 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
             for statistic, correlations in by_document.items():
                 result = meta.interval_of_mean(correlations, drawn)
                 rows.append({**level, "statistic": statistic, **result, "published": known})
-                known = np.nan  # nothing but Spearman is published
+                known = np.nan
             level["level"] = "system"
             for statistic, result in meta.system_level(values, ratings, drawn).items():
                 rows.append({**level, "statistic": statistic, **result})

@@ -44,8 +44,8 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Kendall's tau-b; axis, pairs and NaN as `pearson`."""
     x, y = _defined(x, y)
-    with warnings.catch_warnings(action="ignore"):  # of rows with fewer than two pairs
-        # The p-value is not used; the asymptotic one is the fastest.
+    with warnings.catch_warnings(action="ignore"):  # rows of fewer than two pairs
+        # The p-value is not used.
         tau = kendalltau(x, y, axis=-1, nan_policy="omit", method="asymptotic").statistic
     return np.where(np.isfinite(x).sum(-1) > 2, tau, np.nan)
 
@@ -87,7 +87,7 @@ def system_level(
     metric: np.ndarray, rating: np.ndarray, drawn: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Spearman and Kendall over systems of the means over [documents, systems]."""
-    # Row 0 holds every document once, the others one resample each.
+    # Row 0: every document once; others: resamples.
     rows = np.vstack([np.arange(len(metric)), drawn[:SYSTEM_RESAMPLES]])
     means = np.nanmean(metric[rows], axis=1), rating[rows].mean(axis=1)
     result = {}

@@ -1,14 +1,14 @@
 """What quantization costs the language model, token by token.
 
-Classification accuracy hides damage, since an argmax is robust; a language model gives a whole
-distribution at every position of the same held-out text:
+An argmax is robust, so accuracy hides damage; a language model gives a whole distribution at every
+position of the same held-out text:
 
     KL = mean over tokens of sum_v p(v) (log p(v) - log q(v)),  in nats,
          p the FP32 model's distribution, q the quantized one's
     top-1 agreement = fraction of tokens at which both have the same argmax
 
-KL shows a change even where perplexity *improves*. All variants read each batch in turn, so no
-logits are computed twice or kept.
+KL shows a change even where perplexity *improves*. All variants read each batch in turn: no logits
+are kept.
 """
 
 import copy

@@ -1,8 +1,7 @@
 """Causal attention over short sequences (FlashAttention, arXiv 2205.14135).
 
-Heads are read by strides from the joint projection, which saves three transposed copies. A program
-walks over the keys that a block of queries may see with a running maximum and sum: scores never
-leave the registers.
+Heads are read by strides from the joint projection, saving three transposed copies. A program walks
+over a block of queries' keys with a running maximum and sum: scores never leave the registers.
 """
 
 import torch
@@ -51,7 +50,7 @@ def _attention_kernel(
         scores = tl.dot(query, key.T, input_precision="ieee") * (scale * _LOG2_E)
         if bias_ptr is not None:
             scores += tl.load(bias_ptr + text * n_keys + keys, mask=is_key, other=0.0)[None, :]
-        # No query stands beyond the last key, so the comparison also hides what lies over the edge.
+        # The comparison also hides what lies over the edge.
         scores = tl.where(keys[None, :] <= positions[:, None], scores, _HIDDEN)
         raised = tl.maximum(highest, tl.max(scores, axis=1))
         weights = tl.exp2(scores - raised[:, None])
@@ -93,7 +92,7 @@ def causal_attention(
     out = torch.empty((query.shape[0], width), dtype=query.dtype, device=query.device)
     block_q = min(64, max(16, triton.next_power_of_2(n_queries)))
     grid = (triton.cdiv(n_queries, block_q), texts * heads)
-    # Shorter steps need fewer registers, which pays once programs queue for a multiprocessor.
+    # Shorter steps need fewer registers: pays once programs queue.
     crowded = grid[0] * grid[1] > 1024
     block_k = min(32 if crowded else 64, max(16, triton.next_power_of_2(n_keys)))
     _attention_kernel[grid](

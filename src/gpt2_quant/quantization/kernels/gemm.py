@@ -2,9 +2,9 @@
 
     y[m, n] = x_scale[m] * w_scale[n] * sum_k xq[m, k] wq[n, k] + b[n] [+ residual[m, n]]
 
-The sum is exact for K up to 133,000. Both operands have k as their fastest axis, which Hopper's
-integer wgmma requires in shared memory: hence weights are `[out, in]`. Hopper's copy engine (TMA)
-moves the tiles; those over the edge need no masks.
+The sum is exact for K up to 133,000. Weights are `[out, in]`, since Hopper's integer wgmma requires
+k as both operands' fastest axis in shared memory. Its copy engine (TMA) moves the tiles, without
+masks at the edge.
 
 GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132 multiprocessors.
 Two to four smaller tiles on each overlap computing with loading and storing.
@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import await_predecessor, hopper_options, multiprocessors
 
-_TMA_BYTES = 16  # rows that the copy engine reads or writes begin at multiples of this
+_TMA_BYTES = 16  # alignment of the copy engine's rows
 
 
 @triton.jit
@@ -73,12 +73,12 @@ def _int8_gemm_kernel(
     BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, HOPPER: tl.constexpr,
 ):  # fmt: skip
     if HOPPER:
-        # The weight does not depend on the predecessor, which may still be computing.
+        # The weight does not depend on the predecessor.
         _prefetch_weight(weight_ptr, N, K, 128)
     await_predecessor(HOPPER)
     if PERSISTENT:
         tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-        # Flattened with the loop over k, the pipeline runs on across tiles.
+        # Flattened: the pipeline runs on across tiles.
         for program in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             row, column = _corner(program, M, N, BLOCK_M, BLOCK_N)
             total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)

@@ -2,8 +2,8 @@
 
 Between two short kernels the GPU idles for one to two microseconds. Since Hopper a kernel may be
 placed early (CUDA programming guide), also in CUDA graphs, and wait on its multiprocessor. Every
-kernel here calls `await_predecessor` before it touches what another writes, so when its predecessor
-is complete, all before that one are too.
+kernel here calls `await_predecessor` before it touches what another writes, so a complete
+predecessor implies that all before it are.
 """
 
 from functools import cache

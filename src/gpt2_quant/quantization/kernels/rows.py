@@ -36,7 +36,7 @@ def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
     """Quantize and store rows, float32 `[ROWS, BLOCK]`, 0 outside."""
     absmax = tl.max(tl.abs(values), axis=1)
     scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
-    # One quotient per row: one per element would take three times as long as moving the data.
+    # One quotient per row: one per element takes three times as long as moving the data.
     codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
     tl.store(codes_ptr + at, codes.to(tl.int8), mask=inside)
     tl.store(scale_ptr + rows, scale, mask=is_row)
@@ -108,7 +108,7 @@ def _launch(x: Tensor, weight=None, bias=None, epsilon=0.0, gelu=False) -> tuple
     scale = torch.empty((n_rows, 1), dtype=torch.float32, device=x.device)
     if n_rows:
         block = triton.next_power_of_2(n_columns)
-        # Two short rows share a program, on two warps once the GPU is full (timed on an H200).
+        # Two short rows share a program, on two warps once the GPU is full.
         rows, warps = (1, 4) if block > 1024 else (2, 2 if n_rows > 4096 else 1)
         _quantize_kernel[(triton.cdiv(n_rows, rows),)](
             x, weight, bias, codes, scale, n_rows, n_columns, epsilon, GELU=gelu, ROWS=rows,

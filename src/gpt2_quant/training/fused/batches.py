@@ -55,7 +55,6 @@ def pack(tokens: Tokens, rows: np.ndarray, texts: int, pad_id: int) -> tuple[int
     last = length * np.arange(texts)
     last[: len(rows)] += lengths - 1
     fields = Batch(ids, last, labels, [len(rows)], [len(touched)], touched, positions, first)
-    # Filler of each field:
     rest = Batch(0, 0, -1, 0, 0, 0, 0, len(positions))
     sizes = field_sizes(texts, length)
     packed = np.repeat(np.array(rest, dtype=np.int32), sizes)

@@ -1,11 +1,11 @@
 """Triton kernels of the fused training step between its matrix products.
 
 Residual stream, norms, softmax, loss and sums are FP32; operands and results of products are in the
-compute dtype (bf16), as under autocast. The backward pass recomputes what it needs. No atomics:
-every sum has a fixed order, so results are deterministic.
+compute dtype (bf16), as under autocast. The backward pass recomputes what it needs. Every sum has a
+fixed order (no atomics): results are deterministic.
 
-*Dropout*: whether element i of site s is kept in update u is a hash of (seed, u, s, i): the
-backward pass, a replayed graph and a resumed run draw the same masks with nothing stored.
+*Dropout*: whether element i of site s is kept in update u is a hash of (seed, u, s, i): backward
+pass, replay and resumed run draw the same masks with nothing stored.
 """
 
 import triton

@@ -1,12 +1,12 @@
 """Triton kernels of the fused training step: gradients of vectors and embeddings, clipping, AdamW.
 
-AdamW is memory-bound, 28 bytes per parameter: weight and two moments read and written, bf16
-gradient read, bf16 copy written. All of it is one pass.
+AdamW is memory-bound, so it is one pass, 28 bytes per parameter: weight and two moments read and
+written, bf16 gradient read, bf16 copy written.
 
 *The token table* is 31% of GPT-2's parameters; a batch touches 1% of its rows. A row without a
-gradient still moves, by its decaying momentum. `catch_up` applies all missed updates, in registers,
-when the row is next read. After CATCH_UP of them the first moment has shrunk by 0.9**256 = 2e-12
-and no longer changes an FP32 weight; both moments then decay by a power.
+gradient still moves, by its decaying momentum: `catch_up` applies all missed updates when the row
+is next read. After CATCH_UP of them the first moment has shrunk by 0.9**256 = 2e-12 and no longer
+changes an FP32 weight; both moments then decay by a power.
 """
 
 import numpy as np

@@ -2,10 +2,10 @@
 
 It computes what `PlainStep` does under bf16 autocast:
 
-* Both passes are written out, without autograd or a compiler: cuBLAS's products write into
-  preallocated buffers, with one Triton kernel between two of them.
-* The first batch of a shape [B, L] runs eagerly, then the shape is captured as a CUDA graph.
-* Only the optimizer needs gradients of weights: they are computed on a second stream beside the
+* Both passes are written out: cuBLAS's products into preallocated buffers, with one Triton kernel
+  between two of them.
+* The first batch of a shape [B, L] runs eagerly, then the shape is captured.
+* Gradients of weights, which only the optimizer needs, are computed on a second stream beside the
   chain of input gradients, since one such product is too small to fill the GPU.
 * After the last attention only each text's last token is computed.
 """
@@ -82,7 +82,7 @@ class FusedStep:
         if length in self.graphs:
             self.graphs[length].replay()
             return
-        self._launch(length)  # capturing runs nothing
+        self._launch(length)
         if self.lanes.on_gpu:
             self.graphs[length] = self.lanes.captured(self._launch, length)
 
@@ -160,7 +160,7 @@ class FusedStep:
             self.losses, self.step, self.parameters.partials(HEAD), rows, CLASSES=classes,
         )  # fmt: skip
         dx = buffers.dx_last
-        dx.zero_()  # nothing but the head reads the last residual
+        dx.zero_()
         self._norm_backward(2 * depth, dx, 3 * depth, rows, final.dy)
         for i in reversed(range(depth)):
             block, product = buffers.blocks[i], self.parameters.products[i]
