@@ -57,7 +57,7 @@ def synchronize(device: str) -> None:
 
 def time_once(call: Callable[[], object], device: str) -> float:
     """Milliseconds of one `call()`, from an idle device to an idle device."""
-    synchronize(device)
+    synchronize(device)  # without, only the launch would be timed
     start = time.perf_counter_ns()
     call()
     synchronize(device)
@@ -83,7 +83,7 @@ def time_interleaved(
     values: dict[str, list[float]] = {name: [] for name in calls}
     rng = np.random.default_rng(0)
     gc.collect()
-    gc.disable()
+    gc.disable()  # no garbage collection during the rounds
     start = time.perf_counter()
     try:
         for done in range(1, max_rounds + 1):

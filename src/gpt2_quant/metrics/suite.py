@@ -34,7 +34,7 @@ def load_tools(settings: Settings, with_encoder: bool = True) -> Tools:
     language_model = load_language_model(settings.base_model, settings.base_revision, device)
     encoder = Encoder(device, cache, use_hub=settings.preset != "demo")
     if with_encoder:
-        _ = encoder.folder
+        _ = encoder.folder  # fail early on missing weights
     return Tools(encoder, language_model, cache)
 
 
@@ -61,7 +61,7 @@ def score_own_texts(
     texts: Sequence[str], references: References | None, tools: Tools, output: Path
 ) -> pd.DataFrame:
     """Score a user's texts; writes one row per text to `output` (CSV), returns the summary."""
-    memory = Cache(None)
+    memory = Cache(None)  # keeps them out of the study's cache
     tools = replace(tools, cache=memory, encoder=replace(tools.encoder, cache=memory))
     scored = score_texts(texts, references, tools)
     lines = np.arange(1, len(texts) + 1)

@@ -82,7 +82,7 @@ class FusedStep:
         if length in self.graphs:
             self.graphs[length].replay()
             return
-        self._launch(length)
+        self._launch(length)  # capturing runs nothing
         if self.lanes.on_gpu:
             self.graphs[length] = self.lanes.captured(self._launch, length)
 
@@ -160,7 +160,7 @@ class FusedStep:
             self.losses, self.step, self.parameters.partials(HEAD), rows, CLASSES=classes,
         )  # fmt: skip
         dx = buffers.dx_last
-        dx.zero_()
+        dx.zero_()  # nothing but the head reads the last residual
         self._norm_backward(2 * depth, dx, 3 * depth, rows, final.dy)
         for i in reversed(range(depth)):
             block, product = buffers.blocks[i], self.parameters.products[i]
