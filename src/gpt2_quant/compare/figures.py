@@ -69,7 +69,9 @@ def _legend(figure: Figure) -> None:
 
 
 def _log_ticks(axis: Axis) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    # Within a factor of five there may be none of 1, 2, 5.
+    axis.set_major_locator(MaxNLocator(3) if high < 5 * low else LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
