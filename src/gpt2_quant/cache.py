@@ -84,7 +84,7 @@ def load_arrays(path: Path, *names: str) -> list[np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return [stored[name] for name in names]
-    except Exception:
+    except Exception:  # a cache is never worth an error; damage raises a dozen kinds
         return None
 
 

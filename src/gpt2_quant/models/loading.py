@@ -123,8 +123,8 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
-    with torch.no_grad():
-        model.score.weight.copy_(model.score.weight[order].clone())
+    if order != sorted(order):
+        model.score.weight.data = model.score.weight.data[order]
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     if from_library:

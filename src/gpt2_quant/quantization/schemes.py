@@ -5,6 +5,7 @@ of the file, and fills that by name.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from . import layers
 from .quantizer import quantize_model
 
 
-class Scheme:
+class Scheme(ABC):
     """What the transformers plug-in asks of a scheme, the `Method` of a variant."""
 
+    @abstractmethod
     def replace(self, model: Any, dtype: torch.dtype, fill: bool, *, version: int = 0) -> None:
         """Replace float parameters in place: filled from them, or empty, as the skeleton of a file
         of this layout version.
         """
-        raise NotImplementedError
 
     def finish(self, model: Any) -> None:
         """Last touch once the file's tensors are in place."""
