@@ -29,7 +29,7 @@ class Scheme(ABC):
         of this layout version.
         """
 
-    def finish(self, model: Any) -> None:
+    def finish(self, model: Any) -> None:  # noqa: B027  most schemes have nothing left to do
         """Last touch once the file's tensors are in place."""
 
     def state(self, model: Any, sha256: str | None) -> dict[str, Tensor] | None:
