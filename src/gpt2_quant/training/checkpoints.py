@@ -40,7 +40,8 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".training.lock", "a+", encoding="utf-8") as file:
+    path = folder / ".training.lock"
+    with open(path, "a+", encoding="utf-8") as file:
         file.seek(0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,7 +52,10 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class Checkpoints:
