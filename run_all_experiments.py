@@ -36,6 +36,9 @@ OWN_FLAGS = {
     "human_judgements": (4,),
     "dataset": (1, 2, 3, 4),
 }
+# Seconds of each script, for the time left: the demo on two busy CPU cores, the paper preset on an
+# H200 (scripts 4 and 5 estimated). Only their ratios count: the run itself sets the scale.
+SECONDS = {"demo": (392, 114, 111, 69, 16), "paper": (60, 85, 211, 180, 30)}
 GRACE_SECONDS = 30
 FLOP_PER_SECOND = 50e9  # of one core in float32 matrix products; measured between 30e9 and 80e9
 TOKENS_PER_TEXT = 52  # mean of AG News under GPT-2's tokenizer
@@ -62,12 +65,22 @@ def main() -> None:
         if code:
             stop(number, code, log)
         seconds[script.stem] = time.perf_counter() - begun
-        print(f"[{number}/5] {script.stem}: done in {seconds[script.stem]:.0f} s", flush=True)
+        left = time_left(SECONDS[settings.preset], numbers, number, sum(seconds.values()))
+        print(f"[{number}/5] {script.stem}: done in {seconds[script.stem]:.0f} s{left}", flush=True)
     seconds["all"] = sum(seconds.values())
     print()
     for name, taken in seconds.items():
         print(f"{name:<26}{taken:>6.0f} s")
     print(f"results: {settings.results_dir}")
+
+
+def time_left(usual: tuple[int, ...], numbers, number: int, elapsed_s: float) -> str:
+    """After script `number` of `numbers`, which usually take `usual` seconds each."""
+    done = sum(usual[n - 1] for n in numbers if n <= number)
+    to_do = sum(usual[n - 1] for n in numbers if n > number)
+    left_s = elapsed_s * to_do / done
+    about = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+    return f"; about {about} left of the whole run" if to_do else ""
 
 
 def flags():
@@ -127,6 +140,8 @@ def run_streamed(command: list[str], log: Path) -> int:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # A log takes a line for each state of a progress bar.
+    unbuffered.setdefault("TQDM_MININTERVAL", "1" if sys.stdout.isatty() else "10")
     with (
         open(log, "ab") as kept,
         subprocess.Popen(
@@ -139,7 +154,7 @@ def run_streamed(command: list[str], log: Path) -> int:
     ):
         try:
             while block := os.read(child.stdout.fileno(), 1 << 16):
-                for stream in (sys.stdout.buffer, kept):
+                for stream in (kept, sys.stdout.buffer):
                     stream.write(block)
                     stream.flush()
             return child.wait()

@@ -9,14 +9,28 @@ What the operating system refuses is the setup's fault, wherever it shows: libra
 in exceptions of their own, so the whole chain of causes is searched for it.
 """
 
+import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from errno import (
-    EACCES, EDQUOT, EEXIST, EFBIG, EISDIR, EMFILE, ENAMETOOLONG, ENOENT, ENOMEM, ENOSPC, ENOTDIR,
-    ENOTEMPTY, EPERM, EPIPE, EROFS,
+    EACCES,
+    EDQUOT,
+    EEXIST,
+    EFBIG,
+    EISDIR,
+    EMFILE,
+    ENAMETOOLONG,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    ENOTDIR,
+    ENOTEMPTY,
+    EPERM,
+    EPIPE,
+    EROFS,
 )  # fmt: skip
 from typing import NoReturn
 
@@ -71,15 +85,22 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _prepare() -> None:
+    """What the shell handed on, made fit or refused."""
     # Jupyter hands on a backend of its own, which a script's Python may lack.
     os.environ["MPLBACKEND"] = "agg"
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: the next file would take its number
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="replace")  # "±" on an ASCII terminal is "?"
+    # What these say at import is no news to the user: parts they lack, and calls among themselves.
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for text in (*sys.argv, os.getcwd()):
         if text != text.encode("utf-8", "replace").decode():
             raise UserError(f"{text!a} is not UTF-8: give the folder another name")
+    if sys.flags.optimize > 1:
+        raise UserError("transformers needs the docstrings that python -OO drops: unset it")
     if "WORLD_SIZE" in os.environ and "RANK" not in os.environ:
         mend = "start with accelerate launch, or unset it"
         raise UserError(f"WORLD_SIZE is set, but no launcher has set RANK: {mend}")
