@@ -331,8 +331,10 @@ def test_a_second_training_into_a_folder_is_refused(tmp_path):
             pass
         with exclusive(tmp_path, hold=False):  # the other processes of the same run
             pass
-    with exclusive(tmp_path):
-        pass
+    assert not list(tmp_path.iterdir())  # what fails at its start leaves nothing either
+    with pytest.raises(KeyError), exclusive(tmp_path):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
 
 
 # Faults

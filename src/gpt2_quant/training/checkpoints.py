@@ -45,6 +45,8 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
         file.seek(0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink:  # its holder removed it in this very moment
+                raise BlockingIOError
         except BlockingIOError:
             fault = f"in use by another training (process {file.read().strip() or 'unknown'})"
             mend = "wait for it, or give --models-dir another folder"
