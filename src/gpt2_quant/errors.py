@@ -5,8 +5,8 @@
 1    a fault of this code: its traceback
 130  interrupted; the same command goes on from what is complete
 
-What the operating system refuses is the setup's fault, wherever it shows: libraries wrap its number
-in exceptions of their own, so the whole chain of causes is searched for it.
+What the operating system refuses is the setup's fault. Libraries wrap its number in exceptions of
+their own: it is looked for along the chain of causes.
 """
 
 import logging
@@ -86,13 +86,12 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 def _prepare() -> None:
     """What the shell handed on, made fit or refused."""
-    # Jupyter hands on a backend of its own, which a script's Python may lack.
-    os.environ["MPLBACKEND"] = "agg"
+    os.environ["MPLBACKEND"] = "agg"  # Jupyter hands on its own, which may be missing here
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: the next file would take its number
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="replace")  # "±" on an ASCII terminal is "?"
-    # What these say at import is no news to the user: parts they lack, and calls among themselves.
+    # They tell the user of optional parts they lack.
     for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -107,7 +106,6 @@ def _prepare() -> None:
 
 
 def _causes(fault: BaseException | None) -> Iterator[BaseException]:
-    """The fault and what it came from, cause by cause."""
     while fault:
         yield fault
         fault = fault.__cause__ or fault.__context__

@@ -82,11 +82,17 @@ def push(folder: Path, repository: str) -> str:
 PUSH = "--push-to-hub"
 
 
-class _WatchedStream(httpcore.NetworkStream):
-    """A connection that is given up when it brings too little for the time spent waiting."""
+class _WatchedStream:
+    """A connection (httpcore.NetworkStream), given up when it brings too little for the wait."""
 
     def __init__(self, stream: httpcore.NetworkStream, host: str):
         self.stream, self.host, self.bytes, self.waited_s = stream, host, 0, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def start_tls(self, *arguments, **options) -> "_WatchedStream":
+        return _WatchedStream(self.stream.start_tls(*arguments, **options), self.host)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         begun = time.monotonic()
@@ -100,22 +106,9 @@ class _WatchedStream(httpcore.NetworkStream):
             self.bytes, self.waited_s = 0, 0.0
         return data
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self.stream.write(buffer, timeout)
-
-    def close(self) -> None:
-        self.stream.close()
-
-    def start_tls(self, ssl_context, server_hostname=None, timeout=None):
-        encrypted = self.stream.start_tls(ssl_context, server_hostname, timeout)
-        return _WatchedStream(encrypted, self.host)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self.stream.get_extra_info(info)
-
 
 class _WatchedNetwork(httpcore.SyncBackend):
-    def connect_tcp(self, host: str, *arguments, **options) -> httpcore.NetworkStream:
+    def connect_tcp(self, host: str, *arguments, **options) -> Any:
         return _WatchedStream(super().connect_tcp(host, *arguments, **options), host)
 
 
@@ -127,10 +120,9 @@ def _watch() -> None:
 
     def client() -> httpx.Client:
         made = default_client_factory()
-        # Proxies' connections, too; httpx hands no network backend on by itself.
-        for transport in (made._transport, *made._mounts.values()):
+        for transport in (made._transport, *made._mounts.values()):  # direct, and by proxies
             if isinstance(transport, httpx.HTTPTransport):
-                transport._pool._network_backend = _WatchedNetwork()
+                transport._pool._network_backend = _WatchedNetwork()  # httpx has no way to ask
         return made
 
     huggingface_hub.set_client_factory(client)
@@ -185,9 +177,8 @@ def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
         case RuntimeError() if publishing:
             said = (str(fault) or type(fault).__name__).splitlines()[0]
             return f"the upload broke off ({said}): give the same command again, nothing is lost"
-        # The libraries stumble over an answer of another form, each in its own way.
-        case errors.FileMetadataError() | ValueError() | LookupError() | TypeError():
+        case errors.FileMetadataError() | ValueError() | LookupError():
             return strange
-        case AttributeError():
+        case TypeError() | AttributeError():  # libraries stumble over an answer of another form
             return strange
     return None
