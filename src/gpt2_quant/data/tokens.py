@@ -40,7 +40,7 @@ def load_tokenizer(folder: Path):
         need = "tokenizer.json, or vocab.json and merges.txt"
         raise UserError(f"{folder} has no tokenizer: copy {need} from the model it was made from")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615: local
     except (OSError, ValueError, KeyError, TypeError) as fault:
         mend = "copy tokenizer.json and tokenizer_config.json into it"
         raise UserError(f"{folder} has no tokenizer that loads: {mend}") from fault
