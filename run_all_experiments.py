@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from gpt2_quant import cli as common
 from gpt2_quant.errors import UserError, run
+from gpt2_quant.models.variants import VARIANTS
 
 SCRIPTS = {int(path.name[0]): path for path in sorted((common.ROOT / "src").glob("[1-5]_*.py"))}
 SHARED = (
@@ -41,6 +42,7 @@ OWN_FLAGS = {
 SECONDS = {"demo": (392, 114, 111, 69, 16), "paper": (60, 85, 211, 180, 30)}
 GRACE_SECONDS = 30
 FLOP_PER_SECOND = 50e9  # of one core in float32 matrix products; measured between 30e9 and 80e9
+OTHER_HOURS = 0.6  # timing, text metrics and reports on two cores
 TOKENS_PER_TEXT = 52  # mean of AG News under GPT-2's tokenizer
 DEMO = "python run_all_experiments.py --preset demo"
 
@@ -124,12 +126,22 @@ def warn_of_cost(args, settings) -> None:
     # 6 operations per weight and token: 2 forward, 4 backward (Kaplan et al., 2020, arXiv
     # 2001.08361, section 2.1).
     cores = os.cpu_count() or 1
-    hours = 6 * weights * tokens / (FLOP_PER_SECOND * cores) / 3600
-    duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
-    cost = f"no CUDA device is used: on {cores} CPU cores training takes about {duration}"
+    operations_per_hour = FLOP_PER_SECOND * cores * 3600
+    hours = 6 * weights * tokens / operations_per_hour
+    # Every variant scores the test rows and the validation rows, a twentieth of the train rows.
+    scored = len(VARIANTS) * ((settings.max_test_samples or 7_600) + rows // 20) * TOKENS_PER_TEXT
+    in_all = hours + 2 * weights * scored / operations_per_hour + OTHER_HOURS
+    cost = (
+        f"no CUDA device is used: on {cores} CPU cores training takes about {duration(hours)}, "
+        f"all five scripts about {duration(in_all)}"
+    )
     if args.device != "cpu":
         raise UserError(f"{cost}: try {DEMO}, or add --device cpu to train here anyway")
     print(f"note: {cost}; {DEMO} takes under five minutes in all", flush=True)
+
+
+def duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
 
 
 def run_streamed(command: list[str], log: Path) -> int:
