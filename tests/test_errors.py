@@ -58,6 +58,13 @@ def test_too_little_memory(line):
     assert "memory is short" in sentence(end_of(line))
 
 
+def test_too_little_address_space_is_told_before_torch_aborts():
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+    assert "ulimit -v" in sentence(end_of("pass", preexec_fn=limit))
+
+
 def test_a_fault_of_this_code_keeps_its_traceback():
     for line in ("raise KeyError('x')", "raise FileNotFoundError('a step wrote nothing')"):
         done = end_of(line)

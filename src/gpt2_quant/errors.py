@@ -12,6 +12,7 @@ their own: it is looked for along the chain of causes.
 import logging
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ MENDS = {
     "it may have been removed meanwhile; give the same command again": (ENOENT,),
     "what is complete is kept; give the same command again": (EPIPE,),
 }  # fmt: skip
+LEAST_ADDRESS_SPACE = 19 * 10**8  # bytes: with less, torch's threads abort the process
 NO_MEMORY = re.compile(
     "allocate memory|out of memory|bad_alloc|failed to map segment|start new thread"
     "|No executable batch size"
@@ -98,6 +100,8 @@ def _prepare() -> None:
     for text in (*sys.argv, os.getcwd()):
         if text != text.encode("utf-8", "replace").decode():
             raise UserError(f"{text!a} is not UTF-8: give the folder another name")
+    if 0 < resource.getrlimit(resource.RLIMIT_AS)[0] < LEAST_ADDRESS_SPACE:
+        raise UserError("torch needs 2 GB of address space or more: raise the limit (ulimit -v)")
     if sys.flags.optimize > 1:
         raise UserError("transformers needs the docstrings that python -OO drops: unset it")
     if "WORLD_SIZE" in os.environ and "RANK" not in os.environ:
