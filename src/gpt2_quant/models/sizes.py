@@ -57,6 +57,8 @@ def _own_tensors(module):
                 inner = getattr(holder, field, None)
                 if hasattr(inner, "element_size"):
                     yield f"quant_state.{field}", inner
+    for pair in getattr(module, "int8_scales", {}).values():  # of parameters that are floats again
+        yield from zip(("quant_state.scale", "quant_state.zero_point"), pair, strict=True)
     # LLM.int8() keeps its row scales beside the parameter until the first forward, then in `state`.
     for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
         scales = getattr(holder, "SCB", None)

@@ -94,6 +94,9 @@ class _StraightThrough(torch.autograd.Function):
 class Linear(QuantizedLayer):
     """`y = x @ W.T + bias`, W `[out, in]`, bias in the compute dtype or None."""
 
+    in_features = property(lambda self: self.columns)  # nn.Linear's names, for peft
+    out_features = property(lambda self: self.rows)
+
     def forward(self, x: Tensor) -> Tensor:
         """x `[..., in]` -> `[..., out]` in the dtype of x."""
         return self._product(x, self.bias)
@@ -152,7 +155,7 @@ class NF4Weight(QuantizedLayer):
 
     def _layout(self) -> Layout:
         if self.columns % 2:
-            raise ValueError(f"{self.columns} codes end within a byte: NF4 needs an even width")
+            raise UserError(f"width {self.columns} ends within a byte: NF4 needs an even one")
         n = self.rows * self.columns
         blocks = -(-n // nf4.BLOCK)
         return {
