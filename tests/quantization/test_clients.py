@@ -52,7 +52,9 @@ def test_dequantized_is_a_plain_model_of_the_same_weights(scheme, either, tmp_pa
     assert {name: x.shape for name, x in plain.named_parameters()} == shapes
     for path, weight in weights.items():
         module = plain.get_submodule(path)
-        assert torch.equal(module.weight.t() if isinstance(module, Conv1D) else module.weight, weight)
+        assert torch.equal(
+            module.weight.t() if isinstance(module, Conv1D) else module.weight, weight
+        )
     # Products in floats on the same weights; W8A8 rounds each activation to 1/127 of its row's
     # largest as well, a few steps of which reach the logits of two random layers.
     rounded = scheme == "int8_scratch_w8a8"
@@ -108,3 +110,70 @@ def test_what_no_scheme_covers_is_a_sentence(tiny_gpt2_lm):
     crossed = GPT2Config(n_embd=96, add_cross_attention=True, **small)
     with pytest.raises(UserError, match="cross-attention"):
         quantize_model(AutoModelForCausalLM.from_config(crossed), "nf4_scratch")
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids):
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_onnx_gives_the_same_logits_from_the_codes(scheme, tiny_gpt2, tmp_path):
+    import onnxruntime
+
+    n_bytes = 4 * tiny_gpt2.num_parameters()
+    model = quantize_model(tiny_gpt2, scheme)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(Logits(model), (IDS,), path, dynamo=True, verbose=False)
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"input_ids": IDS.numpy()})
+    # Float parts are summed in another order.
+    torch.testing.assert_close(torch.from_numpy(found), logits_of(model), atol=2e-5, rtol=0)
+    written = sum(file.stat().st_size for file in tmp_path.glob("model.onnx*"))
+    if VARIANTS[scheme].computes_on_codes:  # stored as codes, beside 200 kB of graph
+        assert written - 200_000 < n_bytes
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_export_and_trainer(scheme, tiny_gpt2, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = quantize_model(tiny_gpt2, scheme)
+    with torch.no_grad():
+        exported = torch.export.export(Logits(model), (IDS,), strict=False).module()
+        assert torch.equal(exported(IDS), logits_of(model))
+    rows = [{"input_ids": row, "labels": 1} for row in IDS]
+    settings = TrainingArguments(tmp_path, use_cpu=True, report_to="none", disable_tqdm=True)
+    loss = Trainer(model, settings, eval_dataset=rows).evaluate()["eval_loss"]
+    expected = torch.nn.functional.cross_entropy(logits_of(model), torch.tensor([1, 1, 1]))
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_lora_by_peft_trains_on_the_codes(scheme, tiny_gpt2, tiny_tokenizer, tiny_texts, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["c_attn", "c_proj", "c_fc"])
+    config._register_custom_module({layers.Linear: peft.tuners.lora.Linear})
+    quantized = quantize_model(tiny_gpt2, scheme)
+    untouched = copy.deepcopy(quantized)
+    model = peft.get_peft_model(quantized, config)
+    options = {"padding": True, "truncation": True, "max_length": 32, "return_tensors": "pt"}
+    batch = tiny_tokenizer(tiny_texts[0][:32], **options)
+    batch["labels"] = torch.tensor(tiny_texts[1][:32])
+    trained = [x for x in model.parameters() if x.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    losses = []
+    for _ in range(50):
+        loss = model.train()(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(untouched, tmp_path, config=config)
+    assert torch.equal(logits_of(again.eval(), **batch), logits_of(model.eval(), **batch))

@@ -90,6 +90,7 @@ class ScratchQuantizer(HfQuantizer):
         return True
 
     is_trainable = property(lambda self: True)  # adapters on top
+    is_qat_trainable = property(lambda self: True)  # head and norms; Trainer.evaluate asks, too
     is_compileable = property(lambda self: True)
 
 

@@ -1,8 +1,9 @@
 """The published scheme: each parameter as int8 codes with one scale and one zero-point.
 
 The file shrinks by four; loading dequantizes it. Scales and zero-points are kept, so that saving
-finds the same codes, beside the tensors of the model, which `.to(dtype)` casts. On disk a parameter `p` is `p` (int8, flat: a loader that takes codes
-for floats stops at the shape), `p_scale` (float32) and `p_zero_point` (int8).
+finds the same codes, but not as buffers, which `.to(dtype)` would cast. On disk a parameter `p` is
+`p` (int8, flat: a loader that takes codes for floats stops at the shape), `p_scale` (float32) and
+`p_zero_point` (int8).
 """
 
 from typing import Any
