@@ -37,12 +37,13 @@ def main() -> None:
     results, variants = settings.results_dir, made_by(2)
 
     from gpt2_quant.cache import Step
-    from gpt2_quant.models.loading import baseline_folder, weights_file
+    from gpt2_quant.models.checkpoints import weights_files
+    from gpt2_quant.models.loading import baseline_folder
 
     baseline = baseline_folder(settings.models_dir, args.checkpoint)
     # --skip-timing changes no file that this script promises.
     asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
-    step = Step(results, "2_quantization_scratch", asked, [weights_file(baseline)])
+    step = Step(results, "2_quantization_scratch", asked, weights_files(baseline))
     if step.complete():
         return
 
