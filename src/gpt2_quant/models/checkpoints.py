@@ -105,7 +105,7 @@ def _class_names(folder: Path, config: dict) -> list[str]:
 
 
 def _check_shapes(folder: Path, config: dict, found: dict[str, Stored]) -> None:
-    expected = _expected_shapes(config)
+    expected = expected_shapes(config)
     for name, shape in expected.items():
         if name not in found:
             raise UserError(f"{folder} lacks {name}, which its config.json asks for: {REMAKE}")
@@ -122,7 +122,8 @@ def _check_shapes(folder: Path, config: dict, found: dict[str, Stored]) -> None:
         raise UserError(f"{fault}: give the config.json that belongs to the weights")
 
 
-def _expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Of every tensor but the head, by name."""
     width, inner = config["n_embd"], config.get("n_inner") or 4 * config["n_embd"]
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config["vocab_size"], width),

@@ -74,6 +74,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
         from . import bitsandbytes
 
         bitsandbytes.require()
+        bitsandbytes.check_files(folder)
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
@@ -90,6 +91,8 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
+        if name.endswith(("SCB", "absmax", "weight_scale")) and (tensor < 0).any():
+            raise UserError(f"{folder}: {name} holds scales below zero: {REMAKE}")
     if order != sorted(order):
         model.score.weight.data = model.score.weight.data[order]
     model.config.id2label = dict(enumerate(LABELS))
