@@ -54,7 +54,7 @@ def main() -> None:
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure import error_analysis, latency
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
-    from gpt2_quant.models.cards import save_model, variant_card
+    from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
     if settings.preset == "demo":
@@ -67,12 +67,13 @@ def main() -> None:
     for variant in variants:
         folder = settings.models_dir / variant.folder
         quantized = variant.how.quantize(variant.key, model, baseline, torch.float32)
-        save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name))
+        save_model(quantized, tokenizer, folder, card="")  # it follows with the scores
         loaded = load_variant(variant.key, settings.models_dir, settings.device)
         record = evaluate_variant(
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
             extra={"quantization": variant.how.facts(loaded)},
         )  # fmt: skip
+        write_card(folder, record, variant, args.checkpoint or baseline)
         print(headline(record))
         outputs += [folder / "model.safetensors", folder / "config.json"]
         outputs += [results / "records" / f"{variant.key}.json"]

@@ -52,7 +52,7 @@ def main() -> None:
     from gpt2_quant.measure import latency
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
     from gpt2_quant.models.bitsandbytes import require
-    from gpt2_quant.models.cards import save_model, variant_card
+    from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
     require()
@@ -69,7 +69,7 @@ def main() -> None:
         if variant.method:
             folder = models / variant.folder
             quantized = variant.how.quantize(variant.key, model, baseline, torch.float16)
-            save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name))
+            save_model(quantized, tokenizer, folder, card="")  # it follows with the scores
             outputs += [folder / "model.safetensors"]
             del quantized
         loaded = load_variant(variant.key, models, settings.device, args.checkpoint)
@@ -79,6 +79,8 @@ def main() -> None:
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
             extra=facts,
         )  # fmt: skip
+        if variant.method:
+            write_card(folder, record, variant, args.checkpoint or baseline)
         print(headline(record))
         outputs += [results / "records" / f"{variant.key}.json"]
         outputs += [results / f"{variant.key}_confusion_matrix.png"]

@@ -101,8 +101,8 @@ class LayerScheme(Scheme):
                 parent, _, name = path.rpartition(".")
                 setattr(model.get_submodule(parent), name, _float_layer(module, path))
         if tied:
-            table = model.transformer.wte.weight
-            model.lm_head = nn.Linear(*reversed(table.shape), bias=False, device="meta")
+            rows, columns = model.transformer.wte.weight.shape
+            model.lm_head = nn.Linear(columns, rows, bias=False, device="meta")
             del model._tied_weights_keys  # the class has its own
             model.all_tied_weights_keys = model.get_expanded_tied_weights_keys()
             model.tie_weights()
