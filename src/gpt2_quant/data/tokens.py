@@ -59,8 +59,8 @@ def load_tokenizer(folder: Path):
     if (pad := config.get("pad_token_id")) is not None:
         token = tokenizer.convert_ids_to_tokens(pad) if isinstance(pad, int) else None
         if token is None:
-            fault = f"{path}: pad_token_id is {pad}, which its tokenizer does not know"
-            raise UserError(f"{fault}: correct it, or take it out")
+            unknown = f"pad_token_id is {pad}, which its tokenizer does not know"
+            raise UserError(f"{path}: {unknown}: correct it, or take it out")
         tokenizer.pad_token = token
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

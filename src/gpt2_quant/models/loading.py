@@ -10,7 +10,7 @@ from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
 from ..data.tokens import load_tokenizer
 from ..errors import UserError
-from .checkpoints import NO_CONFIG, REMAKE, check_checkpoint, number_of_labels, read_config
+from .checkpoints import NO_CONFIG, REMAKE, check_checkpoint, read_config, stored_tensors
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
 
@@ -58,13 +58,14 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
-    config.num_labels = len(LABELS) if new_head else number_of_labels(folder)
+    needed = len(LABELS)
+    config.num_labels = needed if new_head else stored_tensors(folder)["score.weight"][1][0]
     if config.activation_function not in ACT2FN:
-        fault = f"{folder}/config.json: activation_function is {config.activation_function!r}"
-        raise UserError(f"{fault}, which transformers does not know: correct it")
-    if config.num_labels != (needed := len(LABELS)):
-        fault = f"{folder} has {config.num_labels} labels where {needed} are needed"
-        raise UserError(f"{fault}: run script 1")
+        unknown = f"{config.activation_function!r} is no activation function of transformers"
+        raise UserError(f"{folder}/config.json: {unknown}: correct it")
+    if config.num_labels != needed:
+        said = f"{config.num_labels} labels where {needed} are needed"
+        raise UserError(f"{folder} has {said}: run script 1")
     if config.pad_token_id is None:
         config.pad_token_id = load_tokenizer(folder).pad_token_id
     order = list(range(len(LABELS))) if new_head else _order_of_labels(config.id2label, folder)
