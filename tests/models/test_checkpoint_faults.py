@@ -245,3 +245,12 @@ def test_bitsandbytes_folders_are_looked_at(key, fault, tiny_tokenizer, tmp_path
         load_classifier(folder, "cpu")
     with pytest.raises(UserError, match="quantized already: give the FP32"):
         check_float(folder)
+
+
+@pytest.mark.parametrize("key", [v.key for v in VARIANTS.values() if v.method])
+def test_our_own_folders_pass_and_are_no_float_checkpoints(key, tiny_tokenizer, tmp_path):
+    save_tiny_gpt2(tmp_path / BASELINE.folder, tiny_tokenizer)
+    folder = save_variant(key, tmp_path, tiny_tokenizer)
+    assert load_classifier(folder, "cpu").config.num_labels == 4
+    with pytest.raises(UserError, match="quantized already: give the FP32"):
+        check_float(folder, new_head=True)

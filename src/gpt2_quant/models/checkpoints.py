@@ -7,6 +7,7 @@ script. Names and shapes of the weights stand in the safetensors headers.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,17 @@ def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
     if "score.weight" not in found:
         fault = f"{folder} lacks score.weight, so it is no classifier but a language model"
         raise UserError(f"{fault}: fine-tune it with script 1 (--base-model)")
-    names, (_, (rows, *_)) = config.get("id2label"), found["score.weight"]
+    names, rows = config.get("id2label"), number_of_labels(folder)
     if names and len(names) != rows:
         fault = f"{folder} names {len(names)} classes in config.json, and its head has {rows}"
         raise UserError(f"{fault}: name as many in id2label")
     return folder
+
+
+def number_of_labels(folder: Path) -> int:
+    """The rows of its head, whose codes may be stored flat."""
+    _, shape = stored_tensors(folder)["score.weight"]
+    return math.prod(shape) // read_config(folder)["n_embd"]
 
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape

@@ -10,7 +10,7 @@ from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
 from ..data.tokens import load_tokenizer
 from ..errors import UserError
-from .checkpoints import NO_CONFIG, REMAKE, check_checkpoint, read_config, stored_tensors
+from .checkpoints import NO_CONFIG, REMAKE, check_checkpoint, number_of_labels, read_config
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
 
@@ -59,7 +59,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     needed = len(LABELS)
-    config.num_labels = needed if new_head else stored_tensors(folder)["score.weight"][1][0]
+    config.num_labels = needed if new_head else number_of_labels(folder)
     if config.activation_function not in ACT2FN:
         unknown = f"{config.activation_function!r} is no activation function of transformers"
         raise UserError(f"{folder}/config.json: {unknown}: correct it")
