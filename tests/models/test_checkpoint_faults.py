@@ -186,6 +186,8 @@ def test_names_in_any_spelling_find_their_rows(names, folder):
     before = load(folder)[0].score.weight
     edit(folder, id2label={str(i): name for i, name in enumerate(names)}, label2id=None)
     assert torch.equal(load(folder)[0].score.weight[[2, 0, 3, 1]], before)
+    edit(folder, id2label=None, label2id={name: i for i, name in enumerate(names)})
+    assert torch.equal(load(folder)[0].score.weight[[2, 0, 3, 1]], before)
 
 
 def test_a_resized_vocabulary_may_be_larger_than_the_tokenizer(folder, tiny_tokenizer):

@@ -35,6 +35,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if kind != "gpt2":
         raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
     config = SIZES | config
+    if "id2label" not in config and isinstance(names := config.get("label2id"), dict):
+        config["id2label"] = {str(number): name for name, number in names.items()}
     for fault in _config_faults(config):
         raise UserError(f"{path}: {fault}: correct it, or give another checkpoint")
     return config

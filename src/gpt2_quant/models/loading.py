@@ -68,7 +68,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
         raise UserError(f"{folder} has {said}: run script 1")
     if config.pad_token_id is None:
         config.pad_token_id = load_tokenizer(folder).pad_token_id
-    order = list(range(len(LABELS))) if new_head else _order_of_labels(config.id2label, folder)
+    order = list(range(len(LABELS))) if new_head else _order_of_labels(folder)
     quantization = getattr(config, "quantization_config", None)
     from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
     if from_library:
@@ -108,9 +108,10 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     return model.eval()
 
 
-def _order_of_labels(names: dict[int, str], folder: Path) -> list[int]:
-    """The checkpoint's row of each of our classes: by name, be it only LABEL_0 or 0."""
-    theirs = [_letters(names[index]) for index in sorted(names)]
+def _order_of_labels(folder: Path) -> list[int]:
+    """The checkpoint's row of each of our classes: by name, be it LABEL_0 or 0, else by number."""
+    names = read_config(folder).get("id2label") or {}
+    theirs = [_letters(names.get(str(row), row)) for row in range(len(names) or len(LABELS))]
     numbers = [str(index) for index in range(len(LABELS))]
     for ours in (LABELS, [f"LABEL_{number}" for number in numbers], numbers):
         if sorted(theirs) == sorted(wanted := [_letters(name) for name in ours]):
