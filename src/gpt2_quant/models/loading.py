@@ -111,11 +111,13 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
 def _order_of_labels(folder: Path) -> list[int]:
     """The checkpoint's row of each of our classes: by name, be it LABEL_0 or 0, else by number."""
     names = read_config(folder).get("id2label") or {}
-    theirs = [_letters(names.get(str(row), row)) for row in range(len(names) or len(LABELS))]
     numbers = [str(index) for index in range(len(LABELS))]
-    for ours in (LABELS, [f"LABEL_{number}" for number in numbers], numbers):
-        if sorted(theirs) == sorted(wanted := [_letters(name) for name in ours]):
-            return [theirs.index(name) for name in wanted]
+    for spelled in (str, _letters):
+        theirs = [spelled(names.get(number, number)) for number in numbers]
+        for ours in (LABELS, [f"LABEL_{number}" for number in numbers], numbers):
+            wanted = [spelled(name) for name in ours]
+            if sorted(theirs) == sorted(set(wanted)):  # no two of one spelling
+                return [theirs.index(name) for name in wanted]
     fault = f"{folder} names its classes {', '.join(map(str, names.values()))}"
     raise UserError(f"{fault}; they must be {', '.join(LABELS)}: rename them in its config.json")
 
