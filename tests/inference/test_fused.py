@@ -5,6 +5,7 @@ where it runs).
 import copy
 import os
 
+import interpreted_e4m3
 import pytest
 import torch
 
@@ -16,6 +17,8 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 HALF = not INTERPRETED
 DTYPE = torch.float16 if HALF else torch.float32
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+if INTERPRETED:
+    interpreted_e4m3.repair()
 
 
 @pytest.fixture
