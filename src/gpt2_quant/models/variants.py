@@ -103,7 +103,7 @@ W8A8 = Variant(
     "gpt2_quant.quantization.schemes:W8A8", computes_on_codes=True,
 )  # fmt: skip
 FP8 = Variant(
-    "fp8_scratch", "FP8 Scratch", 2, "#cc6677", "p",
+    "fp8_scratch", "FP8 Scratch", 2, "#cc6677", "*",
     "Weights are FP8 (e4m3) per output channel, activations FP8 per token; biases, norms, head "
     "float.",
     "gpt2_quant.quantization.fp8:SCHEME", computes_on_codes=True,
