@@ -49,8 +49,8 @@ class EightBitFloats:
     """
 
     def __init__(self, model):
-        layers = [module for module in model.modules() if isinstance(module, fp8.FP8Linear)]
-        self.biases = {layer: layer.bias.bfloat16() for layer in layers}
+        layers = (module for module in model.modules() if type(module) is fp8.FP8Linear)
+        self.biases = {x: x.bias.bfloat16() for x in layers if x.bias is not None}
 
     def embed(self, transformer, ids: Tensor, dtype: torch.dtype) -> Tensor:
         wte, wpe = transformer.wte, transformer.wpe

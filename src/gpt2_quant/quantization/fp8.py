@@ -86,8 +86,8 @@ class FP8Weight(QuantizedLayer):
     def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, self.columns).contiguous()
         kernels = kernels_for(x.device) if is_native(x.device) else None
-        operand = kernels.quantize_rows(rows, E4M3) if kernels else quantize_rows(rows)
-        y = product(*operand, self.codes, self.weight_scale, bias)
+        codes, scale = kernels.quantize_rows(rows, E4M3) if kernels else quantize_rows(rows)
+        y = product(codes, scale, self.codes, self.weight_scale, bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.rows)
 
 
