@@ -2,6 +2,7 @@
 
 INT8 Scratch        one scale and zero-point per tensor; a quarter of the file, floats once loaded
 INT8 Scratch W8A8   int8 weights times int8 activations, summed as integers; a quarter of the memory
+FP8 Scratch         the same with eight-bit floats (e4m3); emulated where the GPU has none
 NF4 Scratch         4-bit NormalFloat, doubly quantized scales, embeddings included; an eighth
 
 Each is saved, loaded again from the disk and measured as loaded: accuracy on the test split, size

@@ -133,7 +133,7 @@ class Int8Weight(QuantizedLayer):
     def _read_rows(self, ids: Tensor) -> Tensor:
         kernels = kernels_for(ids.device)
         if kernels is not None:
-            return kernels.int8_embedding(ids, self.weight, self.weight_scale, self.compute_dtype)
+            return kernels.read_rows(ids, self.weight, self.weight_scale, self.compute_dtype)
         values = affine.dequantize(self.weight[ids], self.weight_scale[ids].unsqueeze(-1))
         return values.to(self.compute_dtype)
 
