@@ -95,7 +95,7 @@ def choose_step(
     if one_gpu and importlib.util.find_spec("triton"):
         from .fused.step import FusedStep, serves
 
-        if serves(model, tokens, plan):
+        if serves(model, plan):
             try:
                 return FusedStep(model, tokens, plan)
             except torch.OutOfMemoryError:

@@ -26,11 +26,11 @@ class Norm:
 
 
 class Block:
-    """Queries, keys, values; attention's output o; MLP: u, a = GELU(u)."""
+    """Queries, keys, values; attention's o and log_sum (attention.py); MLP: u, a = GELU(u)."""
 
-    def __init__(self, zeros: Callable[..., Tensor], width: int):
+    def __init__(self, zeros: Callable[..., Tensor], width: int, heads: int):
         self.qkv, self.dqkv = zeros(3 * width), zeros(3 * width)
-        self.o = zeros(width)
+        self.o, self.log_sum = zeros(width), zeros(heads, FP32)
         self.u, self.a, self.du = zeros(4 * width), zeros(4 * width), zeros(4 * width)
 
 
@@ -48,7 +48,7 @@ class Buffers:
         # See batches.Batch.
         self.packed = zeros(sum(field_sizes(texts, longest)), torch.int32, 1).view(-1)
         self.norms = [Norm(zeros, width) for _ in range(2 * config.n_layer + 1)]
-        self.blocks = [Block(zeros, width) for _ in range(config.n_layer)]
+        self.blocks = [Block(zeros, width, config.n_head) for _ in range(config.n_layer)]
         self.y = zeros(width)  # a branch's output
         self.x_last, self.o_last = zeros(width, FP32, texts), zeros(width, n=texts)
         self.dx, self.dx_last = zeros(width, FP32), zeros(width, FP32, texts)

@@ -18,17 +18,16 @@ from triton import cdiv, next_power_of_2
 
 from ...data.tokens import Tokens
 from ..loop import CLIP_NORM, Plan
-from . import buffers, kernels, optimizer
+from . import attention, buffers, kernels, optimizer
 from .batches import pack, padded_length, to_device, unpack
 from .launch import Lanes
 from .parameters import CHUNKS, HEAD, POSITIONS, TOKENS, Affine, FlatParameters
 
-MAX_LENGTH = 128
 PARTIALS = 512  # partial sums of squares per launch
 ATTN_IN, ATTN_OUT, MLP_IN, MLP_OUT = range(4)  # as in parameters.MATRICES
 
 
-def serves(model: PreTrainedModel, tokens: Tokens, plan: Plan) -> bool:
+def serves(model: PreTrainedModel, plan: Plan) -> bool:
     config = model.config
     unusual = (
         config.scale_attn_by_inverse_layer_idx
@@ -36,11 +35,11 @@ def serves(model: PreTrainedModel, tokens: Tokens, plan: Plan) -> bool:
         or config.add_cross_attention
         or not config.scale_attn_weights
         or config.activation_function != "gelu_new"
+        or config.n_inner not in (None, 4 * config.n_embd)
         or len({config.embd_pdrop, config.resid_pdrop, config.attn_pdrop}) > 1
     )
-    fits = config.n_embd // config.n_head in (16, 32, 64, 128) and config.n_layer < 21
-    short = tokens.lengths.max() <= MAX_LENGTH
-    return not unusual and fits and short and plan.precision == "bf16"
+    head = config.n_embd // config.n_head
+    return not unusual and head in (16, 32, 64, 128) and plan.precision == "bf16"
 
 
 class FusedStep:
@@ -63,12 +62,12 @@ class FusedStep:
         p, (seed,) = self.config.resid_pdrop, np.random.SeedSequence(plan.seed).generate_state(1)
         random = np.array([0, seed >> 1, int(p * 2**32), 0], dtype=np.uint32)
         random[3:] = np.array([1 / (1 - p)], dtype=np.float32).view(np.uint32)
-        self.random = torch.from_numpy(random.view(np.int32)).to(device)  # see kernels._dropped
+        self.random = torch.from_numpy(random.view(np.int32)).to(device)  # see kernels.dropped
         self.step = self.random[:1]
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.lanes = Lanes(device)
-        lengths = [length for length in (16, 32, 64, 128) if length <= self.longest]
-        self.lanes.build(self._launch, [*lengths, self.longest])
+        blocks = (16, 32, 64, attention.WHOLE)  # what attention's programs are compiled for
+        self.lanes.build(self._launch, {min(n, self.longest) for n in (*blocks, self.longest)})
         self.step.zero_()
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
@@ -114,7 +113,7 @@ class FusedStep:
         for i, (block, product) in enumerate(zip(buffers.blocks, parameters.products, strict=True)):
             first, second = buffers.norms[2 * i : 2 * i + 2]
             self._product(first.h, product[ATTN_IN], block.qkv, rows)
-            self._attention(kernels.attention, i, block.qkv, block.o)
+            self._attention(i)
             x, o = first.x, block.o
             if i == self.depth - 1:
                 rows, last = self.texts, self.batch.last
@@ -130,12 +129,22 @@ class FusedStep:
     def _product(self, x: Tensor, product: Affine, out: Tensor, rows: int) -> None:
         torch.addmm(product.bias, x[:rows], product.weight, out=out[:rows])
 
-    def _attention(self, kernel, layer: int, *tensors: Tensor) -> None:
-        heads, length, width = self.config.n_head, self.length, self.width
-        head, block, warps = width // heads, next_power_of_2(length), 8 if length > 64 else 4
+    def _attention(self, layer: int, *gradients: Tensor) -> None:
+        """Forward; given `gradients`, dO and where to write that of qkv, backward."""
+        block, heads, length = self.buffers.blocks[layer], self.config.n_head, self.length
+        programs, head = self.texts * heads, self.width // heads
+        if length <= attention.WHOLE:
+            size, grid, warps = max(16, next_power_of_2(length)), (programs,), 4 + 4 * (length > 64)
+            kernel = attention.whole_backward if gradients else attention.whole
+            tensors = gradients or (block.o,)
+        else:
+            size = attention.TILE
+            grid, warps = (programs, cdiv(length, size)), 4 + 4 * (head > 64)
+            kernel = attention.tiled_backward if gradients else attention.tiled
+            tensors = block.o, block.log_sum, *gradients
         self.lanes.run(
-            kernel, self.texts * heads, *tensors, self.random, 3 * layer + 1, head**-0.5, length,
-            width, HEADS=heads, HEAD=head, BLOCK=max(16, block), num_warps=warps,
+            kernel, grid, block.qkv, *tensors, self.random, 3 * layer + 1, head**-0.5, length,
+            self.width, HEADS=heads, HEAD=head, BLOCK=size, num_warps=warps,
         )  # fmt: skip
 
     def _add_norm(self, x: Tensor, y: Tensor, i: int, site: int, rows: int, embed=False) -> None:
@@ -177,7 +186,7 @@ class FusedStep:
                 rows, at = self.rows, batch.last.long()
                 dx = buffers.dx.zero_().index_copy_(0, at, dx)
                 buffers.do.zero_().index_copy_(0, at, do)
-            self._attention(kernels.attention_backward, i, block.qkv, buffers.do, block.dqkv)
+            self._attention(i, buffers.do, block.dqkv)
             self._product_backward(block.dqkv, product[ATTN_IN], first.h, first.dh, rows)
             self._norm_backward(2 * i, dx, 3 * i, rows, first.dy if i else buffers.dx0)
             # While in the cache:
