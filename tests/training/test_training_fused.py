@@ -121,7 +121,7 @@ def deep_long_and_of_many_classes():
     from gpt2_quant.training.loop import Plan
     from gpt2_quant.training.plain_step import PlainStep
 
-    # A rate so low that weights differ by less than their tolerance: it is moments that are compared.
+    # At so low a rate weights differ by less than their tolerance: moments are compared.
     plan = Plan(1, 1e-5, 2, 0, "bf16")
     for layers, classes, lengths in ((22, 7, (3, 8, 5)), (1, 2, (150, 70))):
         model, tokens = make(0.0, layers, classes, lengths)

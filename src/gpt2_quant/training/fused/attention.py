@@ -165,7 +165,7 @@ def tiled_backward(
         at, _, real = _rows(program, column, length, width, HEADS, HEAD)
         k = tl.load(qkv + width + at, real, 0.0)
         v = tl.load(qkv + 2 * width + at, real, 0.0)
-        _, dscore = _tile_backward(
+        kept, dscore = _tile_backward(
             q, sums, dout, total, k, v, own, column, program, random, site, softmax_scale, length
         )
         dq += _dot(dscore, k)
