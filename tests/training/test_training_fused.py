@@ -4,6 +4,7 @@ so the model is small.
 
 import copy
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,44 @@ def attention_in_tiles_is_attention():
     torch.testing.assert_close(dqkv_tiled, dqkv, rtol=0, atol=50 * 2**-24 * 10)
 
 
+def two_processes_train_as_one(process: str = "", port: str = ""):
+    """Ten updates with dropout; batches of three, two and one, on processes with two texts each.
+    Losses and weights equal one process's but for the order of sums; both have the same bits.
+    """
+    import torch
+
+    from gpt2_quant.training.fused.step import FusedStep
+    from gpt2_quant.training.loop import Plan
+
+    model, tokens = make(0.3, layers=1)
+    order = [np.array(rows) for rows in ([0, 1, 2], [3, 6], [5], [4, 2, 6], [1, 2, 3])] * 2
+    # A rate so low that rounding does not grow into steps of AdamW.
+    plan = Plan(4, 1e-4, 3, 0, "bf16")
+    share = (int(process), 2) if process else (0, 1)
+    if process:
+        address = f"tcp://127.0.0.1:{port}"
+        torch.distributed.init_process_group("gloo", address, rank=share[0], world_size=2)
+        losses, tensors = updates(FusedStep(model, tokens, plan, torch.float32, *share), order)
+        everyone: list = [None, None]
+        torch.distributed.all_gather_object(everyone, (losses, tensors))
+        torch.distributed.destroy_process_group()
+        if share[0]:
+            return
+        (_, first), (other_losses, second) = everyone
+        assert torch.equal(losses.nan_to_num(), other_losses.nan_to_num())
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        alone = updates(FusedStep(make(0.3, 1)[0], tokens, plan, torch.float32), order)
+        torch.testing.assert_close(losses, alone[0], rtol=2e-5, atol=1e-6, equal_nan=True)
+        assert_same_training(tensors, alone[1])
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, __file__, "two_processes_train_as_one"]
+    both = [subprocess.Popen([*command, str(rank), port]) for rank in (0, 1)]
+    assert [one.wait(timeout=240) for one in both] == [0, 0]
+
+
 def rows_that_missed_many_updates():
     """300 missed updates, more than are gone through one by one, and none: as AdamW with zero
     gradients leaves them.
@@ -268,6 +307,7 @@ def dropout_keeps_the_right_share():
         "compare_with_plain",
         "deep_long_and_of_many_classes",
         "attention_in_tiles_is_attention",
+        "two_processes_train_as_one",
         "rows_that_missed_many_updates",
         "same_seed_same_bits",
         "dropout_keeps_the_right_share",
@@ -325,4 +365,4 @@ def test_captured_graphs_train_as_the_interpreter_does():
 
 if __name__ == "__main__":
     few_partial_sums()
-    globals()[sys.argv[1]]()
+    globals()[sys.argv[1]](*sys.argv[2:])

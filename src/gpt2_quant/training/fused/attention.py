@@ -36,18 +36,18 @@ def _rows(program, row, length, width, HEADS: tl.constexpr, HEAD: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, k, row, column, program, random, site, softmax_scale, length):
-    """S and M of queries `row` and keys `column`."""
+def _scores(q, k, row, column, program, random, site, first_head, softmax_scale, length):
+    """S and M of queries `row` and keys `column`. first_head: program 0's in the whole batch."""
     row, column = row[:, None], column[None, :]
     score = _dot(q, tl.trans(k)) * softmax_scale
     score = tl.where((column <= row) & (column < length), score, -1e30)
-    at = (program * length + row) * length + column
+    at = ((first_head + program) * length + row) * length + column
     return score, dropped(1.0, random, site, at)
 
 
 @triton.jit
 def _whole(
-    qkv, random, site, softmax_scale, length, width,
+    qkv, random, site, first_head, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Offsets in qkv and o, mask of real rows; P, M; Q, K, V."""
@@ -56,31 +56,31 @@ def _whole(
     q = tl.load(qkv + in_qkv, inside, 0.0)
     k = tl.load(qkv + width + in_qkv, inside, 0.0)
     v = tl.load(qkv + 2 * width + in_qkv, inside, 0.0)
-    score, mask = _scores(q, k, row, row, program, random, site, softmax_scale, length)
+    score, mask = _scores(q, k, row, row, program, random, site, first_head, softmax_scale, length)
     weight = tl.exp(score - tl.max(score, 1)[:, None])
     weight = weight / tl.sum(weight, 1)[:, None]
     return in_qkv, in_o, inside, weight, mask, q, k, v
 
 
-@triton.jit(do_not_specialize=["length", "site"])
+@triton.jit(do_not_specialize=["length", "site", "first_head"])
 def whole(
-    qkv, o, random, site, softmax_scale, length, width,
+    qkv, o, random, site, first_head, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     _, in_o, inside, weight, mask, _, _, v = _whole(
-        qkv, random, site, softmax_scale, length, width, HEADS, HEAD, BLOCK
+        qkv, random, site, first_head, softmax_scale, length, width, HEADS, HEAD, BLOCK
     )
     out = _dot((weight * mask).to(v.dtype), v)
     tl.store(o + in_o, out, inside)
 
 
-@triton.jit(do_not_specialize=["length", "site"])
+@triton.jit(do_not_specialize=["length", "site", "first_head"])
 def whole_backward(
-    qkv, do, dqkv, random, site, softmax_scale, length, width,
+    qkv, do, dqkv, random, site, first_head, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     in_qkv, in_o, inside, weight, mask, q, k, v = _whole(
-        qkv, random, site, softmax_scale, length, width, HEADS, HEAD, BLOCK
+        qkv, random, site, first_head, softmax_scale, length, width, HEADS, HEAD, BLOCK
     )
     dout = tl.load(do + in_o, inside, 0.0)
     dv = _dot(tl.trans((weight * mask).to(v.dtype)), dout)
@@ -94,9 +94,9 @@ def whole_backward(
     tl.store(dqkv + 2 * width + in_qkv, dv, inside)
 
 
-@triton.jit(do_not_specialize=["length", "site"])
+@triton.jit(do_not_specialize=["length", "site", "first_head"])
 def tiled(
-    qkv, o, log_sum, random, site, softmax_scale, length, width,
+    qkv, o, log_sum, random, site, first_head, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per text and head, and per tile of queries."""
@@ -112,7 +112,9 @@ def tiled(
         at, _, real = _rows(program, column, length, width, HEADS, HEAD)
         k = tl.load(qkv + width + at, real, 0.0)
         v = tl.load(qkv + 2 * width + at, real, 0.0)
-        score, mask = _scores(q, k, row, column, program, random, site, softmax_scale, length)
+        score, mask = _scores(
+            q, k, row, column, program, random, site, first_head, softmax_scale, length
+        )
         peak = tl.maximum(top, tl.max(score, 1))
         weight, shrink = tl.exp(score - peak[:, None]), tl.exp(top - peak)
         total = total * shrink + tl.sum(weight, 1)
@@ -137,19 +139,34 @@ def _queries(
 
 @triton.jit
 def _tile_backward(
-    q, sums, dout, total, k, v, row, column, program, random, site, softmax_scale, length
+    q,
+    sums,
+    dout,
+    total,
+    k,
+    v,
+    row,
+    column,
+    program,
+    random,
+    site,
+    first_head,
+    softmax_scale,
+    length,
 ):
     """P M and dS of one tile."""
-    score, mask = _scores(q, k, row, column, program, random, site, softmax_scale, length)
+    score, mask = _scores(
+        q, k, row, column, program, random, site, first_head, softmax_scale, length
+    )
     weight = tl.exp(score - sums[:, None])
     dweight = _dot(dout, tl.trans(v)) * mask
     dscore = weight * (dweight - total[:, None]) * softmax_scale
     return (weight * mask).to(v.dtype), dscore.to(q.dtype)
 
 
-@triton.jit(do_not_specialize=["length", "site"])
+@triton.jit(do_not_specialize=["length", "site", "first_head"])
 def tiled_backward(
-    qkv, o, log_sum, do, dqkv, random, site, softmax_scale, length, width,
+    qkv, o, log_sum, do, dqkv, random, site, first_head, softmax_scale, length, width,
     HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per text and head, and per tile of tokens: their dQ over the keys before, then
@@ -166,7 +183,20 @@ def tiled_backward(
         k = tl.load(qkv + width + at, real, 0.0)
         v = tl.load(qkv + 2 * width + at, real, 0.0)
         kept, dscore = _tile_backward(
-            q, sums, dout, total, k, v, own, column, program, random, site, softmax_scale, length
+            q,
+            sums,
+            dout,
+            total,
+            k,
+            v,
+            own,
+            column,
+            program,
+            random,
+            site,
+            first_head,
+            softmax_scale,
+            length,
         )
         dq += _dot(dscore, k)
     tl.store(dqkv + in_qkv, dq, inside)
@@ -181,7 +211,20 @@ def tiled_backward(
             qkv, o, log_sum, do, program, row, length, width, HEADS, HEAD
         )
         kept, dscore = _tile_backward(
-            q, sums, dout, total, k, v, row, own, program, random, site, softmax_scale, length
+            q,
+            sums,
+            dout,
+            total,
+            k,
+            v,
+            row,
+            own,
+            program,
+            random,
+            site,
+            first_head,
+            softmax_scale,
+            length,
         )
         dv += _dot(tl.trans(kept), dout)
         dk += _dot(tl.trans(dscore), q)

@@ -57,22 +57,23 @@ def own_row(width, BLOCK: tl.constexpr):
     return row, column, column < width, row * width + column
 
 
-@triton.jit(do_not_specialize=["length", "site"])
+@triton.jit(do_not_specialize=["length", "site", "first"])
 def add_norm(
-    x_in, y, ids, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out, random, site, length,
-    eps, width, EMBED: tl.constexpr, BLOCK: tl.constexpr,
+    x_in, y, ids, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out, random, site, first,
+    length, eps, width, EMBED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x_out = x_in + dropout(y), h = norm(x_out). With EMBED, x_in and y are the token and position
-    tables, and x_out = dropout(sum of the two embeddings).
+    tables, and x_out = dropout(sum of the two embeddings). `first`: this process's first row in the
+    whole batch, whose masks are drawn.
     """
     row, column, inside, at = own_row(width, BLOCK)
     if EMBED:
         token = tl.load(ids + row).to(tl.int64)
         x = read(x_in + token * width + column, inside)
         x += read(y + (row % length) * width + column, inside)
-        x = dropped(x, random, site, at)
+        x = dropped(x, random, site, first * width + at)
     else:
-        branch = dropped(read(y + at, inside), random, site, at)
+        branch = dropped(read(y + at, inside), random, site, first * width + at)
         x = tl.where(inside, read(x_in + at, inside) + branch, 0.0)
     mean = tl.sum(x, 0) / width
     centred = tl.where(inside, x - mean, 0.0)
@@ -84,9 +85,9 @@ def add_norm(
     tl.store(rstd_out + row, rstd)
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "first"])
 def norm_backward(
-    dh, x, mean_in, rstd_in, norm_weight, dx, dy, random, site, width, BLOCK: tl.constexpr
+    dh, x, mean_in, rstd_in, norm_weight, dx, dy, random, site, first, width, BLOCK: tl.constexpr
 ):
     """dx += d norm(dh), dy = dropout mask of dx. With u = (x - mean) rstd and g = dh w:
 
@@ -99,7 +100,7 @@ def norm_backward(
     total = rstd * (g - tl.sum(g, 0) / width - unit * (tl.sum(g * unit, 0) / width))
     total += read(dx + at, inside)
     tl.store(dx + at, total, inside)
-    tl.store(dy + at, dropped(total, random, site, at), inside)
+    tl.store(dy + at, dropped(total, random, site, first * width + at), inside)
 
 
 @triton.jit
