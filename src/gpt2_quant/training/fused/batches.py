@@ -49,14 +49,17 @@ def pack(
 ) -> tuple[int, np.ndarray]:
     """Padded length L and packed array of this process's part of the `batch`'s rows."""
     length = padded_length(int(tokens.lengths[batch].max()))
-    touched = np.unique(np.concatenate([tokens.row(i) for i in batch]))
-    rows = batch[process * texts :][:texts]
+    every = [tokens.row(i) for i in batch]
+    found = np.sort(np.concatenate(every))
+    touched = found[np.diff(found, prepend=-1) > 0]
+    own = slice(process * texts, (process + 1) * texts)
+    rows = batch[own]
     lengths, labels = tokens.lengths[rows], tokens.labels[rows]
     real = np.zeros((texts, length), dtype=bool)
     real[: len(rows)] = np.arange(length) < lengths[:, None]
     positions = np.flatnonzero(real)
-    ids = np.full(real.size, pad_id)
-    ids[positions] = np.concatenate([tokens.flat[:0], *(tokens.row(i) for i in rows)])
+    ids = np.full(real.size, pad_id, dtype=np.int32)
+    ids[positions] = np.concatenate([found[:0], *every[own]])
     positions = positions[np.argsort(ids[positions], kind="stable")]
     first = np.searchsorted(ids[positions], touched)
     last = length * np.arange(texts)
