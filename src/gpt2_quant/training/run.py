@@ -90,16 +90,21 @@ def checkpoints(
 def choose_step(
     model: PreTrainedModel, tokens: Tokens, plan: Plan, accelerator: Accelerator
 ) -> TrainingStep:
-    """Fused on one CUDA GPU where it serves, else plain."""
-    one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
-    if one_gpu and importlib.util.find_spec("triton"):
+    """Fused on CUDA GPUs where it serves, else plain: the same on all processes."""
+    if accelerator.device.type == "cuda" and importlib.util.find_spec("triton"):
         from .fused.step import FusedStep, serves
 
-        if serves(model, tokens, plan):
+        if serves(model, plan):
+            share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
             try:
-                return FusedStep(model, tokens, plan)
+                step = FusedStep(model, tokens, plan, **share)
             except torch.OutOfMemoryError:
-                print("too little GPU memory for the fused step: training with the plain one")
+                step = None
+            fits = torch.tensor(step is not None, dtype=torch.float32, device=accelerator.device)
+            if accelerator.reduce(fits, "sum") == accelerator.num_processes:
+                return step
+            fault = "too little GPU memory for the fused step"
+            accelerator.print(f"{fault}: training with the plain one")
     return PlainStep(model, tokens, plan, accelerator)
 
 
