@@ -16,6 +16,7 @@ report_1.pdf when script 4 has run, and report_2.pdf, into the results folder.
 """
 
 from pathlib import Path
+from textwrap import fill
 
 from gpt2_quant.cli import ROOT, parser, settings_from
 from gpt2_quant.errors import run
@@ -76,7 +77,7 @@ def main() -> None:
     step.finish(written)
     print(tables.FORMATS[args.format](comparison), *notes, sep="\n")
     names = ", ".join(path.name for path in written)
-    print(f"\nwritten to {results}: {names} and the figures (.png, .pdf)")
+    print("\n" + fill(f"written to {results}: {names} and the figures (.png, .pdf)", 100))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     quiet_loading()
     folder = check_checkpoint(Path(folder), new_head)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)  # nosec B615: local
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     needed = len(LABELS)
@@ -76,7 +76,7 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
 
         bitsandbytes.require()
         bitsandbytes.check_files(folder)
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
+    model, loading = AutoModelForSequenceClassification.from_pretrained(  # nosec B615: local
         folder,
         config=config,
         dtype=dtype or torch.float32,

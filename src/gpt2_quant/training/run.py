@@ -10,6 +10,7 @@ import importlib.util
 import json
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -113,8 +114,10 @@ def finished(checkpoints: Checkpoints, folder: Path) -> dict | None:
     noted = checkpoints.folder / OUTCOME
     if not (noted.is_file() and (folder / "config.json").is_file()):
         return None
-    outcome = json.loads(noted.read_text(encoding="utf-8"))
-    return outcome if outcome["identity"] == checkpoints.identity else None
+    with suppress(ValueError, LookupError, TypeError):  # damaged: it is trained again
+        outcome = json.loads(noted.read_text(encoding="utf-8"))
+        return outcome if outcome["identity"] == checkpoints.identity else None
+    return None
 
 
 def note(outcome: dict, checkpoints: Checkpoints) -> None:

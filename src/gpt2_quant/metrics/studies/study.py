@@ -61,7 +61,8 @@ class Study:
         print(f"\n{part}")
         for table in shown:
             table = table.drop(columns="signature", errors="ignore")
-            print(table.to_string(index=False, float_format="{:.3f}".format), "\n", flush=True)
+            named = table.set_index(table.columns[0])  # names each row of each part of a wide table
+            print(named.to_string(line_width=100, float_format="{:.3f}".format), "\n", flush=True)
 
     def save(self) -> Path:
         """Write the record; parts of an earlier run with the same models stay in it."""
