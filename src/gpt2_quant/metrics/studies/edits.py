@@ -24,7 +24,7 @@ ONE_STRENGTH = {"lower case", "no punctuation"}
 
 _WORDS = json.loads(Path(__file__).with_name("edit_words.json").read_text(encoding="utf-8"))
 NUMBER_WORDS, _WEEKDAYS, _MONTHS = (_WORDS[name] for name in ("numbers", "weekdays", "months"))
-# (pattern, template): each pattern asks for the neighbours that leave a word one meaning, as "about"
+# (pattern, template): a pattern asks for the neighbours that leave a word one meaning, as "about"
 # before a number; "last week" and "won the game" have no safe synonym and no entry.
 _SYNONYMS = [(re.compile(pattern), template) for pattern, template in _WORDS["synonyms"]]
 # Not the digits of "&#39;", an apostrophe in AG News.
@@ -124,7 +124,7 @@ def _typo(found: str, rng: Generator) -> str:
 
 
 def _names(text: str) -> list[str]:
-    """Capitalized words that do not merely begin a sentence, no dates or agencies, longest first."""
+    """Capitalized words, longest first, but no dates, agencies or mere beginnings of sentences."""
     starts = {sentence.split()[0].rstrip(",:;") for sentence in split_sentences(text)}
     names = {name for name in _NAME.findall(text) if " " in name or name not in starts}
     names = {re.sub(r"['’]s$", "", name) for name in names if not _NOT_TOLD.search(name)}
