@@ -1,14 +1,20 @@
 """Every metric against people's ratings, on SummEval and the STS Benchmark.
 
 Metrics that need a reference are computed against the first (the published highlights) and against
-all eleven. A summary of one sentence has no coherence score: SCS is compared with its rivals on the
-others. Holm's correction is per table.
+all eleven; BERTScore's precision also against the source, with no reference at all. A summary of
+one sentence has no coherence score: SCS is compared with its rivals on the others. Holm's
+correction is per table.
+
+A metric that gives all of a document's summaries one score, as novelty often does, ranks nothing
+there and counts as correlation 0: leaving such documents out would compare metrics over different
+texts.
 """
 
 import numpy as np
 import pandas as pd
 
 from ...measure.paired import holm
+from ..bertscore import bertscore
 from ..perplexity import context_gain
 from ..sentences import split_sentences
 from ..suite import Tools
@@ -25,11 +31,21 @@ PUBLISHED = {
     "ROUGE-L": (0.128, 0.115, 0.105, 0.311),
     "BERTScore": (0.284, 0.110, 0.193, 0.312),
 }
+# The same statistic by larger models, as published: metric, quality, value, what it rests on.
+ANCHORS = (
+    ("CoUDA", "coherence", 0.595, "a judge of 233M parameters (Zhu et al. 2024)"),
+    ("UniEval", "coherence", 0.575, "T5 of 770M parameters, reads the source (Zhong et al. 2022)"),
+    (
+        "BERTScore precision, source", "coherence", 0.471,
+        "DeBERTa-large tuned on MNLI, no rating (Bao et al. 2023)",
+    ),
+)  # fmt: skip
+SOURCE = "BERTScore, source"
 LENGTH = "fewer sentences"  # what counting sentences alone would reach
 COSINE = "MiniLM cosine"
 RIVALS = (
     "adjacent cosine", "all-pairs cosine", "perplexity", "context gain", "ROUGE-L, one reference",
-    LENGTH,
+    SOURCE, LENGTH,
 )  # fmt: skip
 
 
@@ -42,6 +58,9 @@ def summeval_metrics(data: SummEval, tools: Tools) -> Values:
         references = [group[:count] for group in data.references for _ in data.systems]
         values = overlap_values(summaries, references, tools)
         result |= {f"{name}, {label}": column for name, column in values.items()}
+    sources = [[source] for source in data.sources for _ in data.systems]
+    against_source = bertscore(summaries, sources, tools.encoder, tools.cache)
+    result[SOURCE] = against_source.parts["precision"]
     metrics = coherence_metrics(tools)
     gain = context_gain(summaries, tools.language_model, tools.cache).values
     result |= {"perplexity": metrics.pop("perplexity")(summaries), "context gain": gain}
@@ -56,13 +75,15 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
     drawn = draws(len(data.summaries))
     rows = []
     for name, values in metrics.items():
-        published = PUBLISHED.get(name.split(",")[0], (np.nan,) * len(QUALITIES))
+        overlap, _, against = name.partition(", ")
+        with_references = overlap in PUBLISHED and against.endswith(("reference", "references"))
+        published = PUBLISHED[overlap] if with_references else (np.nan,) * len(QUALITIES)
         for quality, known in zip(QUALITIES, published, strict=True):
             ratings = data.ratings[quality]
             by_document = {
-                "spearman": spearman(values, ratings),
-                "kendall": meta.kendall(values, ratings),
-                "spearman without length": partial_spearman(values, ratings, metrics[LENGTH]),
+                "spearman": meta.or_zero(spearman(values, ratings), values, ratings),
+                "kendall": meta.or_zero(meta.kendall(values, ratings), values, ratings),
+                "spearman without length": _without_length(values, ratings, metrics[LENGTH]),
             }
             level = {"metric": name, "quality": quality, "level": "summary"}
             for statistic, correlations in by_document.items():
@@ -75,30 +96,43 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _without_length(values: np.ndarray, ratings: np.ndarray, length: np.ndarray) -> np.ndarray:
+    return meta.or_zero(partial_spearman(values, ratings, length), values, ratings)
+
+
+def anchor_table() -> pd.DataFrame:
+    return pd.DataFrame(ANCHORS, columns=["metric", "quality", "published", "source"])
+
+
 def by_quality(table: pd.DataFrame) -> pd.DataFrame:
     rows = table.query("level == 'summary' and statistic == 'spearman'")
     return rows.pivot(index="metric", columns="quality", values="value").reset_index()
 
 
-def undefined(values: np.ndarray) -> int:
-    return int(np.isnan(values).sum())
+def facts(metrics: Values) -> dict:
+    """For the record: how many summaries have no SCS, and the published anchors."""
+    return {"undefined_scs": int(np.isnan(metrics["SCS"]).sum()), "anchors": anchor_table()}
 
 
 def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
     """SCS minus each rival on SummEval's coherence, with and without control for the number of
-    sentences.
+    sentences. The strongest metric against references is among them, `strongest` in its rows: it is
+    picked by these ratings, which can only favour it.
     """
     drawn, ratings = draws(len(data.summaries)), data.ratings["coherence"]
-    ours, length = metrics["SCS"], metrics[LENGTH]
+    length = metrics[LENGTH]
+    columns = {n: np.where(np.isfinite(metrics["SCS"]), v, np.nan) for n, v in metrics.items()}
+    free = {n: meta.or_zero(spearman(v, ratings), v, ratings) for n, v in columns.items()}
+    held = {n: _without_length(v, ratings, length) for n, v in columns.items() if n != LENGTH}
+    with_references = [n for n in metrics if n.endswith(("reference", "references"))]
+    strongest = max(with_references, key=lambda name: np.nanmean(free[name]))
     rows = []
-    for rival in RIVALS:
-        theirs = np.where(np.isfinite(ours), metrics[rival], np.nan)
-        free = meta.difference(spearman(ours, ratings), spearman(theirs, ratings), drawn)
-        rows.append({"rival": rival, "statistic": "spearman", **free})
-        if rival != LENGTH:
-            partial = partial_spearman(ours, ratings, length)
-            held = meta.difference(partial, partial_spearman(theirs, ratings, length), drawn)
-            rows.append({"rival": rival, "statistic": "spearman without length", **held})
+    for rival in dict.fromkeys((*RIVALS[:-1], strongest, LENGTH)):
+        for statistic, values in (("spearman", free), ("spearman without length", held)):
+            if rival in values:
+                result = meta.difference(values["SCS"], values[rival], drawn)
+                names = {"rival": rival, "statistic": statistic, "strongest": rival == strongest}
+                rows.append({**names, **result})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(list(table["p"])))
 
