@@ -86,7 +86,7 @@ def main() -> None:
         study.draw("metric_human_agreement", table, figures.human_agreement)
         tables = {"summeval": table, "coherence_differences": rivals, "stsb": stsb}
         shown = [human_study.by_quality(table), rivals, stsb]
-        study.keep("humans", shown, **tables, **human_study.facts(metrics))
+        study.keep("humans", shown, **tables, undefined_scs=human_study.undefined(metrics["SCS"]))
 
     if "coherence" in parts:  # texts against versions with order or unity broken
         for name, (documents, source) in wholes.items():

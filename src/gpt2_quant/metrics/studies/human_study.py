@@ -31,15 +31,6 @@ PUBLISHED = {
     "ROUGE-L": (0.128, 0.115, 0.105, 0.311),
     "BERTScore": (0.284, 0.110, 0.193, 0.312),
 }
-# The same statistic by larger models, as published: metric, quality, value, what it rests on.
-ANCHORS = (
-    ("CoUDA", "coherence", 0.595, "a judge of 233M parameters (Zhu et al. 2024)"),
-    ("UniEval", "coherence", 0.575, "T5 of 770M parameters, reads the source (Zhong et al. 2022)"),
-    (
-        "BERTScore precision, source", "coherence", 0.471,
-        "DeBERTa-large tuned on MNLI, no rating (Bao et al. 2023)",
-    ),
-)  # fmt: skip
 SOURCE = "BERTScore, source"
 LENGTH = "fewer sentences"  # what counting sentences alone would reach
 COSINE = "MiniLM cosine"
@@ -100,18 +91,13 @@ def _without_length(values: np.ndarray, ratings: np.ndarray, length: np.ndarray)
     return meta.or_zero(partial_spearman(values, ratings, length), values, ratings)
 
 
-def anchor_table() -> pd.DataFrame:
-    return pd.DataFrame(ANCHORS, columns=["metric", "quality", "published", "source"])
-
-
 def by_quality(table: pd.DataFrame) -> pd.DataFrame:
     rows = table.query("level == 'summary' and statistic == 'spearman'")
     return rows.pivot(index="metric", columns="quality", values="value").reset_index()
 
 
-def facts(metrics: Values) -> dict:
-    """For the record: how many summaries have no SCS, and the published anchors."""
-    return {"undefined_scs": int(np.isnan(metrics["SCS"]).sum()), "anchors": anchor_table()}
+def undefined(values: np.ndarray) -> int:
+    return int(np.isnan(values).sum())
 
 
 def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
