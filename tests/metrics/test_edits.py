@@ -186,3 +186,21 @@ def test_study_tables_by_hand():
     assert table.loc["negation", "prefers_original"] == 1
     ranking = meaning_ranking(pairs, scores[["m"]]).iloc[0]
     assert ranking["kept_above_broken"] == 1 and ranking["low"] == 1
+
+
+def test_each_pair_of_kinds_weighs_the_same_in_the_ranking():
+    # Of "typos" three texts, all above; of "synonyms" one, below: 0.5 and not 0.75.
+    rows = [("typos", "keeps", 3, i, i, "") for i in range(3)]
+    rows += [("synonyms", "keeps", 3, 3, 3, "")]
+    rows += [("negation", "breaks", 3, i, i, "") for i in range(4)]
+    columns = ["edit", "effect", "strength", "text", "document", "edited"]
+    pairs = pd.DataFrame(rows, columns=columns)
+    scores = pd.DataFrame({"m": [2.0, 2, 2, 0, 1, 1, 1, 1]})
+    ranking = meaning_ranking(pairs, scores).iloc[0]
+    assert ranking["kept_above_broken"] == 0.5
+    assert (ranking["texts"], ranking["documents"], ranking["pairs"], ranking["kinds"]) == (
+        4,
+        4,
+        4,
+        2,
+    )

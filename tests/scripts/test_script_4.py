@@ -115,11 +115,29 @@ def test_own_files(run_script, demo, tmp_path):
         (["--candidates", "/nowhere/x.txt"], "is not a file"),
         (["--human-judgements", "/nowhere"], "has no summeval.jsonl"),
         (["--only", "everything"], "invalid choice"),
+        (["--held-out-texts", "/nowhere/x.txt"], "is not a file"),
     ],
 )
 def test_faults_end_with_one_sentence_and_code_2(run_script, demo, flags, sentence):
     done = run_script(SCRIPT, *demo[1], *flags)
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_only_humans_asks_for_no_news(run_script, demo, human_judgements_dir, tmp_path):
+    flags = [
+        "--human-judgements",
+        human_judgements_dir,
+        "--only",
+        "humans",
+        "--results-dir",
+        tmp_path,
+    ]
+    flags += ["--dataset", tmp_path / "nowhere"]
+    assert "nowhere" in run_script(SCRIPT, *demo[1], "--dataset", tmp_path / "nowhere").stderr
+    done = run_script(SCRIPT, *demo[1], *flags, timeout=600)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "records" / "text_metrics.json").read_text(encoding="utf-8"))
+    assert record["data"] is None and "BERTScore, source" in str(record["humans"]["summeval"])
 
 
 def test_hub_out_of_reach(run_script, demo):
