@@ -195,7 +195,16 @@ def _beside_published(spearman: pd.DataFrame) -> list[dict]:
     return values.reset_index().to_dict("records")
 
 
-def _coherence(section: dict, standing: str = "coherence") -> dict:
+def _coherence(section: dict) -> dict:
+    seen = section["source"].startswith("SummEval")
+    return _controls(section, "seen" if seen else "short") | {"seen": seen}
+
+
+def _held_out(section: dict) -> dict:
+    return _controls(section, "held_out")
+
+
+def _controls(section: dict, standing: str) -> dict:
     won = {(row["metric"], row["control"]): row["prefers_original"] for row in section["table"]}
     shuffle = [row for row in section["table"] if row["control"] == "shuffle"]
     of = {row["metric"]: row for row in shuffle}
@@ -219,10 +228,6 @@ def _coherence(section: dict, standing: str = "coherence") -> dict:
             (controls["hoped"], _said("controls", source=source, worst=worst, **controls)),
         ],
     }
-
-
-def _held_out(section: dict) -> dict:
-    return _coherence(section, "held_out")
 
 
 def _quantization(section: dict) -> dict:

@@ -45,13 +45,13 @@ def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
         figure = Figure(figsize=(WIDTH, 0.24 * len(chosen) + 1.7), layout="constrained")
         axes = figure.subplots()
         _heatmap(axes, chosen[list(effects)], -1.5, 1.5, "mean fall (std. dev.)")
-        axes.set_title("How far each metric falls after an edit", loc="left", pad=18)
+        axes.set_title("How far each metric falls after an edit", loc="left", pad=24)
         # EDITS come by effect.
         previous = None
         for column, effect in enumerate(effects.values()):
             if effect != previous:
                 axes.axvline(column, color=INK, linewidth=1.2 * (column > 0))
-                axes.text(column + 0.08, -0.2, effect, color=INK, style="italic")
+                axes.text(column + 0.08, -0.2, effect, color=INK, style="italic", rotation=20)
             previous = effect
         return save(figure, path)
 

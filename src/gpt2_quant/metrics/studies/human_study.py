@@ -20,7 +20,7 @@ from ..sentences import split_sentences
 from ..suite import Tools
 from . import meta_evaluation as meta
 from .human_judgements import QUALITIES, SentencePairs, SummEval
-from .meta_evaluation import partial_spearman, spearman
+from .meta_evaluation import spearman
 from .resampling import draws
 from .values import Values, coherence_metrics, overlap_values
 
@@ -66,16 +66,11 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
     drawn = draws(len(data.summaries))
     rows = []
     for name, values in metrics.items():
-        overlap, _, against = name.partition(", ")
-        with_references = overlap in PUBLISHED and against.endswith(("reference", "references"))
-        published = PUBLISHED[overlap] if with_references else (np.nan,) * len(QUALITIES)
+        overlap = "" if name == SOURCE else name.split(",")[0]
+        published = PUBLISHED.get(overlap, (np.nan,) * len(QUALITIES))
         for quality, known in zip(QUALITIES, published, strict=True):
             ratings = data.ratings[quality]
-            by_document = {
-                "spearman": meta.or_zero(spearman(values, ratings), values, ratings),
-                "kendall": meta.or_zero(meta.kendall(values, ratings), values, ratings),
-                "spearman without length": _without_length(values, ratings, metrics[LENGTH]),
-            }
+            by_document = meta.summary_level(values, ratings, metrics[LENGTH])
             level = {"metric": name, "quality": quality, "level": "summary"}
             for statistic, correlations in by_document.items():
                 result = meta.interval_of_mean(correlations, drawn)
@@ -85,10 +80,6 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
             for statistic, result in meta.system_level(values, ratings, drawn).items():
                 rows.append({**level, "statistic": statistic, **result})
     return pd.DataFrame(rows)
-
-
-def _without_length(values: np.ndarray, ratings: np.ndarray, length: np.ndarray) -> np.ndarray:
-    return meta.or_zero(partial_spearman(values, ratings, length), values, ratings)
 
 
 def by_quality(table: pd.DataFrame) -> pd.DataFrame:
@@ -106,19 +97,19 @@ def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
     picked by these ratings, which can only favour it.
     """
     drawn, ratings = draws(len(data.summaries)), data.ratings["coherence"]
-    length = metrics[LENGTH]
-    columns = {n: np.where(np.isfinite(metrics["SCS"]), v, np.nan) for n, v in metrics.items()}
-    free = {n: meta.or_zero(spearman(v, ratings), v, ratings) for n, v in columns.items()}
-    held = {n: _without_length(v, ratings, length) for n, v in columns.items() if n != LENGTH}
+    defined = np.isfinite(metrics["SCS"])
+    correlations = {
+        name: meta.summary_level(np.where(defined, values, np.nan), ratings, metrics[LENGTH])
+        for name, values in metrics.items()
+    }
     with_references = [n for n in metrics if n.endswith(("reference", "references"))]
-    strongest = max(with_references, key=lambda name: np.nanmean(free[name]))
+    strongest = max(with_references, key=lambda name: np.nanmean(correlations[name]["spearman"]))
     rows = []
-    for rival in dict.fromkeys((*RIVALS[:-1], strongest, LENGTH)):
-        for statistic, values in (("spearman", free), ("spearman without length", held)):
-            if rival in values:
-                result = meta.difference(values["SCS"], values[rival], drawn)
-                names = {"rival": rival, "statistic": statistic, "strongest": rival == strongest}
-                rows.append({**names, **result})
+    for rival in dict.fromkeys((*RIVALS, strongest)):
+        for statistic in ("spearman", "spearman without length")[: 1 if rival == LENGTH else 2]:
+            ours, theirs = (correlations[name][statistic] for name in ("SCS", rival))
+            names = {"rival": rival, "statistic": statistic, "strongest": rival == strongest}
+            rows.append({**names, **meta.difference(ours, theirs, drawn)})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(list(table["p"])))
 

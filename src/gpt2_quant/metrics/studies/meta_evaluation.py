@@ -59,12 +59,20 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(xz) & np.isfinite(yz), partial, xy)
 
 
-def or_zero(correlation: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """`correlation` [documents] of x and y, 0 where only x is constant: it ranks nothing. Still NaN
-    where y is constant, or fewer than three pairs are defined.
+def summary_level(
+    metric: np.ndarray, ratings: np.ndarray, length: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Statistic -> correlation of each document, arguments [documents, systems]; 0 where the metric
+    alone is constant and so ranks nothing, NaN where the ratings are.
     """
-    y, _ = _defined(y, x)
-    return np.where(np.isfinite(pearson(y, y)), np.nan_to_num(correlation), np.nan)
+    rated, _ = _defined(ratings, metric)
+    usable = np.isfinite(pearson(rated, rated))
+    columns = {
+        "spearman": spearman(metric, ratings),
+        "kendall": kendall(metric, ratings),
+        "spearman without length": partial_spearman(metric, ratings, length),
+    }
+    return {name: np.where(usable, np.nan_to_num(v), NAN) for name, v in columns.items()}
 
 
 def interval_of_mean(per_document: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
