@@ -74,10 +74,10 @@ def in_print(record: dict, tmp_path) -> str:
 
 def test_the_language_model_is_named_wherever_its_figures_stand(record, tmp_path):
     ours = in_print(record, tmp_path)
-    assert "The language model is not the published GPT-2" in ours
+    assert "was not loaded as the published openai-community/gpt2" in ours
     assert ours.count("6 layers of width 256, 17.9M parameters") >= 4
     published = {**record, "models": {**record["models"], "published": True}}
-    assert "is not the published" not in in_print(published, tmp_path)
+    assert "was not loaded as" not in in_print(published, tmp_path)
     demo = {**record, "settings": {**record["settings"], "preset": "demo"}}
     assert "This is the demo" in in_print(demo, tmp_path)
 
