@@ -16,6 +16,7 @@ import pandas as pd
 
 from ...data.datasets import Split
 from ...errors import UserError
+from ...records import file_sha256
 from ..sentences import split_sentences
 from ..suite import Tools
 from ..texts import read_files
@@ -47,7 +48,7 @@ def whole_texts(
         if sum(len(split_sentences(text)) >= 4 for text in texts) < 2:
             fault = f"{held_out} has fewer than two texts of at least four sentences"
             raise UserError(f"{fault}: give whole documents, one per line")
-        sets["held_out"] = texts, held_out.name
+        sets["held_out"] = texts, f"{held_out.name}, sha256 {file_sha256(held_out)[:8]}"
     return sets
 
 

@@ -34,7 +34,7 @@ _AUXILIARIES = "is|are|was|were|has|have|had|will|would|can|could|should|must|ma
 # One "not" for "will have", and none beside another negation, which it would undo.
 _AUXILIARY = re.compile(
     rf"(?<!\bthe )(?<!\ba )\b(?:{_AUXILIARIES})(?: (?:{_AUXILIARIES}))*\b"
-    r"(?! (?:not|n't|never|no|none|nothing|neither|only)\b)(?<! not)"
+    r"(?! (?:not|n't|never|no|none|nothing|neither|only)\b)"
 )
 _NAME = re.compile(r"\b[A-Z][\w’'-]+(?: [A-Z][\w’'-]+)*")
 _WORD = re.compile(r"[A-Za-z]{4,}")
