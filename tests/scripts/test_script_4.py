@@ -125,7 +125,7 @@ def test_faults_end_with_one_sentence_and_code_2(run_script, demo, flags, senten
 
 @pytest.fixture
 def few_judgements(tmp_path):
-    """Four documents, five systems' summaries each, and six sentence pairs, in the folder's form."""
+    """Four documents, five summaries each, and six sentence pairs, in the folder's form."""
     folder = tmp_path / "judgements"
     folder.mkdir()
     qualities = ("coherence", "consistency", "fluency", "relevance")
@@ -145,10 +145,11 @@ def few_judgements(tmp_path):
 
 
 def test_only_humans_asks_for_no_news(run_script, demo, few_judgements, tmp_path):
-    nowhere = ["--dataset", tmp_path / "nowhere", "--results-dir", tmp_path]
-    done = run_script(SCRIPT, *demo[1], *nowhere, "--only", "scores")
-    assert done.returncode == 2 and "nowhere" in done.stderr
-    flags = [*nowhere, "--human-judgements", few_judgements, "--only", "humans"]
+    (tmp_path / "no_news").mkdir()
+    without = ["--dataset", tmp_path / "no_news", "--results-dir", tmp_path]
+    done = run_script(SCRIPT, *demo[1], *without, "--only", "scores")
+    assert done.returncode == 2 and "no_news" in done.stderr
+    flags = [*without, "--human-judgements", few_judgements, "--only", "humans"]
     done = run_script(SCRIPT, *demo[1], *flags)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "records" / "text_metrics.json").read_text(encoding="utf-8"))
