@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gpt2_quant.cli import parser, positive_int, seed_everything, settings_from
 from gpt2_quant.errors import run
-from gpt2_quant.models.variants import BASELINE
+from gpt2_quant.models.variants import BASELINE, TFIDF
 from gpt2_quant.training import MAIN_PROCESS, learning_rate
 
 
@@ -64,7 +64,7 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.hub import fetch_model_folder
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
-    from gpt2_quant.measure.evaluation import evaluate_variant
+    from gpt2_quant.measure.evaluation import evaluate_tfidf, evaluate_variant, headline
     from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier
     from gpt2_quant.training import run as training
@@ -108,8 +108,9 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
                 settings, BASELINE.key, model, tokenizer, splits, folder=folder, baseline=folder,
                 predict=scorer.predict, extra=training.describe(settings, plan, outcomes, scorer),
             )  # fmt: skip
+            beside = evaluate_tfidf(settings, TFIDF, splits, folder)
             step.finish([write_card(folder, record), *training.outputs(folder, settings)])
-            print(training.summary(record))
+            print(training.summary(record), headline(beside), sep="\n")
         else:
             scorer.join(model, settings.batch_size)
         training.clean_up(accelerator, settings)
