@@ -50,8 +50,8 @@ def main() -> None:
     folder = settings.models_dir / BASELINE.folder
     asked = {name: value for name, value in vars(args).items() if name != "push_to_hub"}
     step = Step(settings.results_dir, "1_baseline_finetuning", asked)
-    record = settings.results_dir / "records" / f"{BASELINE.key}.json"
-    if settings.overwrite or not (step.complete() and record.is_file()):
+    records = [settings.results_dir / f"records/{v.key}.json" for v in (BASELINE, TFIDF)]
+    if settings.overwrite or not (step.complete() and all(path.is_file() for path in records)):
         fine_tune(args, settings, seeds, folder, step)
     elif MAIN_PROCESS:
         print(f"{folder} is already complete for these flags; --overwrite trains it anew")

@@ -124,15 +124,15 @@ class Session:
         timed: dict[tuple[Shape, Name], Timed] = defaultdict(Timed)
         passes: dict[Name, list[tuple]] = defaultdict(list)
         names = list(over_texts)
-        for block in range(self.plan.blocks + 1):
-            with no_garbage_collection():
+        with no_garbage_collection():
+            for block in range(self.plan.blocks + 1):
                 for shape, functions in functions_at.items():
                     self._time_block(shape, functions, timed)
                 for i in self.rng.permutation(len(names)):
                     seconds = self.plan.seconds_a_pass if block else 0.0
                     found = self._one_pass(over_texts[names[i]], batches, seconds)
                     passes[names[i]].append(found)
-            progress()
+                progress()
         for times in timed.values():
             del times.blocks[:1], times.on_device[:1]
         for (shape, (key, mode)), times in timed.items():
