@@ -9,6 +9,7 @@ from sklearn.pipeline import make_pipeline
 from gpt2_quant.models import tfidf
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("classes", [2, 4])
 def test_its_answers_are_those_of_a_pipeline(tiny_texts, classes):
     rows = [row for row in zip(*tiny_texts, strict=True) if row[1] < classes]
