@@ -1,12 +1,9 @@
 """Best mode, prepared within a time limit and checked against FP32 and eager.
 
-Best mode rounds in other places than eager, so the two differ, and by how much they may follows
-from the variant's own error. Both round the same FP32 model; if best mode is right, its error (the
-root mean square of its logits' distance to FP32's) is another draw of eager's. Two such draws over
-the 16 texts of a check differ by more than a factor of 1.75 once in a thousand times (the square
-root of an F(32, 32) value; a text's four logits count as two). An engine that errs by twice that
-error on top of it comes out at the square root of 1 + 2^2, or 2.24 times: it is refused. What FP32
-may differ from itself is summation order; see `ROUNDING`.
+Best mode rounds in other places than eager, so the two differ. If it is right, its error (the root
+mean square of its logits' distance to FP32's) is another draw of eager's. Over the 16 texts of a
+check, four logits counted as two, such draws differ 1.75-fold once in a thousand times (root of
+F(32, 32)). Twice eager's error on top of it makes a factor of sqrt(1 + 2^2) = 2.24: refused.
 
 What is given up leaves a sentence in the variant's record, beside its eager figures.
 """

@@ -93,7 +93,7 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
             before = footprint.allocated_bytes(device)
             model = load_variant(key, settings.models_dir, device, checkpoint)
             found[key].memory = measure_memory(model, batch, device, before)
-            if reason := _untimed(key, device):
+            if reason := VARIANTS[key].untimed(device):
                 found[key].notes.append(f"latency: not measured, since {reason}")
             else:
                 models[key] = model
@@ -120,13 +120,6 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
         batches = text_batches(tokens, plan.texts, plan.texts_a_batch, pad_id)
         session.run(functions_at, over_texts, batches, progress.update)
     return store(settings, session)
-
-
-def _untimed(key: str, device: str) -> str:
-    """Why the variant's time on `device` says nothing; "" where it does say something."""
-    variant = VARIANTS[key]
-    ask = getattr(variant.how, "untimed", None) if variant.method else None
-    return ask(device) if ask else ""
 
 
 def _functions(

@@ -1,13 +1,13 @@
 """One process's measurements: the same batches for every variant, one id on every figure.
 
-All is measured in *blocks*, one after the other: in each, every function at every shape (latency),
-then every function over the test texts. The first block settles clocks and caches and is thrown
-away; what is shown is the median of the others, and its interval between them. One function runs
-under two names, and its two intervals have to overlap: that tells what the others are worth.
+Each *block* takes every function at every shape (latency), then over the test texts. The first
+settles clocks and caches and is thrown away; shown are the median of the others and its interval
+between them. One function runs under two names (A/A): whether its two intervals overlap tells what
+the intervals of two variants are worth.
 
 *Throughput* is of texts at their real lengths, in batches of like length, from padded batches to
-logits, both in host memory, without tokenizing. The same passes give the energy: the driver renews
-its counter up to ten times a second, so a pass of a second is off by a tenth at most.
+logits, both in host memory, without tokenizing. The same passes give the energy; the driver renews
+its counter ten times a second at least, so that a pass of a second is off by a tenth at most.
 """
 
 import time
@@ -85,14 +85,9 @@ class Session:
     """`models` by key: the GPT-2 variants that are timed; `found` has all variants."""
 
     def __init__(
-        self,
-        models: dict,
-        found: dict[str, Found],
-        tokens: Tokens,
-        pad_id: int,
-        device: str,
+        self, models: dict, found: dict[str, Found], tokens: Tokens, pad_id: int, device: str,
         plan: Protocol,
-    ):
+    ):  # fmt: skip
         self.models, self.found = models, found
         self.tokens, self.pad_id = tokens, pad_id
         self.device, self.plan = device, plan
@@ -141,7 +136,7 @@ class Session:
         self.a_a = [
             _compared(key, shape, timed[shape, (key, "eager")], again)
             for (shape, (key, mode)), again in timed.items()
-            if mode == AGAIN
+            if mode == AGAIN and (shape, (key, "eager")) in timed
         ]
         for name, measured in passes.items():
             self._keep_passes(name, measured[1:], batches)
@@ -165,10 +160,8 @@ class Session:
                 at = f"{mode} at {shape[0]} x {shape[1]}"
                 self.note(key, f"latency: {at} does not fit in the device's memory")
                 del timed[shape, name]
-        plan = self.plan
-        times = time_interleaved(
-            calls, self.device, self.rng, plan.max_rounds, plan.seconds_a_shape
-        )
+        limits = self.plan.max_rounds, self.plan.seconds_a_shape
+        times = time_interleaved(calls, self.device, self.rng, *limits)
         for name, values in times.items():
             timed[shape, name].blocks.append(values)
 

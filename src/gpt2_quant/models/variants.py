@@ -76,6 +76,11 @@ class Variant:
     def how(self) -> Method:
         return resolve_name(self.method)
 
+    def untimed(self, device: str) -> str:
+        """Why its time on `device` would say nothing; "" where it does say something."""
+        ask = getattr(self.how, "untimed", None) if self.method else None
+        return ask(device) if ask else ""
+
 
 SCRIPTS = {
     1: "src/1_baseline_finetuning.py",
