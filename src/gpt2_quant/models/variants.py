@@ -102,7 +102,7 @@ FP16 = Variant(
     floats="float16", needs="float16",
 )  # fmt: skip
 TF32 = Variant(
-    "baseline_tf32", "Baseline TF32", 3, "#5f5f5f", "8",
+    "baseline_tf32", "Baseline TF32", 3, "#4f5f6f", "8",
     "The baseline's weights in float32, multiplied in TF32 on tensor cores.",
     floats="float32", needs="tf32",
 )  # fmt: skip
@@ -135,7 +135,7 @@ LIBRARY_NF4 = Variant(
     no_best_mode=_LIBRARY_BEST, published=Published(0.9458, 127.86, 56.37, 3.71),
 )  # fmt: skip
 TFIDF = Variant(
-    "tfidf", "TF-IDF + LR", 1, "#44aa99", "H", "Words and word pairs, and logistic regression.",
+    "tfidf", "TF-IDF + LR", 1, "#7711dd", "H", "Words and word pairs, and logistic regression.",
     floats="float32", own_folder="tfidf", reads_texts=True,
 )  # fmt: skip
 
