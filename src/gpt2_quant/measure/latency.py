@@ -13,7 +13,7 @@ from ..data.datasets import Split, load_splits
 from ..data.tokens import load_tokenizer, tokenize
 from ..models import tfidf
 from ..models.loading import baseline_folder, load_variant, unavailable, weights_file
-from ..models.variants import VARIANTS
+from ..models.variants import BASELINE, VARIANTS
 from . import footprint
 from .best import check_on_test, prepare_best
 from .predictions import load_logits
@@ -100,7 +100,10 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
             progress.update()
         session = Session(models, found, tokens, pad_id, device, plan)
         ready: dict[Shape, Functions] = {}
-        if plan.best_shapes:
+        if plan.best_shapes and BASELINE.key not in models:  # script 2, on someone's checkpoint
+            for key in models:
+                session.note(key, "best mode: not measured, without FP32's results to check it by")
+        elif plan.best_shapes:
             ready = prepare_best(session)
             check_on_test(
                 session, ready, {key: load_logits(settings.results_dir, key) for key in models}
