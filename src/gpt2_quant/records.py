@@ -38,8 +38,10 @@ PACKAGES = (
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path, of a file or folder, that replaces `path` when the block succeeds and is
-    removed otherwise. Raises OSError when the disk refuses.
+    removed otherwise; what a link points to is replaced, not the link. Raises OSError when the disk
+    refuses.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     # matplotlib chooses its format by the suffix.

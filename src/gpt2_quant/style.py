@@ -22,6 +22,7 @@ RC = {
     "axes.axisbelow": True,
     "grid.color": "#e3e6e9",
     "legend.frameon": False,
+    "pdf.fonttype": 42,  # TrueType, whose letters can be searched and copied
     "savefig.dpi": 160,
 }
 

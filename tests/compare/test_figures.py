@@ -42,12 +42,9 @@ def outsiders(folder, count):
 
 @pytest.mark.parametrize("count", [2, len(STEPS), 12])
 def test_nothing_overlaps(results, drawn, tmp_path, count):
-    folder = (
-        results
-        if count >= len(STEPS)
-        else write_results(tmp_path / "few", ("baseline", "nf4_bitsandbytes"))
-    )
-    more = outsiders(tmp_path / "outside", count - len(STEPS)) if count == 12 else None
+    few, all_ours = ("baseline", "nf4_bitsandbytes"), len(STEPS)
+    folder = results if count >= all_ours else write_results(tmp_path / "few", few)
+    more = outsiders(tmp_path / "outside", count - all_ours) if count > all_ours else None
     comparison = compare_results(folder, predictions=more)
     assert len(comparison.rows) == count
     figures.draw_all(comparison, tmp_path / "figures")

@@ -21,7 +21,7 @@ from gpt2_quant.models.variants import BASELINE, VARIANTS
 
 MIB = 2**20
 BITSANDBYTES = ("int8_bitsandbytes", "nf4_bitsandbytes")
-SCRATCH = ("int8_scratch", "int8_scratch_w8a8", "nf4_scratch")
+SCRATCH = ("int8_scratch", "int8_scratch_w8a8", "fp8_scratch", "nf4_scratch")
 OF_GPT2 = [key for key, variant in VARIANTS.items() if not variant.reads_texts]
 PARTS = ("linear", "embeddings", "norms_biases", "head", "quantization_state")
 
@@ -68,7 +68,10 @@ def expected(
             "quantization_state": 5 * tensors if key == "int8_scratch" else 0
         }
     sizes = {k: v * rest for k, v in full.items()}
-    if key == "int8_scratch_w8a8":  # a float32 scale an output channel and a table row
+    if key in (
+        "int8_scratch_w8a8",
+        "fp8_scratch",
+    ):  # a float32 scale an output channel and a table row
         return sizes | {
             "linear": weights,
             "embeddings": sum(tables),
@@ -92,7 +95,7 @@ def expected(
 
 @pytest.fixture(scope="module")
 def variants(tiny_tokenizer, tmp_path_factory):
-    """A models folder with all seven variants of one tiny classifier, and its shape."""
+    """A models folder with all variants of one tiny classifier, and its shape."""
     from tiny_models import make_tiny_gpt2, save_variant
 
     models_dir = tmp_path_factory.mktemp("models")
@@ -169,7 +172,7 @@ def test_files_hold_what_the_layouts_say_and_nothing_else(variants):
     }
     assert stored["baseline"] == expected("baseline", **variants.shape, rest=4)
     assert sum(stored["int8_scratch"].values()) == codes + 5 * tensors
-    for key in ("int8_scratch_w8a8", "nf4_scratch"):
+    for key in ("int8_scratch_w8a8", "fp8_scratch", "nf4_scratch"):
         assert stored[key] == expected(key, **variants.shape, rest=4)
     for key in BITSANDBYTES:
         wanted = expected(key, **variants.shape, rest=2)
@@ -206,7 +209,8 @@ def test_published_sizes_of_gpt2():
     for key, published in (("int8_bitsandbytes", 156.36), ("nf4_bitsandbytes", 115.86)):
         parts = expected(key, **GPT2, rest=2)
         assert round((sum(parts.values()) - parts["quantization_state"]) / MIB, 2) == published
-    assert sum(expected("int8_scratch_w8a8", **GPT2, rest=2).values()) / MIB <= 122
+    for key in ("int8_scratch_w8a8", "fp8_scratch"):
+        assert sum(expected(key, **GPT2, rest=2).values()) / MIB <= 122
     assert sum(expected("nf4_scratch", **GPT2, rest=2).values()) / MIB <= 63.5
 
 

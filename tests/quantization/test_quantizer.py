@@ -172,7 +172,8 @@ def test_float16_parts(scheme, tiny_gpt2, batch, tmp_path):
     model.save_pretrained(tmp_path)
     half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float16)
     assert half.dtype == torch.float16 and half.transformer.ln_f.weight.dtype == torch.float16
-    scales = [b for name, b in half.named_buffers() if name.endswith(("_scale", "absmax"))]
+    state = half.hf_quantizer.get_state_dict_and_metadata(half)[0] or half.state_dict()
+    scales = [x for name, x in state.items() if name.endswith(("_scale", "absmax"))]
     assert scales and all(scale.dtype == torch.float32 for scale in scales)
     assert torch.allclose(answer(half, batch).float(), answer(model, batch), atol=0.02)
 
@@ -316,6 +317,7 @@ def test_real_classifier_keeps_its_answers(gpt2_news_mini):
         for scheme, bound in (
             ("int8_scratch", 0.01),
             ("int8_scratch_w8a8", 0.01),
+            ("fp8_scratch", 0.05),
             ("nf4_scratch", 0.2),
         ):
             found = torch.log_softmax(quantize_model(copy.deepcopy(model), scheme)(ids).logits, -1)
@@ -324,7 +326,9 @@ def test_real_classifier_keeps_its_answers(gpt2_news_mini):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("scheme,limit_mib", [("int8_scratch_w8a8", 122), ("nf4_scratch", 63.5)])
+@pytest.mark.parametrize(
+    "scheme,limit_mib", [("int8_scratch_w8a8", 122), ("fp8_scratch", 122), ("nf4_scratch", 63.5)]
+)
 def test_resident_bytes_of_gpt2_124m(scheme, limit_mib, dtype):
     """Sizes follow from shapes, so the real model is built without memory."""
     with torch.device("meta"):

@@ -2,6 +2,7 @@
 
               CUDA                                      CPU
 W8A8          fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
+FP8           the same chain on e4m3 codes              torch.compile, emulated
 NF4 by hand   the same chain, weights unpacked          torch.compile
 float         the same chain on float weights           torch.compile
 bitsandbytes  as it is                                  as it is

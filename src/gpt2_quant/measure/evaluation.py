@@ -15,7 +15,7 @@ from ..data.datasets import Split
 from ..data.labels import LABELS
 from ..data.tokens import Tokens, pad_batch, tokenize
 from ..models import tfidf
-from ..models.loading import weights_file
+from ..models.checkpoints import weights_sha256
 from ..models.sizes import file_bytes, size_in_parts, stored_size
 from ..models.variants import VARIANTS, Variant
 from . import figures, predictions, scores
@@ -106,7 +106,7 @@ def _store(
         "settings": settings.as_dict(),
         "checkpoint": {
             "base_model": settings.base_model,
-            "baseline_sha256": records.file_sha256(weights_file(baseline)),
+            "baseline_sha256": weights_sha256(baseline),
         },
         "data": splits["test"].describe() | {"truncated_texts": truncated},
         "splits": {name: split.describe() for name, split in splits.items()},

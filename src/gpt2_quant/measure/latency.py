@@ -12,7 +12,8 @@ from ..cli import Settings
 from ..data.datasets import Split, load_splits
 from ..data.tokens import load_tokenizer, tokenize
 from ..models import tfidf
-from ..models.loading import baseline_folder, load_variant, unavailable, weights_file
+from ..models.checkpoints import weights_sha256
+from ..models.loading import baseline_folder, load_variant, unavailable
 from ..models.variants import BASELINE, VARIANTS
 from . import footprint
 from .best import check_on_test, prepare_best
@@ -59,7 +60,7 @@ def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
     baseline.
     """
     found = records.load_records(settings.results_dir)
-    sha256 = records.file_sha256(weights_file(baseline_folder(settings.models_dir, checkpoint)))
+    sha256 = weights_sha256(baseline_folder(settings.models_dir, checkpoint))
     return [
         key
         for key, variant in VARIANTS.items()
@@ -68,7 +69,7 @@ def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
         and not unavailable(variant, settings.device)
         and (
             not (variant.method or variant.reads_texts)
-            or (settings.models_dir / variant.folder / "model.safetensors").is_file()
+            or (settings.models_dir / variant.folder / variant.first_file).is_file()
         )
     ]
 

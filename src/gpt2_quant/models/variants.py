@@ -2,7 +2,7 @@
 
 A new one is an entry here and an object with the two functions of `Method`:
 
-    Variant("fp8_scratch", "FP8 Scratch", script=2, method="gpt2_quant.quantization.fp8:SCHEME", …)
+    Variant("int4_scratch", "INT4", script=2, method="gpt2_quant.quantization.int4:SCHEME", …)
 
 Methods are loaded when used: this file needs the standard library alone.
 """
@@ -63,6 +63,11 @@ class Variant:
         return self.own_folder or (self.key if self.method else BASELINE.folder)
 
     @property
+    def first_file(self) -> str:
+        """A file without which its folder is no model."""
+        return "vocabulary.json" if self.reads_texts else "config.json"
+
+    @property
     def by_hand(self) -> bool:
         """Whether its method is a scheme of our transformers plug-in."""
         return bool(self.method) and self.script == 2
@@ -117,6 +122,12 @@ W8A8 = Variant(
     "Weights are int8 per output channel, activations int8 per token; biases, norms, head float.",
     "gpt2_quant.quantization.schemes:W8A8", computes_on_codes=True,
 )  # fmt: skip
+FP8 = Variant(
+    "fp8_scratch", "FP8 Scratch", 2, "#cc6677", "*",
+    "Weights are FP8 (e4m3) per output channel, activations FP8 per token; biases, norms, head "
+    "float.",
+    "gpt2_quant.quantization.fp8:SCHEME", computes_on_codes=True,
+)  # fmt: skip
 NF4 = Variant(
     "nf4_scratch", "NF4 Scratch", 2, "#882255", "v",
     "Weights and token embeddings are NF4, positions int8; biases, norms and head float.",
@@ -149,7 +160,7 @@ def register(variant: Variant) -> None:
         SCHEMES[variant.key] = variant.method
 
 
-for _variant in (BASELINE, FP16, TF32, INT8, W8A8, NF4, LLM_INT8, LIBRARY_NF4, TFIDF):
+for _variant in (BASELINE, FP16, TF32, INT8, W8A8, FP8, NF4, LLM_INT8, LIBRARY_NF4, TFIDF):
     register(_variant)
 
 
