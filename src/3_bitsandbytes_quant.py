@@ -2,9 +2,10 @@
 
 Each scheme is applied at load to models/baseline_gpt2 (or --checkpoint), saved, loaded again from
 the disk, and measured as it came back: predictions, sizes, confusion matrix, record. The same
-weights in float16 are measured beside them: the control row, without which a 16-bit quantized row
-looks like a speed-up. In the end all variants that there are by now, script 2's too, are timed
-together in this one process, so that their rows compare.
+weights in float16 and in TF32 are measured beside them, where the device has that arithmetic: the
+control rows, without which a 16-bit quantized row looks like a speed-up. In the end all variants
+that there are by now, script 2's too, are timed together in this one process, so that their rows
+compare.
 
 Runs on CUDA and, through bitsandbytes' CPU backend, without.
 
@@ -53,7 +54,7 @@ def main() -> None:
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
     from gpt2_quant.models.bitsandbytes import require
     from gpt2_quant.models.cards import save_model, write_card
-    from gpt2_quant.models.loading import load_classifier, load_variant
+    from gpt2_quant.models.loading import load_classifier, load_variant, unavailable
 
     require()
     if settings.preset == "demo":
@@ -63,6 +64,9 @@ def main() -> None:
     model = load_classifier(baseline, settings.device)
 
     outputs = []
+    for variant in [v for v in variants if unavailable(v, settings.device)]:
+        print(unavailable(variant, settings.device))
+        variants.remove(variant)
     # A checkpoint of someone else's has no FP32 row yet; script 1 has written its own.
     for variant in [BASELINE, *variants] if args.checkpoint else variants:
         folder, facts = baseline, {}

@@ -32,6 +32,7 @@ STEPS = {
     "nf4_scratch": 1.0,
     "int8_bitsandbytes": 0.1,
     "nf4_bitsandbytes": 0.5,
+    "tfidf": 0.3,
 }
 DTYPES = {"baseline": np.float32, "baseline_fp16": np.float32, "nf4_scratch": np.int8}
 

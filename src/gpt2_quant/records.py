@@ -26,7 +26,9 @@ from .errors import UserError
 
 SCHEMA_VERSION = 1
 # Renewed by latency.py when all variants are timed together.
-TIMED_SECTIONS = ("latency", "throughput", "memory", "energy", "notes", "timing")
+TIMED_SECTIONS = (
+    "latency", "throughput", "memory", "energy", "best_check", "notes", "timing",
+)  # fmt: skip
 PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy",
     "pandas", "safetensors", "tokenizers", "rouge-score", "sacrebleu", "nltk",

@@ -171,7 +171,8 @@ def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
     entries: list[Row | Missing] = []
     for key, variant in VARIANTS.items():
         sentence = f"{variant.label} is missing: run python {variant.script_path}{flag}"
-        entries.append(rows.get(key) or Missing(key, variant.label, sentence))
+        if key in rows or not variant.needs:  # what its device does not have is not missing
+            entries.append(rows.get(key) or Missing(key, variant.label, sentence))
     return entries + [row for key, row in rows.items() if key not in VARIANTS]
 
 

@@ -134,6 +134,18 @@ def has_half_arithmetic(device: str) -> bool:
     return device == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
+def unavailable(variant: Variant, device: str) -> str:
+    """Why `device` has no row of `variant`; "" where it has one."""
+    import torch
+
+    if variant.needs == "float16" and not has_half_arithmetic(device):
+        return f"{variant.label} has no row here: this CPU would compute it in float32"
+    tensor_cores = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    if variant.needs == "tf32" and not tensor_cores:
+        return f"{variant.label} has no row here: it takes an NVIDIA GPU from Ampere on"
+    return ""
+
+
 def float_dtype(variant: Variant, device: str):
     import torch
 
@@ -150,7 +162,11 @@ def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None
     elif not folder.is_dir():
         script = variant.script_path
         raise UserError(f"{folder} is not there yet: run python {script} with the same flags first")
+    from .tf32 import compute_in_tf32
+
     model = load_classifier(folder, device, float_dtype(variant, device))
     if variant.floats == "float16" and not has_half_arithmetic(device):
         model = model.float()  # weights keep float16's rounding; only the arithmetic is float32
+    if variant.needs == "tf32":
+        compute_in_tf32(model)
     return model

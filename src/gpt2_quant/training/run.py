@@ -27,7 +27,7 @@ from ..data.datasets import Split
 from ..data.tokens import Tokens
 from ..errors import UserError
 from ..models.checkpoints import weights_sha256
-from ..models.variants import BASELINE
+from ..models.variants import BASELINE, TFIDF
 from .checkpoints import Checkpoints
 from .evaluation import Scorer
 from .figures import training_curve
@@ -165,8 +165,13 @@ def save_curve(frame: pd.DataFrame, results: Path) -> None:
 def outputs(folder: Path, settings: Settings) -> list[Path]:
     """Files of a complete run that no later script changes."""
     names = ["training_curve.csv", "training_curve.png", f"{BASELINE.key}_confusion_matrix.png"]
-    names += [f"predictions/{BASELINE.key}{split}.parquet" for split in ("", ".validation")]
+    names += [
+        f"predictions/{variant.key}{split}.parquet"
+        for variant in (BASELINE, TFIDF)
+        for split in ("", ".validation")
+    ]
     weights = [folder / "config.json", folder / "model.safetensors"]
+    weights.append(settings.models_dir / TFIDF.folder / "model.safetensors")
     return [*weights, *(settings.results_dir / name for name in names)]
 
 
