@@ -155,8 +155,9 @@ class FusedStep:
             kernel = attention.tiled_backward if gradients else attention.tiled
             tensors = block.o, block.log_sum, *gradients
         self.lanes.run(
-            kernel, (programs, tiles), block.qkv, *tensors, self.random, 3 * layer + 1, self.process * programs,
-            head**-0.5, length, self.width, HEADS=heads, HEAD=head, BLOCK=size, num_warps=warps,
+            kernel, (programs, tiles), block.qkv, *tensors, self.random, 3 * layer + 1,
+            self.process * programs, head**-0.5, length, self.width, HEADS=heads, HEAD=head,
+            BLOCK=size, num_warps=warps,
         )  # fmt: skip
 
     def _add_norm(self, x: Tensor, y: Tensor, i: int, site: int, rows: int, embed=False) -> None:
