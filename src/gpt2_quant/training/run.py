@@ -102,7 +102,8 @@ def choose_step(
             except torch.OutOfMemoryError:
                 step = None
             fits = torch.tensor(step is not None, dtype=torch.float32, device=accelerator.device)
-            if accelerator.reduce(fits, "sum") == accelerator.num_processes:
+            everywhere = accelerator.reduce(fits, "sum") == accelerator.num_processes
+            if step and everywhere:
                 return step
             fault = "too little GPU memory for the fused step"
             accelerator.print(f"{fault}: training with the plain one")
