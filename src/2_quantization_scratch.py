@@ -60,14 +60,15 @@ def main() -> None:
         demo.prepare(settings)
     seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
-    model = load_classifier(baseline, settings.device)
+    classes = splits["train"].classes
+    model = load_classifier(baseline, settings.device, classes=classes)
 
     outputs = []
     for variant in variants:
         folder = settings.models_dir / variant.folder
         quantized = variant.how.quantize(variant.key, model, baseline, torch.float32)
-        save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name))
-        loaded = load_variant(variant.key, settings.models_dir, settings.device)
+        save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name, classes))
+        loaded = load_variant(variant.key, settings.models_dir, settings.device, classes=classes)
         record = evaluate_variant(
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
             extra={"quantization": variant.how.facts(loaded)},

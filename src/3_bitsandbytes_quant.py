@@ -59,7 +59,8 @@ def main() -> None:
         demo.prepare(settings)
     seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
-    model = load_classifier(baseline, settings.device)
+    classes = splits["train"].classes
+    model = load_classifier(baseline, settings.device, classes=classes)
 
     outputs = []
     # A checkpoint of someone else's has no FP32 row yet; script 1 has written its own.
@@ -68,10 +69,10 @@ def main() -> None:
         if variant.method:
             folder = models / variant.folder
             quantized = variant.how.quantize(variant.key, model, baseline, torch.float16)
-            save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name))
+            save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name, classes))
             outputs += [folder / "model.safetensors"]
             del quantized
-        loaded = load_variant(variant.key, models, settings.device, args.checkpoint)
+        loaded = load_variant(variant.key, models, settings.device, args.checkpoint, classes)
         if variant.method:
             facts = {"quantization": variant.how.facts(loaded)}
         record = evaluate_variant(

@@ -35,14 +35,16 @@ def evaluate_variant(
     """
     variant, results = VARIANTS[key], settings.results_dir
     parts = size_in_parts(model)  # before bitsandbytes casts tensors
+    described = {name: split.describe() for name, split in splits.items()}
     for name, stored_as in (("validation", f"{key}.validation"), ("test", key)):
         tokens = tokenize(tokenizer, splits[name], settings.max_length)
+        described[name] |= tokens.cut()
         words = f"{variant.label} on {name} ({settings.device})"
         logits = predict(model, tokens, settings.batch_size, tokenizer.pad_token_id, words)
         predictions.save_predictions(results, stored_as, tokens.labels, logits)
     # The loop ends on test.
     path = results / f"{key}_confusion_matrix.png"
-    figures.confusion_matrix(tokens.labels, logits, variant.label, path)
+    figures.confusion_matrix(tokens.labels, logits, variant.label, path, splits["test"].classes)
     record = {
         "variant": {
             "label": variant.label,
@@ -55,8 +57,8 @@ def evaluate_variant(
             "base_model": settings.base_model,
             "baseline_sha256": records.file_sha256(weights_file(baseline)),
         },
-        "data": splits["test"].describe() | {"truncated_texts": tokens.truncated},
-        "splits": {name: split.describe() for name, split in splits.items()},
+        "data": described["test"] | splits["test"].facts,
+        "splits": described,
         "metrics": scores.classification_scores(tokens.labels, logits),
         "size": {
             "parts": parts,

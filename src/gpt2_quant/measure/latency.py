@@ -58,7 +58,8 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
     device, plan = settings.device, protocol(settings.preset, settings.device)
     keys = comparable_keys(settings, checkpoint)
     tokenizer = load_tokenizer(baseline_folder(settings.models_dir, checkpoint))
-    tokens = tokenize(tokenizer, load_splits(settings)["test"], settings.max_length)
+    test = load_splits(settings)["test"]
+    tokens = tokenize(tokenizer, test, settings.max_length)
     pad_id = tokenizer.pad_token_id
     models, memory = {}, {}
     steps = len(keys) + (5 if plan.best_shapes else 2)
@@ -70,7 +71,7 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
         batch = shape_batch(tokens, *MEMORY_SHAPE, pad_id, device)
         for key in keys:
             before = footprint.allocated_bytes(device)
-            models[key] = load_variant(key, settings.models_dir, device, checkpoint)
+            models[key] = load_variant(key, settings.models_dir, device, checkpoint, test.classes)
             memory[key] = measure_memory(models[key], batch, device, before)
             progress.update()
         session = Session(models, tokens, pad_id, device, plan)

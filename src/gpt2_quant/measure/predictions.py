@@ -1,7 +1,7 @@
 """A classifier's logits over a split: every score comes from their file.
 
 `results/predictions/<key>.parquet` (validation: `<key>.validation.parquet`) has a row per text:
-`id` (its number in the split), `label` (0–3) and `logit_0` … `logit_3` (float32).
+`id` (its number in the split), `label` (0 … C-1) and `logit_0` … (float32), one per class.
 """
 
 from pathlib import Path
@@ -10,20 +10,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..data.labels import LABELS
 from ..data.tokens import Tokens, pad_batch, sorted_batches
 from ..errors import UserError
 from ..records import atomic_path
 
-LOGITS = [f"logit_{i}" for i in range(len(LABELS))]
-
 
 def predict(model, tokens: Tokens, batch_size: int, pad_id: int, description: str) -> np.ndarray:
-    """Logits of `tokens`, in order: float32 [n, 4]. Raises UserError for NaN or infinity."""
+    """Logits of `tokens`, in order: float32 [n, C]. Raises UserError for NaN or infinity."""
     import torch  # here, since script 5 reads predictions without torch
 
     device = next(model.parameters()).device
-    logits = torch.full((len(tokens), len(LABELS)), torch.nan, device=device)
+    logits = torch.full((len(tokens), model.config.num_labels), torch.nan, device=device)
     with torch.inference_mode(), tqdm(total=len(tokens), desc=description, unit="text") as progress:
         for rows in sorted_batches(tokens.lengths, batch_size):
             batch = pad_batch(tokens, rows, pad_id)
@@ -44,9 +41,9 @@ def predictions_path(results_dir: Path, key: str) -> Path:
 
 
 def save_predictions(results_dir: Path, key: str, labels: np.ndarray, logits: np.ndarray) -> Path:
-    """labels [n], logits float32 [n, 4]; written atomically."""
+    """labels [n], logits float32 [n, C]; written atomically."""
     texts = pd.DataFrame({"id": np.arange(len(labels)), "label": np.asarray(labels, np.int64)})
-    frame = texts.join(pd.DataFrame(logits.astype(np.float32), columns=LOGITS))
+    frame = texts.join(pd.DataFrame(logits.astype(np.float32)).add_prefix("logit_"))
     path = predictions_path(results_dir, key)
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
@@ -58,7 +55,9 @@ def load_predictions(results_dir: Path, key: str) -> pd.DataFrame:
     path = predictions_path(results_dir, key)
     mend = f"run the script that makes {key} again, with --overwrite"
     try:
-        return pd.read_parquet(path)[["id", "label", *LOGITS]]
+        frame = pd.read_parquet(path)
+        n_classes = max(2, frame.columns.str.startswith("logit_").sum())
+        return frame[["id", "label", *(f"logit_{i}" for i in range(n_classes))]]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {mend}") from None
     except (OSError, ValueError, KeyError) as fault:

@@ -1,11 +1,15 @@
 """Model cards, and a model folder written whole."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import looks_like_path
 from ..data.labels import LABELS
 from ..records import atomic_path, write_text
 from .variants import SCRIPTS, Variant
+
+AG_NEWS_INPUT = """Input is title, one space, description, in English, of about 2004: it was tested
+on nothing else."""
 
 
 def _front_matter(tag: str) -> str:
@@ -20,15 +24,16 @@ tags: [gpt2, ag-news{tag}]
 def model_card(record: dict) -> str:
     training, metrics, made = record["training"], record["metrics"], record["provenance"]
     base, train = record["checkpoint"]["base_model"], record["splits"]["train"]
-    accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
+    accuracy, f1, classes = metrics["accuracy"], metrics["f1_macro"], record["data"]["classes"]
+    data = "AG News" if tuple(classes) == LABELS else f"`{train['name']}`"
     # A folder's name means nothing on the hub.
     base_tag = "" if looks_like_path(base) else f"base_model: {base}\n"
     return f"""{_front_matter("")}{base_tag}---
 
-# GPT-2 fine-tuned on AG News
+# GPT-2 fine-tuned on {data}
 
-Sorts a news item into {", ".join(LABELS)}. All parameters of `{base}` were fine-tuned by
-`{SCRIPTS[1]}`.
+Sorts a text into {len(classes)} classes: {_listed(classes)}.
+All parameters of `{base}` were fine-tuned by `{SCRIPTS[1]}`.
 
 ```python
 from transformers import pipeline
@@ -48,9 +53,13 @@ clipping at 1, dropout 0.1, {training["precision"]} |
 | kept | epoch {training["best_epoch"]}, the best on validation |
 | made by | commit {made["git_commit"]}, torch {made["packages"]["torch"]}, {made["device"]} |
 
-Input is title, one space, description, in English, of about 2004: it was tested on nothing else.
+{AG_NEWS_INPUT if data == "AG News" else "It was tested on nothing but that data set's texts."}
 Pad on the right with the end-of-text token.
 """
+
+
+def _listed(classes: Sequence[str], most: int = 20) -> str:
+    return ", ".join([*classes[:most], *["…"] * (len(classes) > most)])
 
 
 def _estimate(metric: dict) -> str:
@@ -62,7 +71,7 @@ def write_card(folder: Path, record: dict) -> Path:
     return folder / "README.md"
 
 
-def variant_card(variant: Variant, source: str) -> str:
+def variant_card(variant: Variant, source: str, classes: Sequence[str] = LABELS) -> str:
     register = (
         "# gpt2_quant is the repository that made this folder: clone it, then pip install -e .\n"
         "import gpt2_quant.quantization.quantizer  # registers the method with transformers\n"
@@ -70,7 +79,7 @@ def variant_card(variant: Variant, source: str) -> str:
     tag = ", gpt2_quant" if variant.by_hand else ", bitsandbytes"
     return f"""{_front_matter(tag)}---
 
-# GPT-2 on AG News, {variant.label}
+# GPT-2 {"on AG News" if tuple(classes) == LABELS else "classifier"}, {variant.label}
 
 Quantized from `{source}` by `{variant.script_path}`. {variant.description}
 
@@ -80,7 +89,7 @@ Quantized from `{source}` by `{variant.script_path}`. {variant.description}
 model = AutoModelForSequenceClassification.from_pretrained("{variant.folder}")
 ```
 
-Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json`.
+Labels: {_listed(classes)}. Its scores stand in the record `{variant.key}.json`.
 """
 
 

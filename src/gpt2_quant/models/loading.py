@@ -5,6 +5,8 @@ classes. The dtype is stated: transformers would keep the file's own.
 """
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.hub import fetch_model_folder
@@ -33,11 +35,11 @@ def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
     return check_checkpoint(folder)
 
 
-def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
+def check_checkpoint(folder: Path, classes: Sequence[str] | None = None) -> Path:
     """`folder`, after a look at its config and its weight file's header, without torch.
 
-    Raises UserError where it is empty or damaged, for another architecture, or (but for `new_head`)
-    other than four labels.
+    Raises UserError where it is empty or damaged, for another architecture, or (where it is given)
+    another number of labels than `classes`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -51,8 +53,9 @@ def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     if kind != "gpt2":
         raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
-    if labels != (needed := len(LABELS)) and not new_head:
-        raise UserError(f"{folder} has {labels} labels where {needed} are needed: run script 1")
+    if classes and labels != (needed := len(classes)):
+        fault = f"{folder} has {labels} labels where {needed} are needed"
+        raise UserError(f"{fault}, one for each class of the data set: run script 1 on it")
     path = weights_file(folder)
     try:
         with safe_open(path, framework="np"):
@@ -77,10 +80,17 @@ def quiet_loading() -> None:
     logging.disable_progress_bar()
 
 
-def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool = False):
+def load_classifier(
+    folder: Path | str,
+    device: str,
+    dtype=None,
+    new_head: bool = False,
+    classes: Sequence[str] = LABELS,
+):
     """A GPT-2 sequence classifier in `dtype` (float32 when None), in eval mode.
 
-    Quantized folders load as what they are; `new_head` starts a 4-class head on a language model.
+    Its rows are put into the order of the data set's `classes`. Quantized folders load as what they
+    are; `new_head` starts a head on a language model.
     Raises UserError as `check_checkpoint`, for a missing head and for NaN or infinity.
     """
     import torch
@@ -89,18 +99,20 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     from ..quantization import quantizer  # noqa: F401  registers the schemes with transformers
 
     quiet_loading()
-    folder = check_checkpoint(Path(folder), new_head)
+    folder = check_checkpoint(Path(folder), None if new_head else classes)
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
     if new_head:
-        config.num_labels = len(LABELS)
+        config.num_labels = len(classes)
     if config.pad_token_id is None:
         has_tokenizer = any(folder.glob("tokenizer.json")) or any(folder.glob("vocab.json"))
         pad = load_tokenizer(folder).pad_token_id if has_tokenizer else config.eos_token_id
         config.pad_token_id = pad
-    order = list(range(len(LABELS))) if new_head else _order_of_labels(config.id2label, folder)
+    order = list(range(len(classes)))
+    if not new_head:
+        order = _order_of_labels(config.id2label, classes, folder)
     quantization = getattr(config, "quantization_config", None)
     from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
     if from_library:
@@ -125,8 +137,8 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
     if order != sorted(order):
         model.score.weight.data = model.score.weight.data[order]
-    model.config.id2label = dict(enumerate(LABELS))
-    model.config.label2id = {label: index for index, label in enumerate(LABELS)}
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {label: index for index, label in enumerate(classes)}
     if from_library:
         # transformers 5.23 leaves unquantized weights in the file's dtype, biases in the asked one.
         for parameter in model.parameters():
@@ -137,18 +149,20 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     return model.eval()
 
 
-def _order_of_labels(names: dict[int, str], folder: Path) -> list[int]:
-    """The checkpoint's row of each of our classes: by name, else, where it has none, by number."""
+def _order_of_labels(names: dict[int, str], classes: Sequence[str], folder: Path) -> list[int]:
+    """The checkpoint's row of each class of the data set: by name, else, where one of the two has
+    numbers only, by number, which is said. Raises UserError for names of other classes.
+    """
     theirs = [str(names[index]).casefold() for index in sorted(names)]
-    if theirs == [f"label_{index}" for index in range(len(LABELS))]:
-        return list(range(len(LABELS)))
-    ours = [label.casefold() for label in LABELS]
-    if sorted(theirs) != sorted(ours):
-        fault = f"{folder} names its classes {', '.join(map(str, names.values()))}"
-        raise UserError(
-            f"{fault}; they must be {', '.join(LABELS)}: rename them in its config.json"
-        )
-    return [theirs.index(label) for label in ours]
+    ours = [label.casefold() for label in classes]
+    if sorted(theirs) == sorted(ours):
+        return [theirs.index(label) for label in ours]
+    if any(all(re.fullmatch(r"(label_)?\d+", label) for label in side) for side in (theirs, ours)):
+        print(f"{folder}: its classes are matched with the data set's by number, for want of names")
+        return list(range(len(ours)))
+    listed = ", ".join(map(str, [*names.values()][:9]))
+    mend = f"they must be {', '.join([*classes][:9])}: rename them in its config.json"
+    raise UserError(f"{folder} names its classes {listed}; {mend}")
 
 
 def has_half_arithmetic(device: str) -> bool:
@@ -165,7 +179,13 @@ def float_dtype(variant: Variant, device: str):
     return torch.float16 if half else torch.float32
 
 
-def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
+def load_variant(
+    key: str,
+    models_dir: Path,
+    device: str,
+    checkpoint: str | None = None,
+    classes: Sequence[str] = LABELS,
+):
     """The model of a variant. Raises UserError without its folder."""
     variant = VARIANTS[key]
     folder = models_dir / variant.folder
@@ -174,7 +194,7 @@ def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None
     elif not folder.is_dir():
         script = variant.script_path
         raise UserError(f"{folder} is not there yet: run python {script} with the same flags first")
-    model = load_classifier(folder, device, float_dtype(variant, device))
+    model = load_classifier(folder, device, float_dtype(variant, device), classes=classes)
     if variant.floats == "float16" and not has_half_arithmetic(device):
         model = model.float()  # weights keep float16's rounding; only the arithmetic is float32
     return model
