@@ -14,7 +14,6 @@ from scipy.special import softmax
 
 from ..cli import Settings
 from ..data.datasets import load_splits
-from ..data.labels import LABELS
 from ..errors import UserError
 from ..measure import paired
 from .comparison import Comparison
@@ -33,8 +32,7 @@ def most_changed(comparison: Comparison, count: int = 10) -> pd.DataFrame:
     kl = np.stack([paired.divergence(baseline, variant) for variant in logits])
     ids = np.argsort(-kl.max(axis=0), kind="stable")[:count]
     by = kl[:, ids].argmax(axis=0)
-    n_classes = baseline.shape[1]
-    names = np.array(LABELS if n_classes == len(LABELS) else [*map(str, range(n_classes))])
+    names = np.array(comparison.classes)
     by_label = [comparison.others[i].label for i in by]
     found = {"id": ids, "label": names[comparison.labels[ids]], "by": by_label, "kl": kl[by, ids]}
     for when, answers in (("before", baseline[ids]), ("after", logits[by, ids])):

@@ -159,7 +159,13 @@ def choose_columns(
             raise UserError(f"{fault}: name it with --label-column")
         label = found[0]
     if not texts:
-        texts = [c for c in columns if c != label and _dtype(table, c) in STRINGS]
+        texts = [
+            c
+            for c in columns
+            if c != label
+            and _dtype(table, c) in STRINGS
+            and not all(_is_float(str(text)) for text in table[:BATCH_ROWS][c])
+        ]
         if len(texts) != 1:
             fault = f"{where} has {len(texts)} columns of text beside {label}; {listed}"
             raise UserError(f"{fault}: name those to read with --text-columns")

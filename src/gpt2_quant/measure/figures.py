@@ -59,10 +59,13 @@ def confusion_matrix(
         axes.set_xticks(np.arange(0, n_classes, every) + 0.5, names[::every], fontsize=font)
         axes.set_yticks(np.arange(0, n_classes, every) + 0.5, names[::every], fontsize=font)
         axes.tick_params(length=0)
-        axes.tick_params(axis="x", rotation=90 * (n_classes > FULL_CELLS))
+        if n_classes > FULL_CELLS:
+            axes.tick_params(axis="x", rotation=90)
+            axes.tick_params(axis="y", rotation=0)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(title, loc="left", pad=20)
         note = f"accuracy {metrics.accuracy_score(labels, predicted):.4f}, n = {n:,}"
+        note += "; colour: share of the true class" * (n_classes > FULL_CELLS)
         axes.text(0, 1, f"{note}\n", transform=axes.transAxes, color=FAINT, va="center")
         if worst:
             figure.supxlabel(worst, x=0.02, ha="left", fontsize=8)
