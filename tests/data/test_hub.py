@@ -26,9 +26,10 @@ folder = fetch_model_folder({MODEL!r}, revision)
 print(json.dumps({{"commit": folder.name, "files": sorted(p.name for p in folder.iterdir())}}))
 """
 READ = f"""
-from gpt2_quant.data.datasets import _read_hub
-rows = _read_hub({DATASET!r}, revision)
-print(json.dumps([[len(texts), texts[0], labels[:4]] for texts, labels in rows]))
+from gpt2_quant.data.tables import read_hub
+tables = read_hub({DATASET!r}, revision, None, ["train", "test"])
+tables = [tables[split] for split in tables[None]]
+print(json.dumps([[len(t), t[0]["text"], t["label"][:4]] for t in tables]))
 """
 
 
