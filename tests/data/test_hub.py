@@ -27,9 +27,8 @@ print(json.dumps({{"commit": folder.name, "files": sorted(p.name for p in folder
 """
 READ = f"""
 from gpt2_quant.data.tables import read_hub
-tables = read_hub({DATASET!r}, revision, None, ["train", "test"])
-tables = [tables[split] for split in tables[None]]
-print(json.dumps([[len(t), t[0]["text"], t["label"][:4]] for t in tables]))
+tables = read_hub({DATASET!r}, revision, None)
+print(json.dumps([[len(t), t[0]["text"], t["label"][:4]] for t in tables.values()]))
 """
 
 

@@ -9,6 +9,7 @@ hashes. AG News in its own form (a CSV of class, title, description without head
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -136,7 +137,7 @@ def _load(source: _Source) -> dict[str, Split]:
         if count := int(np.isin(kept[other], kept[one]).sum()):
             shared[f"{one}, {other}"] = count
             notes.append(f"{count:,} of the {len(kept[other]):,} {other} texts are in {one}, too")
-    if notes and tables.is_main_process():
+    if notes and os.environ.get("RANK", "0") == "0":
         print(f"{source.name}: {'; '.join(notes)}.")
     facts = whole["train"].facts | {"notes": notes, "shared_texts": shared}
     return {name: replace(whole[name].take(rows[name]), facts=facts) for name in kept}
@@ -169,23 +170,20 @@ def _read(source: _Source) -> tuple[dict[str, Split], list[str]]:
     place = Path(source.name)
     if looks_like_path(source.name):
         names = tables.names_of_file(place)
-        for split, asked in source.splits:
-            files = tables.split_files(place, asked or split) if place.is_dir() else [place]
-            if place.is_dir() and not files and (asked or split == "train"):
+        for split, asked in source.splits if place.is_dir() else source.splits[:1]:
+            if files := tables.split_files(place, asked or split):
+                found[split] = _read_files(files, source, names)
+            elif asked or split == "train":
                 forms = f"{asked or split}.csv, .tsv, .jsonl, .json or .parquet"
                 mend = "name a folder that does, or the file itself"
                 raise UserError(f"--dataset {place} holds no {forms}: {mend}")
-            if files and (split == "train" or place.is_dir()):
-                found[split] = _read_files(files, source, names)
     else:
-        wanted = [asked or split for split, asked in source.splits]
-        loaded = tables.read_hub(source.name, source.revision, source.config, wanted)
+        loaded = tables.read_hub(source.name, source.revision, source.config)
         for split, asked in source.splits:
             if (name := asked or split) in loaded:
                 found[split] = loaded[name]
             elif asked or split == "train":
-                there = ", ".join(loaded[None])
-                fault = f"--dataset {source.name} has no {name} split; it has {there}"
+                fault = f"--dataset {source.name} has no {name} split; it has {', '.join(loaded)}"
                 raise UserError(f"{fault}: name one with --{split}-split")
     own = dict(source=source.name, revision=source.revision, cache=source.cache)
     if isinstance(found["train"], tuple):  # AG News' own form
