@@ -118,7 +118,7 @@ def _load(source: _Source) -> dict[str, Split]:
     hashes = {name: _hashes(split.texts) for name, split in whole.items()}
     _, remainder = hashes["train"]
     rows = {name: np.arange(len(split.texts)) for name, split in whole.items()}
-    for name in CUTS.keys() - whole.keys():
+    for name in [split for split in CUTS if split not in whole]:
         rows[name] = np.flatnonzero(np.isin(remainder, CUTS[name]))
         if not len(rows[name]):
             fault = f"--dataset {source.name}: its {len(remainder)} train rows leave none for"

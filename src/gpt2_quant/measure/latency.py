@@ -34,10 +34,13 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
-def protocol(preset: str, device: str) -> Protocol:
+def protocol(preset: str, device: str, max_length: int = 128) -> Protocol:
+    """Where texts are longer than the sweep's, at their length, too."""
     if (preset, device) == ("demo", "cpu"):  # compiling outlasts the demo
         return replace(PROTOCOLS["cpu"], best_shapes=(), seconds_a_shape=0.8, texts=128)
-    return PROTOCOLS[device]
+    plan, longer = PROTOCOLS[device], ((16, max_length), (1, max_length)) * (max_length > 128)
+    best = longer * (device == "cuda")  # a CPU compiles anew for each shape
+    return replace(plan, shapes=plan.shapes + longer, best_shapes=plan.best_shapes + best)
 
 
 def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
@@ -55,7 +58,8 @@ def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
 
 def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict[str, dict]:
     """Measure all comparable variants, renew `records.TIMED_SECTIONS`; returns records by key."""
-    device, plan = settings.device, protocol(settings.preset, settings.device)
+    device = settings.device
+    plan = protocol(settings.preset, device, settings.max_length)
     keys = comparable_keys(settings, checkpoint)
     tokenizer = load_tokenizer(baseline_folder(settings.models_dir, checkpoint))
     test = load_splits(settings)["test"]
