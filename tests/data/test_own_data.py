@@ -15,8 +15,9 @@ import pyarrow.parquet
 import pytest
 
 from gpt2_quant.cli import parser, settings_from
+from gpt2_quant.data.ag_news import read_csv
 from gpt2_quant.data.classes import MOST_CLASSES
-from gpt2_quant.data.datasets import load_splits, read_csv
+from gpt2_quant.data.datasets import load_splits
 from gpt2_quant.data.tokens import tokenize
 from gpt2_quant.errors import UserError
 

@@ -5,6 +5,7 @@ nats. Files name test rows by id; the texts, their owner's, appear in the termin
 """
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def most_changed(comparison: Comparison, count: int = 10) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
+def read_test_texts(comparison: Comparison, dataset: str) -> Sequence[str]:
     """The test set's texts from `dataset`, a folder or a hub id.
 
     Raises UserError where it cannot be read, no record names the test set, or it is another.
@@ -63,7 +64,7 @@ def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
     return split.texts
 
 
-def printed(changed: pd.DataFrame, texts: list[str], width: int = 100) -> str:
+def printed(changed: pd.DataFrame, texts: Sequence[str], width: int = 100) -> str:
     lines = ["The texts whose answer changes most:"]
     for row in changed.to_dict("records"):
         still = "still " * (row["after"] == row["before"])

@@ -7,7 +7,6 @@ text lands on the other side. `--max-*-samples N` likewise keeps the N rows with
 hashes. AG News in its own form (a CSV of class, title, description without header) is known by it.
 """
 
-import csv
 import hashlib
 import os
 from collections import Counter
@@ -15,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..cli import TASKS, Settings, looks_like_path
 from ..errors import UserError
-from . import tables
+from . import ag_news, tables
 from .classes import classes_of, codes
 from .labels import LABELS
 
@@ -53,6 +52,10 @@ class Split:
             digest.update(f"{label}\t{text}\0".encode())
         return digest.hexdigest()
 
+    @cached_property
+    def empty_texts(self) -> int:
+        return sum(not text.strip() for text in self.texts)
+
     def take(self, rows: Sequence[int] | np.ndarray) -> "Split":
         """These rows, in this order."""
         texts = self.texts
@@ -67,7 +70,7 @@ class Split:
             "split": self.name,
             "n": len(self.texts),
             "sha256": self.sha256,
-            "empty_texts": sum(not text.strip() for text in self.texts),
+            "empty_texts": self.empty_texts,
             "n_classes": len(self.classes),
             "majority_class": self.classes[label],
             "majority_fraction": count / len(self.labels),
@@ -165,101 +168,69 @@ def _fewer(split: Split, limit: int | None) -> Split:
 
 
 def _read(source: _Source) -> tuple[dict[str, Split], list[str]]:
-    """The splits that the data set itself has, and what was guessed, in sentences."""
-    found, names = {}, None  # split -> table, or AG News' rows
-    place = Path(source.name)
+    """The splits that the data set itself has, and in sentences what was guessed."""
+    named, names = [*source.texts, *filter(None, [source.label])], None
+    origin: dict[str, Any] = {"source": source.name, "revision": source.revision}
+    origin["cache"] = source.cache
     if looks_like_path(source.name):
-        names = tables.names_of_file(place)
-        for split, asked in source.splits if place.is_dir() else source.splits[:1]:
-            if files := tables.split_files(place, asked or split):
-                found[split] = _read_files(files, source, names)
-            elif asked or split == "train":
-                forms = f"{asked or split}.csv, .tsv, .jsonl, .json or .parquet"
-                mend = "name a folder that does, or the file itself"
-                raise UserError(f"--dataset {place} holds no {forms}: {mend}")
+        names, files = tables.names_of_file(Path(source.name)), _files(source)
+        if not named and names in (None, LABELS) and ag_news.is_form(files["train"][0]):
+            origin["facts"] = {"classes": LABELS}
+            notes = [f"it has AG News' form, so its classes are {', '.join(LABELS)}"]
+            rows = {split: ag_news.read_csv(paths[0]) for split, paths in files.items()}
+            return {split: Split(split, *rows[split], **origin) for split in rows}, (
+                [] if names else notes
+            )
+        found = {split: tables.read_files(f, named, source.cache) for split, f in files.items()}
     else:
-        loaded = tables.read_hub(source.name, source.revision, source.config)
-        for split, asked in source.splits:
-            if (name := asked or split) in loaded:
-                found[split] = loaded[name]
-            elif asked or split == "train":
-                fault = f"--dataset {source.name} has no {name} split; it has {', '.join(loaded)}"
-                raise UserError(f"{fault}: name one with --{split}-split")
-    own = dict(source=source.name, revision=source.revision, cache=source.cache)
-    if isinstance(found["train"], tuple):  # AG News' own form
-        facts = {"classes": LABELS}
-        news = {split: Split(split, *rows, **own, facts=facts) for split, rows in found.items()}
-        named = f"it has AG News' form, so its classes are {', '.join(LABELS)}"
-        return news, [] if names else [named]
-    chosen = tables.choose_columns(found["train"], source.texts, source.label, source.name)
-    notes = []
-    if not (source.texts and source.label):
-        texts = " and ".join(chosen[0])
-        notes.append(f"texts are read from column {texts}, labels from {chosen[1]}")
+        found = tables.read_hub(source.name, source.revision, source.config)
+        found = {split: found[name] for split, name in _named_splits(source, found)}
+    columns, label = tables.choose_columns(found["train"], source.texts, source.label, source.name)
+    notes = [f"texts are read from column {' and '.join(columns)}, labels from {label}"]
     values = {}
     for split, table in found.items():
         where = f"{source.name}, {split}"
-        tables.choose_columns(table, *chosen, where)
-        tables.check_texts(table, chosen[0], where)
-        values[split], by_feature = tables.read_labels(table, chosen[1], where)
+        tables.choose_columns(table, columns, label, where)
+        tables.check_texts(table, columns, where)
+        values[split], by_feature = tables.read_labels(table, label, where)
         names = by_feature or names
     classes = classes_of(values, names, source.name)
-    facts = {"text_columns": chosen[0], "label_column": chosen[1], "classes": classes.names}
+    origin["classes"] = classes.names
+    origin["facts"] = {"text_columns": columns, "label_column": label, "classes": classes.names}
     splits = {}
     for split, table in found.items():
-        texts, labels = tables.Texts(table, chosen[0]), codes(values[split], classes)
-        if blank := sum(not text.strip() for text in texts):
-            fault = f"{source.name}, {split}: {blank:,} of {len(texts):,} rows have an empty text"
+        splits[split] = Split(
+            split, tables.Texts(table, columns), codes(values[split], classes), **origin
+        )
+        if blank := splits[split].empty_texts:
+            fault = f"{source.name}, {split}: {blank:,} of {len(table):,} rows have an empty text"
             raise UserError(f"{fault}; remove these rows")
-        splits[split] = Split(split, texts, labels, **own, classes=classes.names, facts=facts)
-    return splits, notes
+    return splits, [] if source.texts and source.label else notes
 
 
-def _read_files(files: list[Path], source: _Source, names: tuple[str, ...] | None):
-    """A table, or texts and labels where the file has AG News' own form and no other names."""
-    if not (source.texts or source.label) and files[0].suffix == ".csv" and names in (None, LABELS):
-        row = tables.first_row(files[0])
-        if len(row) == 3 and tables.is_whole(row[0]) and not any(map(tables.is_whole, row[1:])):
-            return read_csv(files[0])
-    return tables.read_files(files, [*source.texts, *filter(None, [source.label])], source.cache)
-
-
-FORM = "AG News' row is a class from 1 to 4, a title and a description"
-
-
-def read_csv(path: Path) -> tuple[list[str], list[int]]:
-    """Texts (title, space, description) and labels 0–3 from AG News' CSV: class 1–4, title,
-    description, quoted, no header, UTF-8. Raises UserError naming file and line.
+def _named_splits(source: _Source, there: Iterable[str]) -> list[tuple[str, str]]:
+    """Our name and theirs of each split that is there. Raises UserError where one is asked for in
+    vain, or train is missing.
     """
-    csv.field_size_limit(1 << 30)
-    texts, labels = [], []
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            for row in reader:
-                if wrong := _fault_of(row, reader.line_num):
-                    raise UserError(f"{path}, line {reader.line_num} {wrong}")
-                labels.append(int(row[0]) - 1)
-                texts.append(" ".join(row[1:]) if any(row[1:]) else "")
-        except UnicodeDecodeError as fault:
-            wrong = f"{path} is not UTF-8 (byte {fault.start} after some text)"
-            raise UserError(f"{wrong}: convert it, with iconv, say") from fault
-        except csv.Error as fault:
-            wrong = f"{path}, line {reader.line_num}, is not well-formed CSV ({fault})"
-            raise UserError(f"{wrong}: mend it or fetch it again") from fault
-    if not texts:
-        raise UserError(f"{path} is empty: fetch it again")
-    return texts, labels
+    pairs = [(split, asked or split) for split, asked in source.splits]
+    for (split, name), (_, asked) in zip(pairs, source.splits, strict=True):
+        if name not in there and (asked or split == "train"):
+            fault = f"--dataset {source.name} has no {name} split; it has {', '.join(there)}"
+            raise UserError(f"{fault}: name one with --{split}-split")
+    return [(split, name) for split, name in pairs if name in there]
 
 
-def _fault_of(row: list[str], line: int) -> str | None:
-    if any("\0" in field for field in row):
-        return "holds a NUL byte: remove it, the file is damaged"
-    if len(row) != 3:
-        return f"has {len(row)} columns where three are needed ({FORM}): mend the file"
-    if row[0] not in ("1", "2", "3", "4"):
-        header = line == 1 and not row[0].lstrip("-").isdigit()
-        by_number = "or read another data set with --label-column 0 --text-columns 1 2"
-        mend = "remove the header row" if header else f"mend the row, {by_number}"
-        return f"begins with {row[0][:40]!r} where a class is expected ({FORM}): {mend}"
-    return None
+def _files(source: _Source) -> dict[str, list[Path]]:
+    """The files of each split that is there; a file alone is train."""
+    place = Path(source.name)
+    if place.is_file():
+        return {"train": [place]}
+    found = {}
+    for split, asked in source.splits:
+        if files := tables.split_files(place, asked or split):
+            found[split] = files
+        elif asked or split == "train":
+            forms = f"{asked or split}.csv, .tsv, .jsonl, .json or .parquet"
+            mend = "name a folder that does, or the file itself"
+            raise UserError(f"--dataset {place} holds no {forms}: {mend}")
+    return found

@@ -54,8 +54,8 @@ def check_checkpoint(folder: Path, classes: Sequence[str] | None = None) -> Path
     if kind != "gpt2":
         raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
     if classes and labels != (needed := len(classes)):
-        fault = f"{folder} has {labels} labels where {needed} are needed"
-        raise UserError(f"{fault}, one for each class of the data set: run script 1 on it")
+        said = f"{folder} has {labels} labels where {needed} are needed"
+        raise UserError(f"{said}, one for each class of the data set: run script 1 on it")
     path = weights_file(folder)
     try:
         with safe_open(path, framework="np"):

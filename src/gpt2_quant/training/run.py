@@ -67,7 +67,10 @@ def checkpoints(
 ) -> Checkpoints:
     """Those of `plan.seed`; identity in names that a user knows."""
     package = Path(__file__).parents[1]
-    sources = [package / f"data/{name}.py" for name in ("classes", "datasets", "tables", "tokens")]
+    sources = [
+        package / f"data/{name}.py"
+        for name in ("ag_news", "classes", "datasets", "tables", "tokens")
+    ]
     sources += sorted((package / "training").rglob("*.py"))
     code = b"".join(path.read_bytes() for path in sources)
     identity = {f"--{name.replace('_', '-')}": value for name, value in asdict(plan).items()}
