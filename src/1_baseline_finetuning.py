@@ -43,13 +43,14 @@ def main() -> None:
     publish = args.push_to_hub and MAIN_PROCESS
 
     from gpt2_quant.cache import Step
-    from gpt2_quant.data import hub
+    from gpt2_quant.data import hub, tables
 
     if publish:
         hub.check_login(args.push_to_hub)
     folder = settings.models_dir / BASELINE.folder
     asked = {name: value for name, value in vars(args).items() if name != "push_to_hub"}
-    step = Step(settings.results_dir, "1_baseline_finetuning", asked)
+    inputs = tables.data_files(args.dataset)
+    step = Step(settings.results_dir, "1_baseline_finetuning", asked, inputs)
     record = settings.results_dir / "records" / f"{BASELINE.key}.json"
     if settings.overwrite or not (step.complete() and record.is_file()):
         fine_tune(args, settings, seeds, folder, step)

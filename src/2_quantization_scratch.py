@@ -37,12 +37,14 @@ def main() -> None:
     results, variants = settings.results_dir, made_by(2)
 
     from gpt2_quant.cache import Step
+    from gpt2_quant.data.tables import data_files
     from gpt2_quant.models.loading import baseline_folder, weights_file
 
     baseline = baseline_folder(settings.models_dir, args.checkpoint)
     # --skip-timing changes no file that this script promises.
     asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
-    step = Step(results, "2_quantization_scratch", asked, [weights_file(baseline)])
+    inputs = [weights_file(baseline), *data_files(args.dataset)]
+    step = Step(results, "2_quantization_scratch", asked, inputs)
     if step.complete():
         return
 

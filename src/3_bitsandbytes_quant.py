@@ -34,12 +34,13 @@ def main() -> None:
     models, results, variants = settings.models_dir, settings.results_dir, made_by(3)
 
     from gpt2_quant.cache import Step
+    from gpt2_quant.data.tables import data_files
     from gpt2_quant.models.loading import baseline_folder, weights_file
 
     baseline = baseline_folder(models, args.checkpoint)
     others = [v for v in VARIANTS.values() if v.method and v not in variants]  # timed here, too
     inputs = [weights_file(baseline), *(models / v.folder / "model.safetensors" for v in others)]
-    step = Step(results, "3_bitsandbytes_quant", vars(args), inputs)
+    step = Step(results, "3_bitsandbytes_quant", vars(args), [*inputs, *data_files(args.dataset)])
     if step.complete():
         return
 

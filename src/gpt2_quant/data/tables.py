@@ -77,6 +77,14 @@ def split_files(place: Path, split: str) -> list[Path]:
     return []
 
 
+def data_files(place: str | None) -> list[Path]:
+    """All files of a folder, or the file, that decide what is read; none for a hub id."""
+    paths = [Path(place)] if place and Path(place).is_file() else []
+    if place and Path(place).is_dir():
+        paths = sorted(path for path in Path(place).rglob("*") if path.suffix in DATA_FILES)
+    return [*paths, *(path.parent / "classes.txt" for path in paths[:1])]
+
+
 def read_files(paths: list[Path], named: Sequence[str], cache: Path):
     """One table of files of one form.
 

@@ -60,14 +60,14 @@ def count_scores(
     labelled, answered = counts @ classes[labels], counts @ classes[predicted]
     correct = counts @ (classes[labels] * (labels == predicted)[:, None])
     scores = {"accuracy": correct.sum(axis=-1) / counts.sum(axis=-1)}
-    # Macro means are over the classes that occur at all, as scikit-learn's are.
-    occurs = (labelled + answered).reshape(-1, n_classes).any(axis=0)
+    # Macro means are over the classes that occur in a draw, as scikit-learn's are.
+    occurring = (labelled + answered > 0).sum(axis=-1)
     for name, per_class in (
         ("precision", correct / np.maximum(answered, 1)),
         ("recall", correct / np.maximum(labelled, 1)),
         ("f1", 2 * correct / np.maximum(labelled + answered, 1)),
     ):
-        scores[f"{name}_macro"] = per_class[..., occurs].mean(axis=-1)
+        scores[f"{name}_macro"] = per_class.sum(axis=-1) / occurring
         scores |= {f"{name}_{c}": per_class[..., c] for c in range(n_classes)}
     weight = labelled / counts.sum(axis=-1)[..., None]
     scores["f1_weighted"] = (weight * per_class).sum(axis=-1)  # the loop ends on F1
