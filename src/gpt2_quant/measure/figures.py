@@ -53,26 +53,28 @@ def confusion_matrix(
         # A square root spreads the small fractions.
         sns.heatmap(
             np.sqrt(fraction), vmin=0, vmax=1, cmap="Blues", annot=words, fmt="", cbar=False,
-            xticklabels=every, yticklabels=every, ax=axes,
+            xticklabels=False, yticklabels=False, ax=axes,
             annot_kws={"fontsize": font} if words is not None and font else None,
         )  # fmt: skip
         axes.set_xticks(np.arange(0, n_classes, every) + 0.5, names[::every], fontsize=font)
         axes.set_yticks(np.arange(0, n_classes, every) + 0.5, names[::every], fontsize=font)
         axes.tick_params(length=0)
-        if n_classes > FULL_CELLS:
-            axes.tick_params(axis="x", rotation=90)
-            axes.tick_params(axis="y", rotation=0)
+        upright = n_classes > FULL_CELLS or max(map(len, names)) > LONG_NAME
+        axes.tick_params(axis="x", rotation=90 * upright)
+        axes.tick_params(axis="y", rotation=90 * (not upright))
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(title, loc="left", pad=20)
         note = f"accuracy {metrics.accuracy_score(labels, predicted):.4f}, n = {n:,}"
         note += "; colour: share of the true class" * (n_classes > FULL_CELLS)
-        axes.text(0, 1, f"{note}\n", transform=axes.transAxes, color=FAINT, va="center")
+        where = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate(note, (0, 1), (0, 5), color=FAINT, **where)
         if worst:
             figure.supxlabel(worst, x=0.02, ha="left", fontsize=8)
         return save(figure, path)
 
 
 FULL_CELLS, MOST_COUNTED, MOST_NAMED = 8, 20, 150
+LONG_NAME = 12  # letters, which fill a cell's width
 
 
 def _similar_together(fraction: np.ndarray) -> list[int]:
