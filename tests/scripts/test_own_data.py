@@ -110,7 +110,7 @@ def test_a_csv_from_training_to_both_tables(place, run_script):
     columns = ["--text-columns", "title", "body", "--label-column", "stars"]
     own = ["--base-model", place / "base", "--dataset", reviews, *columns]
     told = run(run_script, "run_all_experiments.py", place, "csv", "--only", 1, 5, *own)
-    assert "there is no test split: 10% of train, cut by content" in told
+    assert "there is no test split: 10% of train, by content" in told
     data = record(place, "csv", "baseline")["data"]
     assert data["classes"] == sorted(STARS) and data["n_classes"] == 3
     assert data["text_columns"] == ["title", "body"] and data["label_column"] == "stars"

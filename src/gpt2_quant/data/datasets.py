@@ -130,7 +130,7 @@ def _load(source: _Source) -> dict[str, Split]:
         whole[name] = replace(whole["train"], name=name)
         hashes[name] = hashes["train"]
         share = len(CUTS[name]) / DIVISOR
-        notes.append(f"there is no {name} split: {share:.0%} of train, cut by content, is it")
+        notes.append(f"there is no {name} split: {share:.0%} of train, by content, serve as one")
     if not len(rows["train"]):
         fault = f"--dataset {source.name}: all its {len(remainder)} train rows are held out"
         raise UserError(f"{fault}; give more rows")
