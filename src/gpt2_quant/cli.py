@@ -192,6 +192,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
             is_data_file = flag == "--dataset" and Path(value).is_file()
             if not (Path(value).is_dir() or is_data_file):
                 raise UserError(f"{flag} {value}: {NO_FOLDER}")
+            if is_data_file and Path(value).suffix.lower() not in DATA_FILES:
+                raise UserError(f"{flag} {value} must end in {', '.join(DATA_FILES)}: rename it")
     models_dir = args.models_dir or preset.models_dir
     results_dir = args.results_dir or preset.results_dir
     _check_writable("--models-dir", models_dir)
@@ -216,7 +218,7 @@ def looks_like_path(name: str) -> bool:
     """A hub id has at most one slash, no leading dot."""
     outside = name.startswith((".", "/", "~")) or "\\" in name
     path = Path(name)
-    return outside or name.count("/") > 1 or path.suffix in DATA_FILES or path.is_dir()
+    return outside or name.count("/") > 1 or path.suffix.lower() in DATA_FILES or path.exists()
 
 
 def resolve_device(name: str) -> str:

@@ -254,7 +254,16 @@ def test_a_named_class_without_rows_and_a_label_without_a_name(tmp_path):
 
 FILES = {
     "parquet by name": ("train.parquet", b"text,label\na,1\n", "cannot be read as its name says"),
-    "CSV by name": ("train.csv", b"PAR1\x15\x04\x00\xff\xfe" * 40, "train.csv"),
+    "CSV by name": ("train.csv", b"PAR1\x15\x04\x00\xff\xfe" * 40, "holds a NUL byte"),
+    "another delimiter": ("train.csv", b"text;label\na;1\nb;2\n", "it has text;label: name it"),
+    "an open quote": ("train.csv", b'text,label\n"a,1\nb,2\n', "as its name says"),
+    "large numbers": ("train.csv", b"text,label\na,%d\nb,1\n" % 10**30, "more than 64 bits"),
+    "a folder": ("train.csv/x.csv", b"text,label\na,1\nb,2\n", "holds no train.csv"),
+    "mixed labels": (
+        "train.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n',
+        "column label holds",
+    ),
     "JSON lines by name": ("train.jsonl", b"PAR1\x15\x04\x00\xff" * 40, "as its name says"),
     "one field too many": ("train.csv", b"text,label\na,1\nb,2,c\n", "as its name says"),
     "not UTF-8": ("train.csv", b"text,label\ncaf\xe9,1\nb,2\n", "as its name says"),
@@ -270,6 +279,7 @@ FILES = {
 @pytest.mark.parametrize("case", FILES)
 def test_files_that_do_not_serve(case, tmp_path):
     name, content, complaint = FILES[case]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(content)
     assert complaint in fault_of(tmp_path)
 

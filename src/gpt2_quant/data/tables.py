@@ -8,6 +8,7 @@ are. Columns are guessed only where one alone can be meant. CSV is read as text 
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,8 @@ def split_files(place: Path, split: str) -> list[Path]:
     for suffix in DATA_FILES:
         if (path := place / f"{split}{suffix}").is_file():
             return [path]
-        patterns = f"{split}{suffix}", f"{split}[-_.]*{suffix}"
-        if shards := sorted({path for pattern in patterns for path in place.rglob(pattern)}):
+        found = {*place.rglob(f"{split}{suffix}"), *place.rglob(f"{split}[-_.]*{suffix}")}
+        if shards := sorted(path for path in found if path.is_file()):
             return shards
     return []
 
@@ -93,18 +94,22 @@ def read_files(paths: list[Path], named: Sequence[str], cache: Path):
     """
     from datasets import Features, Value, load_dataset
 
-    where, suffix, options = str(paths[0]), paths[0].suffix, {}
+    where, suffix, options = str(paths[0]), paths[0].suffix.lower(), {}
     if empty := [path for path in paths if not path.stat().st_size]:
         raise UserError(f"{empty[0]} is empty: fetch it again")
     if DATA_FILES[suffix] == "csv":
         separator = "\t" if suffix == ".tsv" else ","
         head = first_row(paths[0], separator)
-        headless = not set(named) & set(head) and (
-            any(map(is_whole, head)) or (bool(named) and all(map(is_whole, named)))
-        )
+        numbers = bool(named) and all(map(is_whole, named))
+        headless = numbers or (any(map(is_whole, head)) and not set(named) & set(head))
         names = [str(i) for i in range(len(head))] if headless else head
         if len(set(names)) < len(names):
             raise UserError(f"{where} has two columns of one name in its header: rename one")
+        for path in paths:
+            with open(path, "rb") as file:
+                if any(b"\0" in part for part in iter(partial(file.read, 1 << 20), b"")):
+                    fault = f"{path} holds a NUL byte, so it is damaged or not UTF-8"
+                    raise UserError(f"{fault}: convert it or fetch it again")
         text = Features(dict.fromkeys(names, Value("string")))
         options = {"sep": separator, "header": None if headless else 0, "column_names": names}
         options |= {"keep_default_na": False, "features": text}
@@ -125,7 +130,7 @@ def first_row(path: Path, separator: str = ",") -> list[str]:
 
 
 def is_whole(text: str) -> bool:
-    return text.strip().removeprefix("-").isdecimal()
+    return text.isascii() and text.strip().removeprefix("-").isdecimal()
 
 
 @contextmanager
@@ -241,7 +246,11 @@ def read_labels(table, column: str, where: str) -> tuple[Any, tuple[str, ...] | 
             fault = f"{where}: column {column} holds fractions such as {distinct[0]}"
             raise UserError(f"{fault}; labels are whole numbers or strings")
     if not text:
-        values = values.cast(pyarrow.int64())
+        try:
+            values = values.cast(pyarrow.int64())
+        except pyarrow.ArrowInvalid as fault:
+            said = f"{where}: column {column} holds numbers of more than 64 bits"
+            raise UserError(f"{said}; labels are small whole numbers or strings") from fault
     count = values.null_count + (pc.sum(pc.equal(values, "" if text else -1)).as_py() or 0)
     if count:
         said = f"{where}: {count:,} of {len(values):,} rows have no label (null, empty or -1)"
