@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,7 @@ def confusion_matrix(
         axes.set_title(title, loc="left", pad=20)
         note = f"accuracy {metrics.accuracy_score(labels, predicted):.4f}, n = {n:,}"
         note += "; colour: share of the true class" * (n_classes > FULL_CELLS)
-        where = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        where: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(note, (0, 1), (0, 5), color=FAINT, **where)
         if worst:
             figure.supxlabel(worst, x=0.02, ha="left", fontsize=8)
