@@ -49,7 +49,7 @@ def main() -> None:
         hub.check_login(args.push_to_hub)
     folder = settings.models_dir / BASELINE.folder
     asked = {name: value for name, value in vars(args).items() if name != "push_to_hub"}
-    inputs = tables.data_files(args.dataset)
+    inputs = tables.data_files(args)
     step = Step(settings.results_dir, "1_baseline_finetuning", asked, inputs)
     record = settings.results_dir / "records" / f"{BASELINE.key}.json"
     if settings.overwrite or not (step.complete() and record.is_file()):

@@ -43,7 +43,7 @@ def main() -> None:
     baseline = baseline_folder(settings.models_dir, args.checkpoint)
     # --skip-timing changes no file that this script promises.
     asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
-    inputs = [weights_file(baseline), *data_files(args.dataset)]
+    inputs = [weights_file(baseline), *data_files(args)]
     step = Step(results, "2_quantization_scratch", asked, inputs)
     if step.complete():
         return

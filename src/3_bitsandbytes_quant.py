@@ -40,7 +40,7 @@ def main() -> None:
     baseline = baseline_folder(models, args.checkpoint)
     others = [v for v in VARIANTS.values() if v.method and v not in variants]  # timed here, too
     inputs = [weights_file(baseline), *(models / v.folder / "model.safetensors" for v in others)]
-    step = Step(results, "3_bitsandbytes_quant", vars(args), [*inputs, *data_files(args.dataset)])
+    step = Step(results, "3_bitsandbytes_quant", vars(args), [*inputs, *data_files(args)])
     if step.complete():
         return
 

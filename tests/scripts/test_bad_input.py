@@ -6,8 +6,6 @@ the tests then look at what came of them.
 """
 
 import csv
-import hashlib
-import itertools
 import json
 import os
 import resource
@@ -20,21 +18,11 @@ import pytest
 from hub_server import Hub
 from tiny_models import ROOT, make_tiny_gpt2, write_news
 
-
-def _remainder(number: int) -> int:
-    """Of the sha256 that decides where a text belongs."""
-    return int(hashlib.sha256(str(number).encode()).hexdigest(), 16) % 20
-
-
 TRAIN, QUANTIZE, BITSANDBYTES, METRICS, COMPARE = sorted(
     path.relative_to(ROOT).as_posix() for path in ROOT.glob("src/[1-5]_*.py")
 )
 GOOD_ROW = b'"1","a title","a text"\n'
 OWN_HEAD = b"text,label\n"
-HELD_OUT = tuple(  # numbers that, as texts, fall into validation
-    itertools.islice((n for n in itertools.count() if _remainder(n) == 0), 2)
-)
-FILE_LIMIT_BYTES = 64 << 10  # more than a record, less than the tiny model's weights
 
 DATASETS = {
     "without the files": ({}, "holds no train.csv, .tsv, .jsonl, .json or .parquet"),
@@ -49,16 +37,9 @@ DATASETS = {
         {"train.csv": b"Class Index,Title,Description\n" + GOOD_ROW},
         "it has Class Index, Title, Description: name it with --label-column",
     ),
-    "one class only": ({"train.csv": OWN_HEAD + b"a,1\nb,1\n"}, "has one class only (1)"),
     "class of test alone": (
         {"train.csv": OWN_HEAD + b"a,x\nb,y\n", "test.csv": OWN_HEAD + b"c,z\n"},
         "1 test rows have labels that train does not have ('z')",
-    ),
-    "labels of fractions": ({"train.csv": OWN_HEAD + b"a,0.5\nb,1.5\n"}, "holds fractions"),
-    "empty texts": ({"train.csv": OWN_HEAD + b",0\nb,1\n"}, "1 of 2 rows have an empty text"),
-    "all train rows held out": (
-        {"train.csv": OWN_HEAD + b"%d,0\n%d,1\n" % HELD_OUT, "test.csv": OWN_HEAD + b"c,0\n"},
-        "all its 2 train rows are held out; give more rows",
     ),
     "not parquet": ({"train.parquet": GOOD_ROW}, "train.parquet cannot be read as its name says"),
     "not UTF-8": ({"train.csv": b'"1","caf\xe9","b"\n'}, "is not UTF-8"),

@@ -15,19 +15,10 @@ from tiny_models import make_tiny_gpt2
 STARS = ('awful, "never again"', "fine\nor so", "$5 well spent")
 MOODS = ("calm", "cross", "glad", "sad", "shy")
 FLAGS = [
-    "--device",
-    "cpu",
-    "--epochs",
-    "1",
-    "--max-train-samples",
-    "60",
-    "--max-test-samples",
-    "40",
-    "--batch-size",
-    "8",
-    "--max-length",
-    "48",
-]
+    "--device", "cpu", "--max-train-samples", "60", "--max-test-samples", "40", "--batch-size", "8",
+    "--max-length", "48",
+]  # fmt: skip
+EPOCH = "--epochs", "1"
 
 
 def review(label: int, rng: random.Random) -> tuple[str, str]:
@@ -109,7 +100,7 @@ def test_a_csv_from_training_to_both_tables(place, run_script):
     reviews = write_reviews(place / "reviews.csv", 600)
     columns = ["--text-columns", "title", "body", "--label-column", "stars"]
     own = ["--base-model", place / "base", "--dataset", reviews, *columns]
-    told = run(run_script, "run_all_experiments.py", place, "csv", "--only", 1, 5, *own)
+    told = run(run_script, "run_all_experiments.py", place, "csv", "--only", 1, 5, *EPOCH, *own)
     assert "there is no test split: 10% of train, by content" in told
     data = record(place, "csv", "baseline")["data"]
     assert data["classes"] == sorted(STARS) and data["n_classes"] == 3
@@ -124,7 +115,7 @@ def test_a_csv_from_training_to_both_tables(place, run_script):
 
 def test_a_data_set_of_the_hub(place, hub, run_script):
     own = ["--base-model", place / "base", "--dataset", "owner/moods", "--dataset-config", "split"]
-    run(run_script, "src/1_baseline_finetuning.py", place, "hub", *own, **hub)
+    run(run_script, "src/1_baseline_finetuning.py", place, "hub", *EPOCH, *own, **hub)
     found = record(place, "hub", "baseline")
     assert found["data"]["classes"] == list(MOODS) and found["data"]["name"] == "owner/moods"
     assert found["splits"]["validation"]["n"] == 50 and found["data"]["notes"]
@@ -132,16 +123,10 @@ def test_a_data_set_of_the_hub(place, hub, run_script):
 
 
 def test_somebodys_classifier(place, hub, run_script):
-    own = [
-        "--checkpoint",
-        "owner/classifier",
-        "--dataset",
-        "owner/moods",
-        "--dataset-config",
-        "split",
-    ]
+    own = ["--checkpoint", "owner/classifier", "--dataset", "owner/moods"]
+    own += ["--dataset-config", "split", "--skip-timing"]
     script = "src/2_quantization_scratch.py"
-    run(run_script, script, place, "theirs", *own, "--skip-timing", **hub)
+    run(run_script, script, place, "theirs", *own, **hub)
     found = record(place, "theirs", "int8_scratch")
     assert found["data"]["classes"] == list(MOODS)
     folder = place / "theirs" / "models" / "int8_scratch"

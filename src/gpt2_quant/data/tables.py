@@ -5,6 +5,7 @@ are. Columns are guessed only where one alone can be meant. CSV is read as text 
 "007" and "" stay what they are.
 """
 
+import argparse
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,12 +79,13 @@ def split_files(place: Path, split: str) -> list[Path]:
     return []
 
 
-def data_files(place: str | None) -> list[Path]:
-    """All files of a folder, or the file, that decide what is read; none for a hub id."""
-    paths = [Path(place)] if place and Path(place).is_file() else []
-    if place and Path(place).is_dir():
-        paths = sorted(path for path in Path(place).rglob("*") if path.suffix in DATA_FILES)
-    return [*paths, *(path.parent / "classes.txt" for path in paths[:1])]
+def data_files(args: argparse.Namespace) -> list[Path]:
+    """The files that `--dataset` names, and the names of their classes; none for a hub id."""
+    if not (args.dataset and (place := Path(args.dataset)).exists()):
+        return []
+    names = [vars(args)[f"{split}_split"] or split for split in ("train", "validation", "test")]
+    found = [path for name in names for path in split_files(place, name)]
+    return [*dict.fromkeys(found), _classes_file(place)]
 
 
 def read_files(paths: list[Path], named: Sequence[str], cache: Path):
@@ -258,9 +260,13 @@ def read_labels(table, column: str, where: str) -> tuple[Any, tuple[str, ...] | 
     return values, getattr(table.features[column], "names", None)
 
 
+def _classes_file(place: Path) -> Path:
+    return (place if place.is_dir() else place.parent) / "classes.txt"
+
+
 def names_of_file(place: Path) -> tuple[str, ...] | None:
     """Class names, one a line, from `classes.txt` in the folder or beside the file."""
-    path = (place if place.is_dir() else place.parent) / "classes.txt"
+    path = _classes_file(place)
     if not path.is_file():
         return None
     try:
