@@ -76,6 +76,7 @@ def ask(
     program += "".join(f"    {line}\n" for line in code.strip().splitlines()) + "run(main)\n"
     environment = {
         "HF_HOME": str(home),
+        "HF_DATASETS_CACHE": str(home / "datasets"),
         "HF_ENDPOINT": endpoint,
         "HF_HUB_OFFLINE": offline,
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

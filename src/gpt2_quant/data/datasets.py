@@ -181,7 +181,7 @@ def _read(source: _Source) -> tuple[dict[str, Split], list[str]]:
             return {split: Split(split, *rows[split], **origin) for split in rows}, (
                 [] if names else notes
             )
-        found = {split: tables.read_files(f, named, source.cache) for split, f in files.items()}
+        found = {split: tables.read_files(f, named) for split, f in files.items()}
     else:
         found = tables.read_hub(source.name, source.revision, source.config)
         found = {split: found[name] for split, name in _named_splits(source, found)}

@@ -88,7 +88,7 @@ def data_files(args: argparse.Namespace) -> list[Path]:
     return [*dict.fromkeys(found), _classes_file(place)]
 
 
-def read_files(paths: list[Path], named: Sequence[str], cache: Path):
+def read_files(paths: list[Path], named: Sequence[str]):
     """One table of files of one form.
 
     A CSV has no header where `named`, the columns that the user names, are numbers (from 0), or its
@@ -120,7 +120,6 @@ def read_files(paths: list[Path], named: Sequence[str], cache: Path):
             DATA_FILES[suffix],
             data_files=[str(path) for path in paths],
             split="train",
-            cache_dir=str(cache / "datasets"),
             **options,
         )
 
