@@ -67,7 +67,7 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure.evaluation import evaluate_variant
     from gpt2_quant.models.cards import save_model, write_card
-    from gpt2_quant.models.loading import load_classifier
+    from gpt2_quant.models.loading import check_float, load_classifier
     from gpt2_quant.training import run as training
     from gpt2_quant.training.checkpoints import exclusive
     from gpt2_quant.training.evaluation import Scorer
@@ -80,7 +80,7 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
                 demo.prepare(settings)
             splits = load_splits(settings)
             base = fetch_model_folder(settings.base_model, settings.base_revision)
-            tokenizer, classes = load_tokenizer(base), splits["train"].classes
+            tokenizer, classes = load_tokenizer(check_float(base, True)), splits["train"].classes
             tokens = {n: tokenize(tokenizer, s, settings.max_length) for n, s in splits.items()}
         scorer = Scorer(accelerator, tokens, tokenizer.pad_token_id)
         outcomes = []

@@ -38,12 +38,13 @@ def main() -> None:
 
     from gpt2_quant.cache import Step
     from gpt2_quant.data.tables import data_files
-    from gpt2_quant.models.loading import baseline_folder, weights_file
+    from gpt2_quant.models.checkpoints import weights_files
+    from gpt2_quant.models.loading import baseline_folder
 
     baseline = baseline_folder(settings.models_dir, args.checkpoint)
     # --skip-timing changes no file that this script promises.
     asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
-    inputs = [weights_file(baseline), *data_files(args)]
+    inputs = [*weights_files(baseline), *data_files(args)]
     step = Step(results, "2_quantization_scratch", asked, inputs)
     if step.complete():
         return
@@ -55,7 +56,7 @@ def main() -> None:
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure import error_analysis, latency
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
-    from gpt2_quant.models.cards import save_model, variant_card
+    from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
     if settings.preset == "demo":
@@ -69,12 +70,13 @@ def main() -> None:
     for variant in variants:
         folder = settings.models_dir / variant.folder
         quantized = variant.how.quantize(variant.key, model, baseline, torch.float32)
-        save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name, classes))
+        save_model(quantized, tokenizer, folder, card="")  # it follows with the scores
         loaded = load_variant(variant.key, settings.models_dir, settings.device, classes=classes)
         record = evaluate_variant(
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
             extra={"quantization": variant.how.facts(loaded)},
         )  # fmt: skip
+        write_card(folder, record, variant, args.checkpoint or baseline)
         print(headline(record))
         outputs += [folder / "model.safetensors", folder / "config.json"]
         outputs += [results / "records" / f"{variant.key}.json"]

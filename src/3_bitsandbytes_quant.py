@@ -35,11 +35,12 @@ def main() -> None:
 
     from gpt2_quant.cache import Step
     from gpt2_quant.data.tables import data_files
-    from gpt2_quant.models.loading import baseline_folder, weights_file
+    from gpt2_quant.models.checkpoints import weights_files
+    from gpt2_quant.models.loading import baseline_folder
 
     baseline = baseline_folder(models, args.checkpoint)
     others = [v for v in VARIANTS.values() if v.method and v not in variants]  # timed here, too
-    inputs = [weights_file(baseline), *(models / v.folder / "model.safetensors" for v in others)]
+    inputs = [*weights_files(baseline), *(models / v.folder / "model.safetensors" for v in others)]
     step = Step(results, "3_bitsandbytes_quant", vars(args), [*inputs, *data_files(args)])
     if step.complete():
         return
@@ -52,7 +53,7 @@ def main() -> None:
     from gpt2_quant.measure import latency
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
     from gpt2_quant.models.bitsandbytes import require
-    from gpt2_quant.models.cards import save_model, variant_card
+    from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
     require()
@@ -70,7 +71,7 @@ def main() -> None:
         if variant.method:
             folder = models / variant.folder
             quantized = variant.how.quantize(variant.key, model, baseline, torch.float16)
-            save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name, classes))
+            save_model(quantized, tokenizer, folder, card="")  # it follows with the scores
             outputs += [folder / "model.safetensors"]
             del quantized
         loaded = load_variant(variant.key, models, settings.device, args.checkpoint, classes)
@@ -80,6 +81,8 @@ def main() -> None:
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
             extra=facts,
         )  # fmt: skip
+        if variant.method:
+            write_card(folder, record, variant, args.checkpoint or baseline)
         print(headline(record))
         outputs += [results / "records" / f"{variant.key}.json"]
         outputs += [results / f"{variant.key}_confusion_matrix.png"]

@@ -251,7 +251,7 @@ def test_outside_classifiers_alone(tmp_path):
             "id,label,logit_0,logit_1\n0,0,1,2\n",
             "there is a row named baseline already",
         ),
-        ("a.csv", "id,label\n0,0\n", "expected n labels and n x C logits"),
+        ("a.csv", "id,label,score_0\n0,0,1\n", "its columns are id, label, score_0"),
         ("a.csv", "id,logit_0,logit_1\n0,0,1\n", "cannot be read as predictions"),
         ("a.csv", "id,label,logit_0,logit_1\n0,0,1,x\n", "cannot be read as predictions"),
         ("a.csv", 'id,label,logits\n0,0,"[1, 2]"\n1,0,"[1]"\n', "cannot be read as predictions"),

@@ -172,7 +172,8 @@ def test_float16_parts(scheme, tiny_gpt2, batch, tmp_path):
     model.save_pretrained(tmp_path)
     half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float16)
     assert half.dtype == torch.float16 and half.transformer.ln_f.weight.dtype == torch.float16
-    scales = [b for name, b in half.named_buffers() if name.endswith(("_scale", "absmax"))]
+    state = half.hf_quantizer.get_state_dict_and_metadata(half)[0] or half.state_dict()
+    scales = [x for name, x in state.items() if name.endswith(("_scale", "absmax"))]
     assert scales and all(scale.dtype == torch.float32 for scale in scales)
     assert torch.allclose(answer(half, batch).float(), answer(model, batch), atol=0.02)
 

@@ -132,13 +132,18 @@ class Comparison:
 
 
 def compare_results(
-    results_dir: Path, baseline: str = BASELINE.key, predictions: Path | None = None
+    results_dir: Path,
+    baseline: str = BASELINE.key,
+    predictions: Path | None = None,
+    probabilities: bool = False,
 ) -> Comparison:
-    """Compare all results below `results_dir` and outside `predictions` with the row `baseline`.
+    """Compare all results below `results_dir` and outside `predictions` (logits, or
+    `probabilities`) with the row `baseline`.
 
     Raises UserError for results that must not share a table, none at all, or no baseline.
     """
-    sources = {source.key: source for source in read_sources(results_dir, predictions)}
+    found = read_sources(results_dir, predictions, probabilities)
+    sources = {source.key: source for source in found}
     if not sources:
         fault = f"{results_dir} holds no results to compare"
         raise UserError(f"{fault}: run python {BASELINE.script_path} first")

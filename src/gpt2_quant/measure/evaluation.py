@@ -10,7 +10,7 @@ from .. import records
 from ..cli import Settings
 from ..data.datasets import Split
 from ..data.tokens import tokenize
-from ..models.loading import weights_file
+from ..models.checkpoints import weights_sha256
 from ..models.sizes import file_bytes, size_in_parts, stored_size
 from ..models.variants import VARIANTS
 from . import figures, predictions, scores
@@ -55,7 +55,7 @@ def evaluate_variant(
         "settings": settings.as_dict(),
         "checkpoint": {
             "base_model": settings.base_model,
-            "baseline_sha256": records.file_sha256(weights_file(baseline)),
+            "baseline_sha256": weights_sha256(baseline),
         },
         "data": described["test"] | splits["test"].facts,
         "splits": described,

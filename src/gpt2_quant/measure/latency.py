@@ -10,7 +10,8 @@ from .. import records
 from ..cli import Settings
 from ..data.datasets import load_splits
 from ..data.tokens import load_tokenizer, tokenize
-from ..models.loading import baseline_folder, load_variant, weights_file
+from ..models.checkpoints import weights_sha256
+from ..models.loading import baseline_folder, load_variant
 from ..models.variants import VARIANTS
 from . import footprint
 from .best import prepare_best, ready_for_texts
@@ -46,7 +47,7 @@ def protocol(preset: str, device: str, max_length: int = 128) -> Protocol:
 def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
     """The variants whose model is there and whose record came from this baseline."""
     found = records.load_records(settings.results_dir)
-    sha256 = records.file_sha256(weights_file(baseline_folder(settings.models_dir, checkpoint)))
+    sha256 = weights_sha256(baseline_folder(settings.models_dir, checkpoint))
     return [
         key
         for key, variant in VARIANTS.items()

@@ -1,11 +1,9 @@
 """Loading a checkpoint, with checks that transformers does not make.
 
-Refused are a head that is not in the file and would be random, NaN, and the wrong number of
-classes. The dtype is stated: transformers would keep the file's own.
+What can be seen without loading is looked at in `checkpoints.py`; here, NaN and the classes. The
+dtype is stated: transformers would keep the file's own.
 """
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,64 +11,27 @@ from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
 from ..data.tokens import load_tokenizer
 from ..errors import UserError
+from .checkpoints import NO_CONFIG, REMAKE, check_checkpoint, number_of_labels, read_config
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
-
-REMAKE = "make the checkpoint again or fetch it again"
-NO_CONFIG = f"is not a model's configuration: {REMAKE}"
 
 
 def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
     """`--checkpoint` (folder or hub id), else script 1's FP32 model. Raises UserError without."""
     if checkpoint:
-        folder = check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("quantization_config"):
-            fault = f"--checkpoint {checkpoint} is quantized already"
-            raise UserError(f"{fault}: give the FP32 classifier that it was made from")
-        return folder
+        return check_float(fetch_model_folder(checkpoint, flag="--checkpoint"))
     folder = models_dir / BASELINE.folder
     if not (folder / "config.json").is_file():
         missing = f"{folder} is not there yet: run python {SCRIPTS[1]} with the same flags first"
         raise UserError(f"{missing}, or give --checkpoint")
-    return check_checkpoint(folder)
+    return check_float(folder)
 
 
-def check_checkpoint(folder: Path, classes: Sequence[str] | None = None) -> Path:
-    """`folder`, after a look at its config and its weight file's header, without torch.
-
-    Raises UserError where it is empty or damaged, for another architecture, or (where it is given)
-    another number of labels than `classes`.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
-        labels = len(config.get("id2label") or range(2))  # 2 is transformers' own default
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
-    if kind != "gpt2":
-        raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
-    if classes and labels != (needed := len(classes)):
-        said = f"{folder} has {labels} labels where {needed} are needed"
-        raise UserError(f"{said}, one for each class of the data set: run script 1 on it")
-    path = weights_file(folder)
-    try:
-        with safe_open(path, framework="np"):
-            return folder
-    except SafetensorError as fault:
-        raise UserError(f"{path} is damaged or cut short ({fault}): {REMAKE}") from fault
-
-
-def weights_file(folder: Path) -> Path:
-    """Raises UserError where a checkpoint's safetensors file is missing or sharded."""
-    path = Path(folder) / "model.safetensors"
-    if not path.is_file():
-        how = "make it again, or save it with save_pretrained (not sharded)"
-        raise UserError(f"{folder} has no model.safetensors: {how}")
-    return path
+def check_float(folder: Path, new_head: bool = False) -> Path:
+    """`check_checkpoint` where floats are needed. Raises UserError for a quantized folder, too."""
+    if read_config(folder).get("quantization_config"):
+        fault = f"{folder} is quantized already"
+        raise UserError(f"{fault}: give the FP32 model that it was made from")
+    return check_checkpoint(folder, new_head)
 
 
 def quiet_loading() -> None:
@@ -95,30 +56,36 @@ def load_classifier(
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.activations import ACT2FN
 
     from ..quantization import quantizer  # noqa: F401  registers the schemes with transformers
 
     quiet_loading()
-    folder = check_checkpoint(Path(folder), None if new_head else classes)
+    folder = check_checkpoint(Path(folder), new_head)
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
-    if new_head:
-        config.num_labels = len(classes)
+    needed = len(classes)
+    config.num_labels = needed if new_head else number_of_labels(folder)
+    if config.activation_function not in ACT2FN:
+        unknown = f"{config.activation_function!r} is no activation function of transformers"
+        raise UserError(f"{folder}/config.json: {unknown}: correct it")
+    if config.num_labels != needed:
+        said = f"{config.num_labels} labels where {needed} are needed"
+        raise UserError(f"{folder} has {said}, one for each class: run script 1 on this data set")
     if config.pad_token_id is None:
-        has_tokenizer = any(folder.glob("tokenizer.json")) or any(folder.glob("vocab.json"))
-        pad = load_tokenizer(folder).pad_token_id if has_tokenizer else config.eos_token_id
-        config.pad_token_id = pad
-    order = list(range(len(classes)))
+        config.pad_token_id = load_tokenizer(folder).pad_token_id
+    order = list(range(needed))
     if not new_head:
-        order = _order_of_labels(config.id2label, classes, folder)
+        order = _order_of_labels(folder, classes)
     quantization = getattr(config, "quantization_config", None)
     from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
     if from_library:
         from . import bitsandbytes
 
         bitsandbytes.require()
+        bitsandbytes.check_files(folder)
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
@@ -135,6 +102,8 @@ def load_classifier(
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
+        if name.endswith(("SCB", "absmax", "weight_scale")) and (tensor < 0).any():
+            raise UserError(f"{folder}: {name} holds scales below zero: {REMAKE}")
     if order != sorted(order):
         model.score.weight.data = model.score.weight.data[order]
     model.config.id2label = dict(enumerate(classes))
@@ -149,20 +118,30 @@ def load_classifier(
     return model.eval()
 
 
-def _order_of_labels(names: dict[int, str], classes: Sequence[str], folder: Path) -> list[int]:
+def _order_of_labels(folder: Path, classes: Sequence[str]) -> list[int]:
     """The checkpoint's row of each class of the data set: by name, else, where one of the two has
-    numbers only, by number, which is said. Raises UserError for names of other classes.
+    numbers only (LABEL_0 or 0), by number, which is said. Raises UserError for other names.
     """
-    theirs = [str(names[index]).casefold() for index in sorted(names)]
-    ours = [label.casefold() for label in classes]
-    if sorted(theirs) == sorted(ours):
-        return [theirs.index(label) for label in ours]
-    if any(all(re.fullmatch(r"(label_)?\d+", label) for label in side) for side in (theirs, ours)):
-        print(f"{folder}: its classes are matched with the data set's by number, for want of names")
-        return list(range(len(ours)))
-    listed = ", ".join(map(str, [*names.values()][:9]))
-    mend = f"they must be {', '.join([*classes][:9])}: rename them in its config.json"
-    raise UserError(f"{folder} names its classes {listed}; {mend}")
+    names = read_config(folder).get("id2label") or {}
+    theirs = [str(names.get(str(row), row)) for row in range(len(names) or len(classes))]
+    numbers = [str(number) for number in range(len(classes))]
+    for fold in (str, str.casefold, _letters):
+        found, wanted = [*map(fold, theirs)], [*map(fold, classes)]
+        if sorted(found) == sorted(wanted) and len(set(wanted)) == len(wanted):
+            return [found.index(name) for name in wanted]
+    bare = [_letters(name).removeprefix("label") for name in theirs]
+    if sorted(bare) == sorted(numbers) or [*classes] == numbers:
+        print(f"{folder}: its classes are matched with the data set's by number, not by name")
+        return [*map((bare if sorted(bare) == sorted(numbers) else numbers).index, numbers)]
+    fault = f"{folder} names its classes {', '.join(theirs[:9])}"
+    raise UserError(
+        f"{fault}; they must be {', '.join(classes[:9])}: rename them in its config.json"
+    )
+
+
+def _letters(name: object) -> str:
+    """Sci/Tech, sci-tech and "SCI TECH" are one name."""
+    return "".join(filter(str.isalnum, str(name).casefold()))
 
 
 def has_half_arithmetic(device: str) -> bool:

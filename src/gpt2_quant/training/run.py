@@ -25,7 +25,7 @@ from ..cli import PRESETS, Settings
 from ..data.datasets import Split
 from ..data.tokens import Tokens
 from ..errors import UserError
-from ..models.loading import weights_file
+from ..models.checkpoints import weights_sha256
 from ..models.variants import BASELINE
 from .checkpoints import Checkpoints
 from .evaluation import Scorer
@@ -75,7 +75,7 @@ def checkpoints(
     code = b"".join(path.read_bytes() for path in sources)
     identity = {f"--{name.replace('_', '-')}": value for name, value in asdict(plan).items()}
     identity |= {
-        "--base-model weights": records.file_sha256(weights_file(base))[:16],
+        "--base-model weights": weights_sha256(base)[:16],
         "--max-length": settings.max_length,
         "device": settings.device,
         "number of processes": PartialState().num_processes,
