@@ -10,8 +10,9 @@ similar length share a batch (Khomenko et al., 2016, arXiv 1708.05604): a shuffl
 pools of 50 batches, each sorted by length, and the batches are shuffled again.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -100,7 +101,7 @@ def tokenize(tokenizer, split: Split, max_length: int) -> Tokens:
     """
     arrays = path = None
     if split.cache and tokenizer.is_fast:  # a Python one has no state to hash
-        path = split.cache / f"tokens-{fingerprint(tokenizer, split, max_length)}.npz"
+        path = split.cache / f"tokens-{fingerprint(tokenizer, split.texts, max_length)}.npz"
         arrays = load_arrays(path, *KEPT)
     if arrays is None:
         arrays = _encode(tokenizer, split.texts, max_length)
@@ -130,15 +131,18 @@ def _encode(tokenizer, texts: Sequence[str], max_length: int) -> list[np.ndarray
     return [np.concatenate(flat), np.cumsum(np.concatenate(lengths)), lost]
 
 
-def fingerprint(tokenizer, split: Split, max_length: int) -> str:
-    """16 hex digits of the sha256 of all that decides the tokens of `split`."""
+def fingerprint(tokenizer, texts: Iterable[str], max_length: int) -> str:
+    """16 hex digits of the sha256 of all that decides the tokens of `texts`."""
     import tokenizers
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     del state["truncation"], state["padding"]  # of the last call
     ours = [FORMAT, tokenizer.truncation_side, tokenizer.eos_token_id, max_length]
     made_with = json.dumps([tokenizers.__version__, *ours, state])
-    return content_key(made_with, split.sha256).hex()[:16]
+    digest = hashlib.sha256(content_key(made_with))
+    for text in texts:
+        digest.update(content_key(text))
+    return digest.hexdigest()[:16]
 
 
 def length_grouped_batches(
