@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.labels import LABELS
 from ..errors import UserError
 from ..measure import paired
 from ..measure.scores import calibration_error, classification_scores, fit_temperature
@@ -94,6 +95,14 @@ class Comparison:
     def labels(self) -> np.ndarray:
         """Test labels [n], shared by all rows."""
         return self.baseline.labels
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in the order of the logits, by the record; numbers where none fit."""
+        n_classes = self.baseline.logits.shape[1]
+        # A record that names none is older than data sets other than AG News.
+        names = self.record.get("data", {}).get("classes", LABELS)
+        return [*names] if len(names) == n_classes else [*map(str, range(n_classes))]
 
     @property
     def rows(self) -> list[Row]:

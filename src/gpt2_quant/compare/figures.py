@@ -233,5 +233,5 @@ def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
         png = results_dir / f"{row.key}_confusion_matrix.png"
         pdf = drawn[png.stem] = png.with_suffix(".pdf")
         if not (row.record and png.is_file() and pdf.is_file()):
-            confusion_matrix(row.labels, row.logits, row.label, png)
+            confusion_matrix(row.labels, row.logits, row.label, png, comparison.classes)
     return drawn

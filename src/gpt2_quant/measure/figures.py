@@ -1,7 +1,9 @@
 """Confusion matrix, reliability, quantization error. Each function returns the PNG and the PDF."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy.cluster.hierarchy import leaves_list, linkage
 from sklearn import metrics
 
 from ..data.labels import LABELS
@@ -20,31 +23,77 @@ from .scores import reliability as reliability_bins
 def confusion_matrix(
     labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS
 ) -> list[Path]:
-    """Counts, and beneath each its fraction of the row, which sets its colour.
+    """Colour: the fraction of the row. Up to 8 classes a cell holds its count and that fraction, up
+    to 20 its count; beyond, classes that are taken for one another stand side by side, and the
+    ten most frequent confusions are listed.
 
     labels [n] in [0, C); logits [n, C].
     """
     n, n_classes = logits.shape
     predicted = logits.argmax(axis=1)
     names = names if len(names) == n_classes else [str(number) for number in range(n_classes)]
+    # A dollar sign would begin a formula.
+    names = [textwrap.shorten(name, 32, placeholder="…").replace("$", r"\$") for name in names]
     counts = metrics.confusion_matrix(labels, predicted, labels=range(n_classes))
     fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    words = np.vectorize("{:,}\n{:.1%}".format)(counts, fraction)
+    cell, worst, words, font = (0.95, 0.8), "", None, None
+    if n_classes <= FULL_CELLS:
+        words = np.vectorize("{:,}\n{:.1%}".format)(counts, fraction)
+    elif n_classes <= MOST_COUNTED:
+        cell, words, font = (0.45, 0.36), np.where(counts, counts, "").astype(str), 7.0
+    else:
+        side = 17 / max(n_classes, 150)  # inches: letters of 6.5 points up to 150 classes
+        cell, font, worst = (side, side), 6.5, _worst_pairs(counts, fraction, names)
+        order = _similar_together(fraction)
+        fraction, names = fraction[np.ix_(order, order)], [names[i] for i in order]
     with look():
-        size = (1.6 + 0.95 * n_classes, 1.3 + 0.8 * n_classes)
+        size = (1.6 + cell[0] * n_classes, 1.3 + cell[1] * n_classes + bool(worst) * 1.8)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
+        every = -(-n_classes // MOST_NAMED)  # beyond, some names stand for their neighbours
         # A square root spreads the small fractions.
         sns.heatmap(
-            np.sqrt(fraction), vmin=0, vmax=1, cmap="Blues",
-            annot=words, fmt="", cbar=False, xticklabels=names, yticklabels=names, ax=axes,
+            np.sqrt(fraction), vmin=0, vmax=1, cmap="Blues", annot=words, fmt="", cbar=False,
+            xticklabels=False, yticklabels=False, ax=axes,
+            annot_kws={"fontsize": font} if words is not None and font else None,
         )  # fmt: skip
+        axes.set_xticks(np.arange(0, n_classes, every) + 0.5, names[::every], fontsize=font)
+        axes.set_yticks(np.arange(0, n_classes, every) + 0.5, names[::every], fontsize=font)
         axes.tick_params(length=0)
+        upright = n_classes > FULL_CELLS or max(map(len, names)) > LONG_NAME
+        axes.tick_params(axis="x", rotation=90 * upright)
+        axes.tick_params(axis="y", rotation=90 * (not upright))
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(title, loc="left", pad=20)
         note = f"accuracy {metrics.accuracy_score(labels, predicted):.4f}, n = {n:,}"
-        axes.text(0, 1.02, note, transform=axes.transAxes, color=FAINT)
+        note += "; colour: share of the true class" * (n_classes > FULL_CELLS)
+        where: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate(note, (0, 1), (0, 5), color=FAINT, **where)
+        if worst:
+            figure.supxlabel(worst, x=0.02, ha="left", fontsize=8)
         return save(figure, path)
+
+
+FULL_CELLS, MOST_COUNTED, MOST_NAMED = 8, 20, 150
+LONG_NAME = 12  # letters, which fill a cell's width
+
+
+def _similar_together(fraction: np.ndarray) -> list[int]:
+    """An order of the classes that keeps the often confused together: average linkage."""
+    closeness = (fraction + fraction.T) / 2
+    distance = 1 - closeness[np.triu_indices(len(fraction), 1)]
+    return leaves_list(linkage(distance, "average")).tolist()
+
+
+def _worst_pairs(counts: np.ndarray, fraction: np.ndarray, names: list[str], most=10) -> str:
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    lines = ["Most frequent confusions (true → predicted: rows, share of the true class)"]
+    for cell in np.argsort(-wrong, axis=None, kind="stable")[:most]:
+        row, column = divmod(int(cell), len(counts))
+        if wrong[row, column]:
+            share = f"{wrong[row, column]:,}, {fraction[row, column]:.0%}"
+            lines.append(f"{names[row]} → {names[column]}: {share}")
+    return "\n".join(lines)
 
 
 def reliability(variants: Sequence[dict], path: Path) -> list[Path]:

@@ -10,11 +10,11 @@ import pandas as pd
 from ..compare.claims import claims_scope, published_claims
 from ..compare.comparison import Comparison, Row
 from ..compare.tables import footnotes, printed_table
-from ..data.labels import LABELS
 from ..models.variants import BASELINE
 from . import compile_report
 from .findings import choices, findings
 
+MOST_COLUMNS = 8  # of a table with a column per class
 ERROR_TABLES = (
     "quantization_error", "activation_outliers", "quantization_effect", "quantization_choices"
 )  # fmt: skip
@@ -42,7 +42,7 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
         "baseline": comparison.baseline.label,
         "n": len(comparison.labels),
         "outside": [row.label for row in rows if not row.record],
-        "classes": LABELS if comparison.baseline.logits.shape[1] == len(LABELS) else [],
+        "classes": comparison.classes if len(comparison.classes) <= MOST_COLUMNS else [],
         "facts": _facts(comparison),
         "experiment": _experiment(comparison.record) if comparison.record else None,
         "table": {"head": list(printed), "rows": printed.values.tolist()},
