@@ -22,9 +22,9 @@ from ..models.variants import BASELINE, FP16, VARIANTS, style
 from .result_files import REDO, Source, read_sources
 
 MIB = 2**20  # what the published table calls MB
-ALPHA = 0.05
 MODES = ("eager", "best")
 HEADLINE_SHAPE = (16, 128)  # batch size, tokens
+LARGE_SHAPE = (64, 128)
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,22 @@ class Row(Source):
     @property
     def equivalent(self) -> bool:
         """Whether the equivalence test rejects, after Holm."""
-        return self.against["tost_holm_p"] < ALPHA
+        return self.against["tost_holm_p"] < paired.ALPHA
 
     @property
     def different(self) -> bool:
         """Whether the McNemar test rejects, after Holm."""
-        return self.against["mcnemar_holm_p"] < ALPHA
+        return self.against["mcnemar_holm_p"] < paired.ALPHA
 
     @property
     def points(self) -> float:
         """Accuracy minus the baseline's, in points."""
         return 100 * self.against["difference"]["accuracy"]["value"]
+
+    @property
+    def within(self) -> float:
+        """Points that the difference stays within, by its 90% score interval."""
+        return 100 * max(map(abs, self.against["score_interval_90"]))
 
     @property
     def fastest(self) -> dict:
@@ -81,7 +86,7 @@ class Comparison:
     """The table's entries in order, and sentences below it.
 
     record is the baseline's, else another row's ({} for outsiders alone); shape is the (batch size,
-    tokens) of the table's latencies.
+    tokens) of the table's latencies; margin is that of the equivalence test, a fraction.
     """
 
     baseline: Row
@@ -89,6 +94,7 @@ class Comparison:
     notes: list[str]
     record: dict
     shape: tuple[int, int] | None
+    margin: float
 
     @property
     def labels(self) -> np.ndarray:
@@ -118,18 +124,25 @@ class Comparison:
     def sweep(self) -> pd.DataFrame:
         """Times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
         columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
-        times = [vars(row) | time for row in self.timed for time in row.record["latency"]]
+        times = [vars(row) | time for row in self.timed for time in _times(row)]
         return pd.DataFrame(times, columns=columns)
 
 
 def compare_results(
-    results_dir: Path, baseline: str = BASELINE.key, predictions: Path | None = None
+    results_dir: Path,
+    baseline: str = BASELINE.key,
+    predictions: Path | None = None,
+    margin: float = paired.MARGIN,
 ) -> Comparison:
     """Compare all results below `results_dir` and outside `predictions` with the row `baseline`.
 
     Raises UserError for results that must not share a table, none at all, or no baseline.
     """
     sources = {source.key: source for source in read_sources(results_dir, predictions)}
+    # A device that computes it in float32 has no float16 row: it would be FP32 once more.
+    half = sources.get(FP16.key)
+    if half and "float32" in half.record["variant"].get("dtype", ""):
+        del sources[FP16.key]
     if not sources:
         fault = f"{results_dir} holds no results to compare"
         raise UserError(f"{fault}: run python {BASELINE.script_path} first")
@@ -138,7 +151,7 @@ def compare_results(
         known = ", ".join(sources)
         raise UserError(f"the baseline {baseline} has no results: {mend} one of {known}")
     shape, looks = _common_shape(sources), style(sources)
-    tests, sizes = _tests(sources, baseline), _sizes(sources, baseline)
+    tests, sizes = _tests(sources, baseline, margin), _sizes(sources, baseline)
     session = next((time["session"] for time in _times(sources[baseline])), None)
     rows = {
         key: Row(
@@ -154,7 +167,7 @@ def compare_results(
     own = [row.record for row in (rows[baseline], *rows.values()) if row.record]
     record = own[0] if own else {}
     notes = _notes([*rows.values()])
-    return Comparison(rows[baseline], _entries(rows, record), notes, record, shape)
+    return Comparison(rows[baseline], _entries(rows, record), notes, record, shape, margin)
 
 
 def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
@@ -181,18 +194,13 @@ def _scores(source: Source) -> dict:
     return {"metrics": metrics, "temperature": temperature, "ece_after_temperature": ece}
 
 
-def _tests(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
+def _tests(sources: dict[str, Source], baseline: str, margin: float) -> dict[str, dict]:
     """Paired results against the baseline, Holm-adjusted."""
     labels = sources[baseline].labels
     logits = {key: source.logits for key, source in sources.items()}
-    tests = {
-        key: paired.compare(labels, logits[baseline], logits[key]) | {"difference": difference}
-        for key, difference in paired.bootstrap_differences(labels, logits, baseline).items()
-    }
-    for name in ("mcnemar", "tost"):
-        adjusted = paired.holm([test[f"{name}_p"] for test in tests.values()])
-        for test, p_value in zip(tests.values(), adjusted, strict=True):
-            test[f"{name}_holm_p"] = p_value
+    tests = paired.compare_all(labels, logits, baseline, margin)
+    for key, difference in paired.bootstrap_differences(labels, logits, baseline).items():
+        tests[key]["difference"] = difference
     return tests
 
 
@@ -230,7 +238,10 @@ def _size(key: str, record: dict) -> dict:
 
 
 def _times(source: Source) -> list[dict]:
-    return source.record.get("latency", [])
+    """Its latencies; a best mode that is the eager one once more is none."""
+    times, variant = source.record.get("latency") or [], VARIANTS.get(source.key)
+    alone = variant and variant.no_best_mode
+    return [time for time in times if time["mode"] == "eager" or not alone]
 
 
 def _shape(time: dict) -> tuple[int, int]:
@@ -246,22 +257,40 @@ def _common_shape(sources: dict[str, Source]) -> tuple[int, int] | None:
 def _latency(source: Source, shape: tuple[int, int] | None, session: str | None) -> dict:
     """Times at `shape` and rates; {} if not timed there."""
     times: dict[str, dict] = {}
+    large: dict[str, float] = {}
     for time in _times(source):
         if _shape(time) == shape:
-            times[time["mode"]] = time
-            # Below six values no two enclose the median with 95%: the range stands.
-            if time["median_low_ms"] is None:
-                low, high = min(time["values_ms"]), max(time["values_ms"])
-                times[time["mode"]] = time | {"median_low_ms": low, "median_high_ms": high}
+            times[time["mode"]] = time | interval_of(time)
+        elif _shape(time) == LARGE_SHAPE:
+            large[time["mode"]] = time["median_ms"]
     if not times:
         return {}
     rates = {}
     for section, name in (("throughput", "texts_per_s"), ("energy", "joules_per_1000_texts")):
         measured = source.record.get(section) or {}
-        rates[name] = {mode: measured[mode][name] for mode in MODES if mode in measured}
+        timed = [mode for mode in MODES if mode in measured and (mode in times or mode == "eager")]
+        rates[name] = {mode: measured[mode][name] for mode in timed}
+        rates[f"{name}_between"] = {mode: _between(measured[mode], name) for mode in timed}
     same_session = all(time["session"] == session for time in times.values())
     by_mode = {mode: times.get(mode) for mode in MODES}
-    return {"shape": shape, **by_mode, "same_session": same_session, **rates}
+    return {"shape": shape, **by_mode, "large": large, "same_session": same_session, **rates}
+
+
+def interval_of(time: dict) -> dict:
+    """The interval of a latency's median: its own, or the values' range where none was found (below
+    six values no two enclose the median with 95%).
+    """
+    low, high = time.get("median_low_ms"), time.get("median_high_ms")
+    if low is None or high is None:
+        low, high = min(time["values_ms"]), max(time["values_ms"])
+    return {"median_low_ms": low, "median_high_ms": high}
+
+
+def _between(measured: dict, name: str) -> tuple[float, float] | None:
+    """The interval of a rate, or the range of its passes; None where neither was kept."""
+    values = [measured.get(f"{name}_low"), measured.get(f"{name}_high")]
+    values = values if None not in values else measured.get(f"values_{name}") or []
+    return (min(values), max(values)) if values else None
 
 
 def _notes(rows: list[Row]) -> list[str]:
