@@ -141,7 +141,7 @@ def compare_results(
     sources = {source.key: source for source in read_sources(results_dir, predictions)}
     # A device that computes it in float32 has no float16 row: it would be FP32 once more.
     half = sources.get(FP16.key)
-    if half and "float32" in half.record["variant"].get("dtype", ""):
+    if half and "float32" in (half.record["variant"].get("dtype") or ""):
         del sources[FP16.key]
     if not sources:
         fault = f"{results_dir} holds no results to compare"
@@ -152,7 +152,7 @@ def compare_results(
         raise UserError(f"the baseline {baseline} has no results: {mend} one of {known}")
     shape, looks = _common_shape(sources), style(sources)
     tests, sizes = _tests(sources, baseline, margin), _sizes(sources, baseline)
-    session = next((time["session"] for time in _times(sources[baseline])), None)
+    reference = next(iter(_times(sources[baseline])), {})
     rows = {
         key: Row(
             **vars(source),
@@ -160,7 +160,7 @@ def compare_results(
             look=looks[key],
             against=tests.get(key, {}),
             size=sizes.get(key, {}),
-            latency=_latency(source, shape, session),
+            latency=_latency(source, shape, reference),
         )
         for key, source in sources.items()
     }
@@ -179,6 +179,8 @@ def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
     entries: list[Row | Missing] = []
     for key, variant in VARIANTS.items():
         sentence = f"{variant.label} is missing: run python {variant.script_path}{flag}"
+        if variant.floats == "float16":
+            sentence += " on a device that computes in float16"
         entries.append(rows.get(key) or Missing(key, variant.label, sentence))
     return entries + [row for key, row in rows.items() if key not in VARIANTS]
 
@@ -254,8 +256,10 @@ def _common_shape(sources: dict[str, Source]) -> tuple[int, int] | None:
     return max(counts, key=lambda it: (counts[it], it == HEADLINE_SHAPE, it), default=None)
 
 
-def _latency(source: Source, shape: tuple[int, int] | None, session: str | None) -> dict:
-    """Times at `shape` and rates; {} if not timed there."""
+def _latency(source: Source, shape: tuple[int, int] | None, reference: dict) -> dict:
+    """Times at `shape` and rates; {} if not timed there. `mark`: how they differ from the time
+    `reference`: * in the process, † in the device, "" not at all.
+    """
     times: dict[str, dict] = {}
     large: dict[str, float] = {}
     for time in _times(source):
@@ -271,9 +275,12 @@ def _latency(source: Source, shape: tuple[int, int] | None, session: str | None)
         timed = [mode for mode in MODES if mode in measured and (mode in times or mode == "eager")]
         rates[name] = {mode: measured[mode][name] for mode in timed}
         rates[f"{name}_between"] = {mode: _between(measured[mode], name) for mode in timed}
-    same_session = all(time["session"] == session for time in times.values())
-    by_mode = {mode: times.get(mode) for mode in MODES}
-    return {"shape": shape, **by_mode, "large": large, "same_session": same_session, **rates}
+    mark = ""
+    for sign, field in (("*", "session"), ("†", "device")):
+        if any(time.get(field) != reference.get(field) for time in times.values()):
+            mark = sign
+    kept = {mode: times.get(mode) for mode in MODES} | {"large": large} | rates
+    return {"shape": shape, "mark": mark, "same_session": not mark, **kept}
 
 
 def interval_of(time: dict) -> dict:
@@ -300,7 +307,10 @@ def _notes(rows: list[Row]) -> list[str]:
         for one, other in combinations(rows, 2)
         if np.array_equal(one.logits, other.logits)
     ]
-    apart = [row.label for row in rows if row.latency and not row.latency["same_session"]]
+    apart = [row.label for row in rows if row.latency.get("mark") == "*"]
+    if elsewhere := [row.label for row in rows if row.latency.get("mark") == "†"]:
+        fault = "latency marked † was timed on another device than the baseline's"
+        notes.insert(0, f"{', '.join(elsewhere)}: {fault}, so no ranking of speeds includes it")
     if apart:
         mend = f"run python {FP16.script_path} --overwrite to time all in turns"
         fault = "latency marked * was timed in another process than the baseline's"
