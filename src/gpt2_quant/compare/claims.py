@@ -26,6 +26,7 @@ Judge = Callable[[Comparison, Variant], tuple[str, str]]
 class Claim:
     """What was published, our figures, the verdict, and what it rests on."""
 
+    topic: str
     claim: str
     published: str
     measured: str
@@ -55,8 +56,8 @@ def _judged(comparison: Comparison, name: str, variant: Variant, judge: Judge) -
     values = {"label": variant.label, "margin": margin, **(variant.published or BASELINE)._asdict()}
     texts = {name: text.format(**values) for name, text in TEXTS[name].items()}
     why = [texts.get(verdict, ""), texts["why"]]
-    claim, published = texts["claim"], texts["published"]
-    return Claim(claim, published, measured, verdict, " ".join(filter(None, why)))
+    said = (texts[field] for field in ("topic", "claim", "published"))
+    return Claim(*said, measured, verdict, " ".join(filter(None, why)))
 
 
 def claims_scope(comparison: Comparison) -> str:

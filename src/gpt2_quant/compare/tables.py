@@ -157,7 +157,8 @@ def _origins(comparison: Comparison) -> list[str]:
     return [
         f"Checkpoint: fine-tuned from `{short(checkpoint['base_model'])}` (weights sha256 "
         f"`{checkpoint['baseline_sha256'][:16]}`); test set: `{short(data['name'])}`, "
-        f"{data['n']:,} rows (sha256 `{data['sha256'][:16]}`); made on {record['provenance'].get('device')}.",
+        f"{data['n']:,} rows (sha256 `{data['sha256'][:16]}`); made "
+        f"on {record['provenance'].get('device')}.",
         f"Commands: {'; '.join(made)}",
     ]
 

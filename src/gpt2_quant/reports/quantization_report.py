@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..compare.claims import claims_scope, published_claims
 from ..compare.comparison import Comparison, Row
-from ..compare.experiment import claims_apply, departures, short
+from ..compare.experiment import claims_apply, departures, short, short_paths
 from ..compare.tables import footnotes, printed_table
 from ..data.labels import LABELS
 from ..errors import UserError
@@ -52,17 +52,17 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
         "scores": [{"label": row.label, **row.metrics} for row in rows],
         "paired": [{"label": row.label, **row.against} for row in comparison.others],
         "calibration": [_calibration(row) for row in rows],
+        "read_back": _read_back(comparison),
         "sizes": [{"label": row.label, **row.size} for row in rows if row.size],
         "latency": [{"label": row.label, **row.latency} for row in rows if row.latency],
+        "timing": comparison.record.get("timing") or {},
         "sweep": _sweep(comparison.sweep()),
         "errors": _errors(results_dir),
         "claims": [asdict(claim) for claim in claims],
         "claims_scope": claims_scope(comparison),
         "choices": choices(comparison),
         "answer": answer(comparison),
-        "checks": [
-            _checks(row) for row in rows if {"best_check", "batch_invariance"} & set(row.record)
-        ],
+        "checks": [found for row in rows if len(found := _checks(row)) > 1],
         "changed": changed.to_dict("records"),
         "provenance": [_provenance(row) for row in rows if row.record],
     }
@@ -111,8 +111,20 @@ def _calibration(row: Row) -> dict:
 
 def _checks(row: Row) -> dict:
     """What the record says of the best mode against the eager, and of batch 1 against 16."""
-    found = {name: row.record.get(name) for name in ("best_check", "batch_invariance")}
-    return {"label": row.label, **found}
+    names = ("best_check", "batch_invariance")
+    found = {name: row.record.get(name) for name in names}
+    return {"label": row.label, **(found if any(found.values()) else {})}
+
+
+def _read_back(comparison: Comparison) -> list[str]:
+    """Rows that store less than the baseline, but hold no less once loaded."""
+    whole = comparison.baseline.size
+    return [
+        row.label
+        for row in comparison.others
+        if whole and row.size and row.size["stored_bytes"] < whole["stored_bytes"]
+        if row.size["resident_bytes"] >= whole["resident_bytes"]
+    ]
 
 
 def _sweep(times: pd.DataFrame) -> list[dict]:
@@ -151,6 +163,8 @@ def _errors(results_dir: Path) -> dict | None:
     spread = weights.nlargest(1, "absmax_over_sigma").iloc[0]
     layer = "" if pd.isna(spread["layer"]) else f" of layer {spread['layer']:.0f}"
     kl_rows = kl.reset_index().values.tolist()
+    least = refinements.loc[refinements.groupby("scheme", sort=False)["kl_nats"].idxmin()]
+    by_rule = least[least["taken"].astype(bool)]["scheme"].tolist()
     return {
         "weights": {"matrices": matrices, "rows": sqnr.reset_index().values.tolist()},
         "spread": f"{spread['matrix']}{layer}: its largest weight is "
@@ -158,6 +172,8 @@ def _errors(results_dir: Path) -> dict | None:
         "outliers": worst[["layer", "matrix", "top_channel", "outlier_ratio"]].values.tolist(),
         "effects": {"schemes": list(kl), "rows": kl_rows, "n": int(effects["n"].iloc[0])},
         "choices": refinements.to_dict("records"),
+        "by_rule": by_rule,
+        "against_rule": [scheme for scheme in least["scheme"] if scheme not in by_rule],
     }
 
 
@@ -193,6 +209,7 @@ def _provenance(row: Row) -> dict:
         "commit": commit[:12] + changed if commit else None,
         "source": (made.get("source_sha256") or "")[:12],
         "time": made.get("time_utc"),
-        **{name: made.get(name) for name in ("command", "seed", "device", "packages")},
+        **{name: made.get(name) for name in ("seed", "device", "packages")},
+        "command": short_paths(made["command"]),
         "notes": row.record.get("notes") or [],
     }
