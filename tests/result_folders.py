@@ -32,7 +32,7 @@ STEPS = {
     "int8_bitsandbytes": 0.1,
     "nf4_bitsandbytes": 0.5,
 }
-DTYPES = {"baseline": np.float32, "baseline_fp16": np.float32, "nf4_scratch": np.int8}
+DTYPES = {"baseline": np.float32, "nf4_scratch": np.int8}
 
 
 @cache

@@ -32,7 +32,8 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
     """All values of the report as JSON-able data; `changed` is of `changed_texts.most_changed`, the
     error analysis of script 2's tables in `results_dir`.
     """
-    rows, printed = comparison.rows, printed_table(comparison)
+    # McNemar's figures stand in the paired section; here they would not fit the page.
+    rows, printed = comparison.rows, printed_table(comparison).drop(columns="McNemar")
     missing = [f"{gap.sentence}." for gap in comparison.missing]
     claims = published_claims(comparison) if claims_apply(comparison) else []
     return {
