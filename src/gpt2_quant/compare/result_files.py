@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..measure.predictions import load_predictions, predictions_path
 from ..measure.scores import check_predictions, classification_scores
 from ..models.variants import VARIANTS
-from ..records import load_records
+from ..records import VARIANT_RECORD, load_records, schema_fault
 
 # What records in one table must agree in, and where a record says it.
 SAME = {
@@ -59,11 +59,15 @@ def read_sources(results_dir: Path, predictions: Path | None = None) -> list[Sou
         sources += _outsiders(predictions, taken=order)
     for source in sources[1:]:
         _check_same_texts(sources[0], source)
+    for source in sources:
+        _check_scores(source, predictions_path(results_dir, source.key))
     return sources
 
 
 def _check_same_experiment(records: dict[str, dict]) -> None:
     for key, record in records.items():
+        if fault := schema_fault(record, VARIANT_RECORD):
+            raise UserError(f"records/{key}.json: {fault}; {REDO.format(key)}")
         if (said := record.get("key")) != key:
             raise UserError(f"records/{key}.json is a copy of the record of {said}: delete it")
     for what, (section, field) in SAME.items():
@@ -82,19 +86,25 @@ def _own(results_dir: Path, key: str, record: dict) -> Source:
     path, mend = predictions_path(results_dir, key), REDO.format(key)
     if len(labels) != n:
         raise UserError(f"{path} has {len(labels)} rows, but its record was made from {n}: {mend}")
-    for name, score in classification_scores(labels, logits, 1000).items():
-        said, width = record["metrics"].get(name), score["high"] - score["low"]
-        for part in said or ():
-            # An interval is drawn again, from fewer samples: it moves by a fraction of its width.
-            slack = 1e-6 if part == "value" else 1e-6 + 0.25 * width
-            if part != "n" and abs(said[part] - score[part]) > slack:
-                what = name if part == "value" else f"the {part} end of {name}'s interval as"
-                fault = f"{path} gives {what} {score[part]:.6f}, but its record says"
-                raise UserError(f"{fault} {said[part]:.6f}: {mend}")
     validation, name = None, f"{key}.validation"
     if predictions_path(results_dir, name).is_file():
         validation = _arrays(load_predictions(results_dir, name), name)
     return Source(key, record["variant"]["label"], labels, logits, validation, record)
+
+
+def _check_scores(source: Source, path: Path) -> None:
+    """That every score of a record, and its interval, is what the predictions give."""
+    recorded = source.record.get("metrics") or {}
+    scores = classification_scores(source.labels, source.logits, 1000) if recorded else {}
+    for name, score in scores.items():
+        for part in {"value", "low", "high"} & set(recorded.get(name, ())):
+            # An interval is drawn again, from fewer samples: it moves by a fraction of its width.
+            slack = 1e-6 + (part != "value") * 0.25 * (score["high"] - score["low"])
+            said = recorded[name][part]
+            if abs(said - score[part]) > slack:
+                what = name if part == "value" else f"{name} ({part} end of its interval)"
+                fault = f"{path} gives {what} {score[part]:.6f}, but its record says {said:.6f}"
+                raise UserError(f"{fault}: {REDO.format(source.key)}")
 
 
 def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
