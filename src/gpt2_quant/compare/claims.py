@@ -53,11 +53,11 @@ def published_claims(comparison: Comparison) -> list[Claim]:
 def _judged(comparison: Comparison, name: str, variant: Variant, judge: Judge) -> Claim:
     verdict, measured = judge(comparison, variant) if comparison.row(variant.key) else NOT_MEASURED
     margin = f"±{100 * comparison.margin:g} points"
-    values = {"label": variant.label, "margin": margin, **(variant.published or BASELINE)._asdict()}
+    published = variant.published._asdict() if variant.published else {}
+    values = {"label": variant.label, "margin": margin, **published}
     texts = {name: text.format(**values) for name, text in TEXTS[name].items()}
-    why = [texts.get(verdict, ""), texts["why"]]
-    said = (texts[field] for field in ("topic", "claim", "published"))
-    return Claim(*said, measured, verdict, " ".join(filter(None, why)))
+    why = " ".join(filter(None, [texts.get(verdict, ""), texts["why"]]))
+    return Claim(texts["topic"], texts["claim"], texts["published"], measured, verdict, why)
 
 
 def claims_scope(comparison: Comparison) -> str:

@@ -192,9 +192,9 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
         table[name] = table[name].str.replace(r"^\d{3,}\.\d+", _rounded, regex=True)
         table[name] = table[name].replace("", "–")
     table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
-    for name in table:
-        cells, letters = table[name].str, table[name].str.len().max()
-        table[name] = cells.ljust(letters) if name == "Model" else cells.rjust(letters)
+    for title in TERMINAL_TITLES:
+        cells, letters = table[title].str, table[title].str.len().max()
+        table[title] = cells.ljust(letters) if title == "Model" else cells.rjust(letters)
     for dropped in ([], ["F1-Score"], ["F1-Score", FUSED]):
         head, *body = ["  ".join(row).rstrip() for row in table.drop(columns=dropped).to_numpy()]
         if max(map(len, [head, *body])) <= width:
