@@ -38,12 +38,13 @@ def _csv_columns() -> dict[str, str]:
 
     scores = "accuracy f1_macro precision_macro recall_macro nll brier ece ece_adaptive"
     tests = "only_variant_right only_baseline_right mcnemar_p mcnemar_holm_p tost_p tost_holm_p"
-    sizes = "stored_bytes file_bytes resident_bytes peak_bytes compression compression_fp16"
+    sizes = "stored_bytes file_bytes resident_bytes peak_bytes compression_fp16"
     columns = intervals("metrics", scores)
     columns |= {name: name for name in ("temperature", "ece_after_temperature")}
     columns |= intervals("against.difference", "accuracy f1_macro nll brier", "_minus_baseline")
     columns |= plain("against", f"{tests} margin agreement flips kl_mean kl_p99 kl_max")
-    columns |= plain("size", sizes) | {"latency_shape": "latency.shape"}
+    columns |= {"compression_value": "size.compression"} | plain("size", sizes)
+    columns["latency_shape"] = "latency.shape"
     times = "median_ms median_low_ms median_high_ms p95_ms device_median_ms"
     for mode in MODES:
         columns |= plain(f"latency.{mode}", times, f"{mode}_")

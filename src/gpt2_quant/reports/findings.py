@@ -44,9 +44,9 @@ def findings(comparison: Comparison) -> list[str]:
         most = max(rows, key=lambda row: row.against["flips"])
         changed = 100 * (1 - most.against["agreement"])
         sentences.append(
-            f"No row changes more answers than {most.label}: "
-            "{flips:,} of {n:,} ({changed:.2f}%), {only_variant_right:,} for the better and "
-            "{only_baseline_right:,} for the worse.".format(changed=changed, **most.against)
+            "No row changes more answers than {label}: {flips:,} of {n:,} ({changed:.2f}%), "
+            "{only_variant_right:,} for the better and {only_baseline_right:,} for the worse."
+            "".format(label=most.label, changed=changed, **most.against)
         )
     if moved := [row for row in rows if _nll(row)["low"] > 0 or _nll(row)["high"] < 0]:
         each = ", ".join(
