@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from gpt2_quant import cli as common
 from gpt2_quant.errors import UserError, run
+from gpt2_quant.models.variants import VARIANTS
 
 SCRIPTS = {int(path.name[0]): path for path in sorted((common.ROOT / "src").glob("[1-5]_*.py"))}
 SHARED = (
@@ -36,8 +37,12 @@ OWN_FLAGS = {
     "human_judgements": (4,),
     "dataset": (1, 2, 3, 4),
 }
+# Seconds of each script, for the time left: the demo on two busy CPU cores, the paper preset on an
+# H200 (scripts 4 and 5 estimated). Only their ratios count: the run itself sets the scale.
+SECONDS = {"demo": (392, 114, 111, 69, 16), "paper": (60, 85, 211, 180, 30)}
 GRACE_SECONDS = 30
 FLOP_PER_SECOND = 50e9  # of one core in float32 matrix products; measured between 30e9 and 80e9
+OTHER_HOURS = 0.6  # timing, text metrics and reports on two cores
 TOKENS_PER_TEXT = 52  # mean of AG News under GPT-2's tokenizer
 DEMO = "python run_all_experiments.py --preset demo"
 
@@ -62,12 +67,22 @@ def main() -> None:
         if code:
             stop(number, code, log)
         seconds[script.stem] = time.perf_counter() - begun
-        print(f"[{number}/5] {script.stem}: done in {seconds[script.stem]:.0f} s", flush=True)
+        left = time_left(SECONDS[settings.preset], numbers, number, sum(seconds.values()))
+        print(f"[{number}/5] {script.stem}: done in {seconds[script.stem]:.0f} s{left}", flush=True)
     seconds["all"] = sum(seconds.values())
     print()
     for name, taken in seconds.items():
         print(f"{name:<26}{taken:>6.0f} s")
     print(f"results: {settings.results_dir}")
+
+
+def time_left(usual: tuple[int, ...], numbers, number: int, elapsed_s: float) -> str:
+    """After script `number` of `numbers`, which usually take `usual` seconds each."""
+    done = sum(usual[n - 1] for n in numbers if n <= number)
+    to_do = sum(usual[n - 1] for n in numbers if n > number)
+    left_s = elapsed_s * to_do / done
+    about = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+    return f"; about {about} left of the whole run" if to_do else ""
 
 
 def flags():
@@ -111,12 +126,22 @@ def warn_of_cost(args, settings) -> None:
     # 6 operations per weight and token: 2 forward, 4 backward (Kaplan et al., 2020, arXiv
     # 2001.08361, section 2.1).
     cores = os.cpu_count() or 1
-    hours = 6 * weights * tokens / (FLOP_PER_SECOND * cores) / 3600
-    duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
-    cost = f"no CUDA device is used: on {cores} CPU cores training takes about {duration}"
+    operations_per_hour = FLOP_PER_SECOND * cores * 3600
+    hours = 6 * weights * tokens / operations_per_hour
+    # Every variant scores the test rows and the validation rows, a twentieth of the train rows.
+    scored = len(VARIANTS) * ((settings.max_test_samples or 7_600) + rows // 20) * TOKENS_PER_TEXT
+    in_all = hours + 2 * weights * scored / operations_per_hour + OTHER_HOURS
+    cost = (
+        f"no CUDA device is used: on {cores} CPU cores training takes about {duration(hours)}, "
+        f"all five scripts about {duration(in_all)}"
+    )
     if args.device != "cpu":
         raise UserError(f"{cost}: try {DEMO}, or add --device cpu to train here anyway")
     print(f"note: {cost}; {DEMO} takes under five minutes in all", flush=True)
+
+
+def duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
 
 
 def run_streamed(command: list[str], log: Path) -> int:
@@ -127,6 +152,8 @@ def run_streamed(command: list[str], log: Path) -> int:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # A log takes a line for each state of a progress bar.
+    unbuffered.setdefault("TQDM_MININTERVAL", "1" if sys.stdout.isatty() else "10")
     with (
         open(log, "ab") as kept,
         subprocess.Popen(
@@ -139,7 +166,7 @@ def run_streamed(command: list[str], log: Path) -> int:
     ):
         try:
             while block := os.read(child.stdout.fileno(), 1 << 16):
-                for stream in (sys.stdout.buffer, kept):
+                for stream in (kept, sys.stdout.buffer):
                     stream.write(block)
                     stream.flush()
             return child.wait()

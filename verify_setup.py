@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "src"))  # works before anything is installed
 
 from gpt2_quant.cli import PRESETS  # noqa: E402  (standard library only)
+from gpt2_quant.errors import run  # noqa: E402
 
 PYTHON = ((3, 11), (3, 14))
 GIB = 1 << 30
@@ -57,7 +58,7 @@ class Line:
     fix: str | None = None
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,7 +81,8 @@ def main() -> int:
         print(f"\n{failed} of {len(lines)} checks failed")
     else:
         print(f"\nready for the {args.preset} preset")
-    return 2 if failed else 0
+    if failed:
+        sys.exit(2)
 
 
 def checks(preset: str) -> list[tuple[str, Callable[[], str]]]:
@@ -249,4 +251,4 @@ def memory(need_gib: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -4,6 +4,7 @@ interleaved rounds.
   python benchmarks/bench_quantization.py --device cuda                        # random GPT-2 124M
   python benchmarks/bench_quantization.py --device cuda --checkpoint models/baseline_gpt2
   python benchmarks/bench_quantization.py --device cpu --shapes 4x128 --rounds 5
+  python benchmarks/bench_quantization.py --size medium large xl --variants fp16_blocks fp8_best
 
 All get the same full batch of token ids (nothing padded, so no mask: the fast path of every peer).
 Before any is timed its logits are compared with FP32 eager: `error` is |logits - FP32| / |FP32|.
@@ -12,28 +13,31 @@ round; `ratio` is to FP32 eager. Bytes are those of weights and scales.
 
 fp32, fp16                 transformers' GPT-2, eager
 *_compile                  torch.compile (in CUDA graphs on a GPU)
+fp16_blocks                torch.compile of each block at static shapes, in CUDA graphs
 fp16_chain                 FP16 through our own chain of fused kernels: what fusion alone is worth
-w8a8, nf4                  ours, module by module; *_best: `engine.best_mode`
+w8a8, fp8, nf4             ours, module by module; *_best: `engine.best_mode`
 bnb_*                      bitsandbytes; int8 with outlier threshold 6 (its default) and without (0)
-torchao_*                  torchao, Conv1D converted to Linear; bf16 on a GPU, compiled
+torchao_*                  torchao, Conv1D converted to Linear; compiled, on a GPU in bf16 and by
+                           block as fp16_blocks; FP8 by rows (GPU)
 dynamic, onnx, onnx_int8   torch.ao quantize_dynamic and ONNX Runtime (CPU)
 
 A variant that fails, or whose package is missing, is listed as failed with its message. The last
-line is the table as JSON.
+line is the table as JSON, which --json keeps after every shape as well.
 """
 
 import argparse
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
-from quantization_peers import VARIANTS, Bench, eager
+from quantization_peers import SIZES, VARIANTS, Bench, eager
 
 SHAPES = ("1x64", "16x128", "64x128", "256x64")
 CPU_SHAPES = ("1x64", "4x128", "16x128")
 TOLERANCE = 1.0  # relative error of the logits at which they are as wrong as zeros would be
 # Half arithmetic on a CPU is emulated or many times slower.
-ONLY_CUDA = {"fp16", "fp16_compile", "fp16_chain"}
+ONLY_CUDA = {"fp16", "fp16_compile", "fp16_blocks", "fp16_chain", "torchao_fp8"}
 ONLY_CPU = {"dynamic", "onnx", "onnx_int8"}
 FAULT_LENGTH = 200
 
@@ -57,8 +61,12 @@ def flags() -> argparse.Namespace:
         help=f"default: {' '.join(SHAPES)}; CPU: {' '.join(CPU_SHAPES)}",
     )
     parser.add_argument(
-        "--checkpoint", help="folder of a classifier (default: random GPT-2 124M, the same speed)"
+        "--checkpoint", help="folder of a classifier (default: random GPT-2, the same speed)"
     )
+    parser.add_argument(
+        "--size", nargs="+", choices=SIZES, default=["small"], help="without --checkpoint"
+    )
+    parser.add_argument("--json", metavar="FILE", help="keep the table here, too")
     parser.add_argument(
         "--rounds",
         type=int,
@@ -80,18 +88,26 @@ def main() -> None:
     left_out = ONLY_CPU if on_cuda else ONLY_CUDA
     names = args.variants or [name for name in VARIANTS if name not in left_out]
     torch._dynamo.config.recompile_limit = 64  # one graph per shape and model
-    bench = Bench(args.device, args.checkpoint)
-    with torch.inference_mode():
-        reference = eager(bench)[0]
-        calls, rows = prepared(bench, names)
-        for name in named:
-            shape = tuple(map(int, name.split("x")))
-            ids = torch.randint(0, bench.fp32.config.vocab_size - 1, shape, device=args.device)
-            rows_here = measured(calls, ids, reference(ids).float().cpu(), name, args)
-            show([row for row in rows if row["shape"] is None] + rows_here)
-            rows += rows_here
     device = torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads"
     about = {"device": device, "torch": torch.__version__, "checkpoint": args.checkpoint}
+    rows: list[dict] = []
+    for size in args.size:
+        bench = Bench(args.device, args.checkpoint, size)
+        with torch.inference_mode():
+            reference = eager(bench)[0]
+            calls, broken = prepared(bench, names)
+            rows += [{"size": size, **row} for row in broken]
+            for name in named:
+                shape = tuple(map(int, name.split("x")))
+                ids = torch.randint(0, bench.fp32.config.vocab_size - 1, shape, device=args.device)
+                found = measured(calls, ids, reference(ids).float().cpu(), name, args)
+                print(size)
+                show(broken + found)
+                rows += [{"size": size, **row} for row in found]
+                if args.json:
+                    Path(args.json).write_text(json.dumps({**about, "rows": rows}, indent=1))
+        del bench, reference, calls  # the next size needs their memory
+        torch._dynamo.reset()
     print(json.dumps({**about, "rows": rows}))
 
 

@@ -7,13 +7,20 @@ import copy
 import tempfile
 from pathlib import Path
 
-from gpt2_quant.models.variants import NF4, W8A8
+from gpt2_quant.models.variants import FP8, NF4, W8A8
+
+SIZES = {  # GPT-2's published ones
+    "small": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "xl": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+}
 
 
 class Bench:
     """The FP32 model, the device, and a folder for what libraries want to read from one."""
 
-    def __init__(self, device: str, checkpoint: str | None):
+    def __init__(self, device: str, checkpoint: str | None, size: str):
         import torch
         from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -22,10 +29,15 @@ class Bench:
         torch.manual_seed(0)
         self.device = device
         if checkpoint:
-            self.fp32 = load_classifier(checkpoint, "cpu")
+            self.fp32 = load_classifier(checkpoint, device)
         else:
-            config = GPT2Config(num_labels=4, pad_token_id=50256)
-            self.fp32 = GPT2ForSequenceClassification(config).eval()
+            config = GPT2Config(num_labels=4, pad_token_id=50256, **SIZES[size])
+            with torch.device(device):
+                self.fp32 = GPT2ForSequenceClassification(config).eval()
+            # Embeddings as large as GPT-2's own (0.14; drawn at 0.02): else each random block
+            # outweighs what it is added to, and any rounding grows from block to block.
+            for table in (self.fp32.transformer.wte, self.fp32.transformer.wpe):
+                table.weight.data *= 7
         self.folder = tempfile.TemporaryDirectory(prefix="bench_quantization_")
 
     def model(self, dtype=None):
@@ -81,13 +93,28 @@ def compiled(bench, model):
     run = call_of(torch.compile(model, dynamic=True))
     if bench.device == "cpu":
         return run, weight_bytes(model)
+    return graphed(model, run)
+
+
+def compiled_blocks(model):
+    """torch.compile of the block at each static shape: compiled once a shape for all blocks, which
+    the whole model's compilation unrolls (torchao takes minutes then). In the same CUDA graphs.
+    """
+    for block in model.transformer.h:
+        block.compile(dynamic=False)
+    return graphed(model, call_of(model))
+
+
+def graphed(model, run):
+    import torch
+
     from gpt2_quant.inference.graphs import GraphedClassifier
 
     config = model.config
-    graphed = GraphedClassifier(
+    graphs = GraphedClassifier(
         lambda ids, _: run(ids), config.pad_token_id, config.n_positions, torch.device("cuda")
     )
-    return (lambda ids: graphed(ids, None)), weight_bytes(model)
+    return (lambda ids: graphs(ids, None)), weight_bytes(model)
 
 
 def scratch(bench, scheme, best=False):
@@ -112,13 +139,19 @@ def bitsandbytes(bench, **options):
     return call_of(model), weight_bytes(model)
 
 
-def torchao(bench, name):
+def torchao(bench, name, **options):
     import torch
     import torchao.quantization as ao
 
     model = bench.linear_model(torch.bfloat16 if bench.device == "cuda" else None)
-    ao.quantize_(model.transformer, getattr(ao, name)())
-    return compiled(bench, model)
+    ao.quantize_(model.transformer, getattr(ao, name)(**options))
+    return compiled(bench, model) if bench.device == "cpu" else compiled_blocks(model)
+
+
+def torchao_fp8(bench):
+    from torchao.quantization import PerRow
+
+    return torchao(bench, "Float8DynamicActivationFloat8WeightConfig", granularity=PerRow())
 
 
 def dynamic(bench):
@@ -196,15 +229,24 @@ def half_compiled(bench):
     return compiled(bench, bench.model(torch.float16))
 
 
+def half_blocks(bench):
+    import torch
+
+    return compiled_blocks(bench.model(torch.float16))
+
+
 BNB_NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 VARIANTS = {
     "fp32": eager,
     "fp32_compile": lambda bench: compiled(bench, bench.model()),
     "fp16": half_eager,
     "fp16_compile": half_compiled,
+    "fp16_blocks": half_blocks,
     "fp16_chain": lambda bench: scratch(bench, None, best=True),
     "w8a8": lambda bench: scratch(bench, W8A8.key),
     "w8a8_best": lambda bench: scratch(bench, W8A8.key, best=True),
+    "fp8": lambda bench: scratch(bench, FP8.key),
+    "fp8_best": lambda bench: scratch(bench, FP8.key, best=True),
     "nf4": lambda bench: scratch(bench, NF4.key),
     "nf4_best": lambda bench: scratch(bench, NF4.key, best=True),
     "bnb_int8": lambda bench: bitsandbytes(bench, load_in_8bit=True),
@@ -214,6 +256,7 @@ VARIANTS = {
     "bnb_nf4": lambda bench: bitsandbytes(bench, **BNB_NF4, bnb_4bit_compute_dtype=bench.half()),
     "torchao_weight_only": lambda bench: torchao(bench, "Int8WeightOnlyConfig"),
     "torchao_dynamic": lambda bench: torchao(bench, "Int8DynamicActivationInt8WeightConfig"),
+    "torchao_fp8": torchao_fp8,
     "dynamic": dynamic,
     "onnx": lambda bench: onnx(bench, False),
     "onnx_int8": lambda bench: onnx(bench, True),

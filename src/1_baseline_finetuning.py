@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gpt2_quant.cli import parser, positive_int, seed_everything, settings_from
 from gpt2_quant.errors import run
-from gpt2_quant.models.variants import BASELINE
+from gpt2_quant.models.variants import BASELINE, TFIDF
 from gpt2_quant.training import MAIN_PROCESS, learning_rate
 
 
@@ -50,8 +50,8 @@ def main() -> None:
     folder = settings.models_dir / BASELINE.folder
     asked = {name: value for name, value in vars(args).items() if name != "push_to_hub"}
     step = Step(settings.results_dir, "1_baseline_finetuning", asked)
-    record = settings.results_dir / "records" / f"{BASELINE.key}.json"
-    if settings.overwrite or not (step.complete() and record.is_file()):
+    records = [settings.results_dir / f"records/{v.key}.json" for v in (BASELINE, TFIDF)]
+    if settings.overwrite or not (step.complete() and all(path.is_file() for path in records)):
         fine_tune(args, settings, seeds, folder, step)
     elif MAIN_PROCESS:
         print(f"{folder} is already complete for these flags; --overwrite trains it anew")
@@ -64,9 +64,9 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.hub import fetch_model_folder
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
-    from gpt2_quant.measure.evaluation import evaluate_variant
+    from gpt2_quant.measure.evaluation import evaluate_tfidf, evaluate_variant, headline
     from gpt2_quant.models.cards import save_model, write_card
-    from gpt2_quant.models.loading import load_classifier
+    from gpt2_quant.models.loading import check_float, load_classifier
     from gpt2_quant.training import run as training
     from gpt2_quant.training.checkpoints import exclusive
     from gpt2_quant.training.evaluation import Scorer
@@ -79,6 +79,7 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
                 demo.prepare(settings)
             splits = load_splits(settings)
             base = fetch_model_folder(settings.base_model, settings.base_revision)
+            check_float(base, new_head=True)
             tokenizer = load_tokenizer(base)
             tokens = {n: tokenize(tokenizer, s, settings.max_length) for n, s in splits.items()}
         scorer = Scorer(accelerator, tokens, tokenizer.pad_token_id)
@@ -108,8 +109,9 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
                 settings, BASELINE.key, model, tokenizer, splits, folder=folder, baseline=folder,
                 predict=scorer.predict, extra=training.describe(settings, plan, outcomes, scorer),
             )  # fmt: skip
+            beside = evaluate_tfidf(settings, TFIDF, splits, folder)
             step.finish([write_card(folder, record), *training.outputs(folder, settings)])
-            print(training.summary(record))
+            print(training.summary(record), headline(beside), sep="\n")
         else:
             scorer.join(model, settings.batch_size)
         training.clean_up(accelerator, settings)

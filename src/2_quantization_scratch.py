@@ -2,6 +2,7 @@
 
 INT8 Scratch        one scale and zero-point per tensor; a quarter of the file, floats once loaded
 INT8 Scratch W8A8   int8 weights times int8 activations, summed as integers; a quarter of the memory
+FP8 Scratch         the same with eight-bit floats (e4m3); emulated where the GPU has none
 NF4 Scratch         4-bit NormalFloat, doubly quantized scales, embeddings included; an eighth
 
 Each is saved, loaded again from the disk and measured as loaded: accuracy on the test split, size
@@ -37,12 +38,13 @@ def main() -> None:
     results, variants = settings.results_dir, made_by(2)
 
     from gpt2_quant.cache import Step
-    from gpt2_quant.models.loading import baseline_folder, weights_file
+    from gpt2_quant.models.checkpoints import weights_files
+    from gpt2_quant.models.loading import baseline_folder
 
     baseline = baseline_folder(settings.models_dir, args.checkpoint)
     # --skip-timing changes no file that this script promises.
     asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
-    step = Step(results, "2_quantization_scratch", asked, [weights_file(baseline)])
+    step = Step(results, "2_quantization_scratch", asked, weights_files(baseline))
     if step.complete():
         return
 
@@ -53,7 +55,7 @@ def main() -> None:
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure import error_analysis, latency
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
-    from gpt2_quant.models.cards import save_model, variant_card
+    from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
     if settings.preset == "demo":
@@ -66,12 +68,13 @@ def main() -> None:
     for variant in variants:
         folder = settings.models_dir / variant.folder
         quantized = variant.how.quantize(variant.key, model, baseline, torch.float32)
-        save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name))
+        save_model(quantized, tokenizer, folder, card="")  # it follows with the scores
         loaded = load_variant(variant.key, settings.models_dir, settings.device)
         record = evaluate_variant(
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
             extra={"quantization": variant.how.facts(loaded)},
         )  # fmt: skip
+        write_card(folder, record, variant, args.checkpoint or baseline)
         print(headline(record))
         outputs += [folder / "model.safetensors", folder / "config.json"]
         outputs += [results / "records" / f"{variant.key}.json"]

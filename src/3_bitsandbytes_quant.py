@@ -2,9 +2,10 @@
 
 Each scheme is applied at load to models/baseline_gpt2 (or --checkpoint), saved, loaded again from
 the disk, and measured as it came back: predictions, sizes, confusion matrix, record. The same
-weights in float16 are measured beside them: the control row, without which a 16-bit quantized row
-looks like a speed-up. In the end all variants that there are by now, script 2's too, are timed
-together in this one process, so that their rows compare.
+weights in float16 and in TF32 are measured beside them, where the device has that arithmetic: the
+control rows, without which a 16-bit quantized row looks like a speed-up. In the end all variants
+that there are by now, script 2's too, are timed together in this one process, so that their rows
+compare.
 
 Runs on CUDA and, through bitsandbytes' CPU backend, without.
 
@@ -34,11 +35,12 @@ def main() -> None:
     models, results, variants = settings.models_dir, settings.results_dir, made_by(3)
 
     from gpt2_quant.cache import Step
-    from gpt2_quant.models.loading import baseline_folder, weights_file
+    from gpt2_quant.models.checkpoints import weights_files
+    from gpt2_quant.models.loading import baseline_folder
 
     baseline = baseline_folder(models, args.checkpoint)
     others = [v for v in VARIANTS.values() if v.method and v not in variants]  # timed here, too
-    inputs = [weights_file(baseline), *(models / v.folder / "model.safetensors" for v in others)]
+    inputs = [*weights_files(baseline), *(models / v.folder / "model.safetensors" for v in others)]
     step = Step(results, "3_bitsandbytes_quant", vars(args), inputs)
     if step.complete():
         return
@@ -51,8 +53,8 @@ def main() -> None:
     from gpt2_quant.measure import latency
     from gpt2_quant.measure.evaluation import evaluate_variant, headline
     from gpt2_quant.models.bitsandbytes import require
-    from gpt2_quant.models.cards import save_model, variant_card
-    from gpt2_quant.models.loading import load_classifier, load_variant
+    from gpt2_quant.models.cards import save_model, write_card
+    from gpt2_quant.models.loading import load_classifier, load_variant, unavailable
 
     require()
     if settings.preset == "demo":
@@ -62,13 +64,16 @@ def main() -> None:
     model = load_classifier(baseline, settings.device)
 
     outputs = []
+    for variant in [v for v in variants if unavailable(v, settings.device)]:
+        print(unavailable(variant, settings.device))
+        variants.remove(variant)
     # A checkpoint of someone else's has no FP32 row yet; script 1 has written its own.
     for variant in [BASELINE, *variants] if args.checkpoint else variants:
         folder, facts = baseline, {}
         if variant.method:
             folder = models / variant.folder
             quantized = variant.how.quantize(variant.key, model, baseline, torch.float16)
-            save_model(quantized, tokenizer, folder, variant_card(variant, baseline.name))
+            save_model(quantized, tokenizer, folder, card="")  # it follows with the scores
             outputs += [folder / "model.safetensors"]
             del quantized
         loaded = load_variant(variant.key, models, settings.device, args.checkpoint)
@@ -78,6 +83,8 @@ def main() -> None:
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
             extra=facts,
         )  # fmt: skip
+        if variant.method:
+            write_card(folder, record, variant, args.checkpoint or baseline)
         print(headline(record))
         outputs += [results / "records" / f"{variant.key}.json"]
         outputs += [results / f"{variant.key}_confusion_matrix.png"]

@@ -7,7 +7,7 @@ Parts of the study, all run unless --only names some, reported in report_1.pdf:
   coherence     shuffle test and controls for coherence metrics        -> metric_coherence.csv, .png
   quantization  the language model as every variant       -> language_model_quantization.csv, .png
 
-    python src/4_evaluation_metrics.py --human-judgements path/to/folder --only humans coherence
+    python src/4_evaluation_metrics.py --human-judgements FOLDER --only humans coherence
     python src/4_evaluation_metrics.py --candidates mine.txt --references theirs.txt   # your texts
 """
 
@@ -26,6 +26,7 @@ def flags():
     add = result.add_argument
     add("--only", nargs="+", choices=PARTS, help="run some parts")
     add("--human-judgements", metavar="hub|FOLDER", help="ratings (default: hub; demo: none)")
+    add("--held-out-texts", type=Path, metavar="FILE", help="documents to confirm coherence on")
     add("--candidates", type=Path, metavar="FILE", help="score it: one text per line, or JSONL")
     add("--references", type=Path, metavar="FILE", help="its references, line by line")
     return result.parse_args()
@@ -41,33 +42,33 @@ def main() -> None:
     if args.candidates:
         return score_own_texts(args, settings)
     base = hub.fetch_model_folder(settings.base_model, settings.base_revision)
-    weights = [base / "model.safetensors"]
-    step = Step(settings.results_dir, "4_evaluation_metrics", vars(args), weights)
+    read = [base / "model.safetensors", *filter(None, [args.held_out_texts])]
+    step = Step(settings.results_dir, "4_evaluation_metrics", vars(args), read)
     if step.complete():
         return
 
-    from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.metrics import suite
     from gpt2_quant.metrics.studies import coherence_study, edit_study, figures, human_study, values
     from gpt2_quant.metrics.studies.human_judgements import judgements_or_none
     from gpt2_quant.metrics.studies.quantization_cost import cost_of_all
-    from gpt2_quant.metrics.studies.study import SIZES, Study
+    from gpt2_quant.metrics.studies.study import SIZES, Study, news_or_none
     from gpt2_quant.reports.metrics_report import write_report
 
-    news = load_splits(settings)["test"]
     size, parts = SIZES[settings.preset], set(args.only or PARTS)
     people = judgements_or_none(args.human_judgements, settings.preset, parts)
+    news = news_or_none(settings, parts, people)
+    wholes = coherence_study.whole_texts(people, news, args.held_out_texts, size.coherence_texts)
     tools = suite.load_tools(settings, with_encoder=parts != {"quantization"})
-    study = Study(settings, tools, news.describe())
+    study = Study(settings, tools, news)
 
     if "scores" in parts:  # two stories retold; the zero of BERTScore, on unrelated news
         stories, corpus = values.score_examples(tools)
-        zero = values.unrelated_bertscore(news.texts[: size.baseline_texts], tools)
+        zero = values.unrelated_bertscore(study.news[: size.baseline_texts], tools)
         study.write("metric_scores", stories)
         study.keep("scores", [corpus], corpus=corpus, texts=stories, bertscore_baseline=zero)
 
     if "edits" in parts:  # texts damaged in known ways: how far does each metric fall?
-        originals = edit_study.choose_originals(people, news.texts, size.edits)
+        originals = edit_study.choose_originals(people, study.news, size.edits)
         pairs = edit_study.edit_pairs(originals, size.edits, size.strengths)
         after, before = edit_study.score_edits(originals, pairs, tools)
         table = edit_study.edit_table(pairs, after, before)
@@ -88,13 +89,13 @@ def main() -> None:
         study.keep("humans", shown, **tables, undefined_scs=human_study.undefined(metrics["SCS"]))
 
     if "coherence" in parts:  # texts against versions with order or unity broken
-        wholes, source = coherence_study.choose_texts(people, news.texts, size.coherence_texts)
-        table = coherence_study.control_table(wholes, tools, size.permutations)
-        study.write("metric_coherence", table, figures.coherence_controls)
-        study.keep("coherence", [coherence_study.by_control(table)], source=source, table=table)
+        for name, (documents, source) in wholes.items():
+            table = coherence_study.control_table(documents, tools, size.permutations)
+            study.write(f"metric_{name}", table, figures.coherence_controls)
+            study.keep(name, [coherence_study.by_control(table)], source=source, table=table)
 
     if "quantization" in parts:  # the language model as every variant, on held-out news
-        table, missing = cost_of_all(tools.language_model, base, news.texts[: size.held_out])
+        table, missing = cost_of_all(tools.language_model, base, study.news[: size.held_out])
         study.write("language_model_quantization", table, figures.quantization_cost)
         study.keep("quantization", [table], source="test split", table=table, missing=missing)
 
@@ -105,14 +106,13 @@ def main() -> None:
 
 
 def score_own_texts(args, settings) -> None:
-    """The table of all metrics for a user's own files."""
     from gpt2_quant.metrics import suite, texts
 
     candidates, references = texts.read_files(args.candidates, args.references)
     output = settings.results_dir / "own_scores.csv"
     table = suite.score_own_texts(candidates, references, suite.load_tools(settings), output)
-    blank = sum(not text.strip() for text in candidates)
     print(table.to_string(index=False, float_format="{:.4f}".format))
+    blank = sum(not text.strip() for text in candidates)
     print(f"Each text's values: {output} (none for blank ones: {blank}).")
 
 

@@ -9,13 +9,14 @@
 
 FOLDER holds a file per classifier, `name.csv` or `name.parquet`, with the columns id (0, 1, … over
 the test rows), label and either logit_0, logit_1, … or one column logits with lists;
-`name.validation.csv` beside it is for its temperature.
+`name.validation.csv` beside it is for its temperature. With --probabilities they are probabilities.
 
 Writes comparison_table.csv, .md and .tex, the figures (.png and .pdf), changed_texts.csv,
 answer.txt, report_1.pdf when script 4 has run, and report_2.pdf, into the results folder.
 """
 
 from pathlib import Path
+from textwrap import fill
 
 from gpt2_quant.cli import ROOT, parser, settings_from
 from gpt2_quant.errors import run
@@ -30,6 +31,7 @@ def flags():
     add("--format", choices=formats, default=formats[0], help="to print in (default: terminal)")
     outside = "outside classifiers' predictions (default: none)"
     add("--predictions", type=Path, metavar="FOLDER", help=outside)
+    add("--probabilities", action="store_true", help="these are probabilities, not logits")
     add("--write-readme", action="store_true", help="write README.md's table (default: off)")
     args = result.parse_args()
     args.device = "cpu"  # nothing is run here, so no device is looked for
@@ -55,7 +57,7 @@ def main() -> None:
     from gpt2_quant.records import write_csv, write_text
     from gpt2_quant.reports import findings, metrics_report, quantization_report
 
-    comparison = compare_results(results, args.baseline, args.predictions)
+    comparison = compare_results(results, args.baseline, args.predictions, args.probabilities)
     changed = changed_texts.most_changed(comparison)
     texts = changed_texts.read_test_texts(comparison, args.dataset) if args.dataset else None
     written = tables.write_tables(comparison, results)
@@ -78,7 +80,8 @@ def main() -> None:
     step.finish(written)
     print(tables.FORMATS[args.format](comparison), *notes, sep="\n")
     names = ", ".join(path.name for path in written)
-    print(f"\nwritten to {results}: {names} and the figures (.png, .pdf)\n\n{answer}")
+    print("\n" + fill(f"written to {results}: {names} and the figures (.png, .pdf)", 100))
+    print(f"\n{answer}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# pytest-xdist's processes, and the scripts that they run, share the cores.
+_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))
 
 import pytest  # noqa: E402
 from tiny_models import ROOT, make_tiny_gpt2  # noqa: E402
@@ -20,7 +23,8 @@ def pytest_collection_modifyitems(config, items) -> None:
     """Mark as e2e what runs a script (all of tests/scripts/, and whoever asks for `run_script`) and
     what runs kernels in Triton's interpreter, which is as slow.
 
-    Tests marked gpu or slow are left out unless -m names that marker.
+    Tests marked gpu or slow are left out unless -m names that marker. Scripts come first: their
+    files take longest, and pytest-xdist gives a whole file to one process.
     """
     asked, left_out = config.option.markexpr, []
     for item in items:
@@ -31,7 +35,8 @@ def pytest_collection_modifyitems(config, items) -> None:
         if rare and not any(name in asked for name in rare):
             left_out.append(item)
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    kept = (item for item in items if item not in left_out)
+    items[:] = sorted(kept, key=lambda item: item.path.parent.name != "scripts")
 
 
 def _named_folder(variable: str, what: str) -> Path:

@@ -28,9 +28,11 @@ STEPS = {
     "baseline_fp16": 2e-3,
     "int8_scratch": 0.02,
     "int8_scratch_w8a8": 0.05,
+    "fp8_scratch": 0.2,
     "nf4_scratch": 1.0,
     "int8_bitsandbytes": 0.1,
     "nf4_bitsandbytes": 0.5,
+    "tfidf": 0.3,
 }
 DTYPES = {"baseline": np.float32, "nf4_scratch": np.int8}
 

@@ -57,6 +57,5 @@ def save_variant(key: str, models_dir: Path, tokenizer) -> Path:
     model = loading.load_classifier(baseline, "cpu")
     dtype = torch.float32 if variant.by_hand else torch.float16
     quantized = variant.how.quantize(key, model, baseline, dtype)
-    card = cards.variant_card(variant, baseline.name)
-    cards.save_model(quantized, tokenizer, models_dir / variant.folder, card)
+    cards.save_model(quantized, tokenizer, models_dir / variant.folder, card="")
     return models_dir / variant.folder

@@ -65,7 +65,9 @@ VARIANT_RECORD: dict = {
     "provenance": {"command": str, "time_utc": str, "source_sha256": str, "device?": str},
 }  # fmt: skip
 # Renewed by latency.py when all variants are timed together.
-TIMED_SECTIONS = ("latency", "throughput", "memory", "energy", "notes", "timing")
+TIMED_SECTIONS = (
+    "latency", "throughput", "memory", "energy", "best_check", "notes", "timing",
+)  # fmt: skip
 PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy",
     "pandas", "safetensors", "tokenizers", "rouge-score", "sacrebleu", "nltk",
@@ -75,8 +77,10 @@ PACKAGES = (
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path, of a file or folder, that replaces `path` when the block succeeds and is
-    removed otherwise. Raises OSError when the disk refuses.
+    removed otherwise; what a link points to is replaced, not the link. Raises OSError when the disk
+    refuses.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     # matplotlib chooses its format by the suffix.

@@ -24,7 +24,7 @@ RC = {
     "axes.axisbelow": True,
     "grid.color": "#e3e6e9",
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # TrueType, whole and searchable; matplotlib's default is Type 3
+    "pdf.fonttype": 42,  # TrueType, whose letters can be searched and copied
     "savefig.dpi": 160,
 }
 

@@ -40,12 +40,11 @@ def outsiders(folder, count):
     return folder
 
 
-@pytest.mark.parametrize("count", [2, 7, 12])
+@pytest.mark.parametrize("count", [2, len(STEPS), 12])
 def test_nothing_overlaps(results, drawn, tmp_path, count):
-    folder = (
-        results if count >= 7 else write_results(tmp_path / "few", ("baseline", "nf4_bitsandbytes"))
-    )
-    more = outsiders(tmp_path / "outside", count - 7) if count > 7 else None
+    few, all_ours = ("baseline", "nf4_bitsandbytes"), len(STEPS)
+    folder = results if count >= all_ours else write_results(tmp_path / "few", few)
+    more = outsiders(tmp_path / "outside", count - all_ours) if count > all_ours else None
     comparison = compare_results(folder, predictions=more)
     assert len(comparison.rows) == count
     figures.draw_all(comparison, tmp_path / "figures")
@@ -124,5 +123,5 @@ def test_a_variant_looks_the_same_whoever_stands_beside_it():
     assert (
         len({colour for colour, _ in together.values()})
         == len({marker for _, marker in together.values()})
-        == 9
+        == len(STEPS) + 2
     )

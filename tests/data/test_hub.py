@@ -6,8 +6,11 @@ settings once.
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow
@@ -187,3 +190,62 @@ def test_hub_out_of_reach(tmp_path):
 def test_dataset_not_cached_and_hub_out_of_reach(tmp_path, offline):
     sentence = one_sentence(ask(READ, tmp_path, "http://127.0.0.1:9", offline=offline))
     assert "out of reach" in sentence and "--dataset" in sentence
+
+
+IMPATIENT = "from gpt2_quant.data import hub\nhub.PATIENCE_S = 1.0\n"
+HEAD = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+PAGE, LIST = b"<html>Log in to this network</html>", b"[]"
+ANSWERS = {
+    "a login page": (HEAD % (b"200 OK", len(PAGE), PAGE), "login page"),
+    "a list": (HEAD % (b"200 OK", len(LIST), LIST), "login page"),
+    "too many requests": (HEAD % (b"429 Too Many", 0, b""), "the hub answers 429"),
+    "nothing": (b"", "out of reach"),
+    "a byte at a time": (HEAD % (b"200 OK", 99999, b"x" * 99999), "bytes in"),
+}
+
+
+@contextmanager
+def answering(answer: bytes, dripping: bool):
+    """The address of a server that gives one answer to all, silent where that is empty."""
+    server, ended = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(65536)
+            pieces = [answer[at : at + 1] for at in range(len(answer))] if dripping else [answer]
+            try:
+                for piece in pieces:
+                    connection.sendall(piece)
+                    ended.wait(0.1 if dripping else 0 if answer else 60)
+            except OSError:
+                pass  # the client gave up, as it should
+
+    def accept() -> None:
+        while not ended.is_set():
+            try:
+                threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+            except OSError:
+                return
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        ended.set()
+        server.close()
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_an_answer_that_is_not_the_hubs_ends_in_a_sentence(tmp_path, what):
+    answer, said = ANSWERS[what]
+    with answering(answer, what == "a byte at a time") as endpoint:
+        done = ask(IMPATIENT + FETCH, tmp_path, endpoint)
+    assert said in one_sentence(done)
+    assert f"asking the hub for {MODEL}" in done.stderr
+
+
+@pytest.mark.slow  # datasets asks again for half a minute
+@pytest.mark.parametrize("what", ["a login page", "too many requests"])
+def test_the_same_of_data(tmp_path, what):
+    with answering(ANSWERS[what][0], False) as endpoint:
+        assert "--dataset" in one_sentence(ask(IMPATIENT + READ, tmp_path, endpoint))

@@ -47,8 +47,11 @@ def uncompiled(monkeypatch):
 
 
 # A last-bit difference before a rounding to codes moves single codes by one step: W8A8 repeats
-# itself to 2%, not to 1e-4.
-TOLERANCE = {"int8_scratch_w8a8": 0.02, "nf4_scratch": 1e-4, "int8_scratch": 1e-4, None: 1e-4}
+# itself to 2%, FP8 with its coarser steps to 5%, not to 1e-4.
+TOLERANCE = {
+    "int8_scratch_w8a8": 0.02, "fp8_scratch": 0.05, "nf4_scratch": 1e-4, "int8_scratch": 1e-4,
+    None: 1e-4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", TOLERANCE)
@@ -77,7 +80,9 @@ def test_best_mode_on_a_gpu(tiny_gpt2, scheme):
     model = (quantize_model(model, scheme) if scheme else model).to("cuda")
     run = engine.best_mode(model, "cuda")
     # Twice, larger before smaller: a captured bucket must not keep anything of the call before.
-    assert_same_logits(run, model, [(4, 64), (3, 60), *SHAPES, (300, 17)], "cuda", 0.03)
+    assert_same_logits(
+        run, model, [(4, 64), (3, 60), *SHAPES, (300, 17)], "cuda", max(0.03, TOLERANCE[scheme])
+    )
 
 
 def test_no_compiler_is_said_once_and_costs_only_speed(tiny_gpt2, monkeypatch):

@@ -94,7 +94,7 @@ def test_outliers_are_found_where_they_are(tiny_gpt2):
 
 def test_effects_and_choices(analysis):
     effects, choices = analysis.effects, analysis.choices
-    assert len(effects) == 3 * 7 and set(effects["part"]) == {*error_analysis.KINDS, "all"}
+    assert len(effects) == 4 * 7 and set(effects["part"]) == {*error_analysis.KINDS, "all"}
     assert (effects["kl_nats"] >= 0).all() and (effects["n"] == 40).all()
     whole = effects[effects["part"] == "all"].set_index("scheme")
     for scheme, rows in effects[effects["part"] != "all"].groupby("scheme"):

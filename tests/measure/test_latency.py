@@ -10,18 +10,19 @@ import torch
 from gpt2_quant import records
 from gpt2_quant.cache import Step
 from gpt2_quant.data.datasets import Split
-from gpt2_quant.data.tokens import tokenize
+from gpt2_quant.data.tokens import sorted_batches, tokenize
 from gpt2_quant.inference import engine
-from gpt2_quant.measure import best, footprint, latency, timing
-from gpt2_quant.measure.session import Protocol, Session, eager, measure_memory
+from gpt2_quant.measure import best, footprint, latency, predictions, timing
+from gpt2_quant.measure.session import AGAIN, Found, Protocol, Session, eager, measure_memory
 from gpt2_quant.models import loading, sizes
-from gpt2_quant.models.variants import LLM_INT8
+from gpt2_quant.models.variants import LLM_INT8, W8A8
+from gpt2_quant.quantization.quantizer import quantize_model
 
 QUICK = Protocol(
     shapes=((2, 16), (1, 8)), best_shapes=((2, 16), (1, 8)), best_seconds=60, best_seconds_each=60,
-    warmup=1, min_rounds=6, max_rounds=6,
-    seconds_a_shape=0.0, texts=20, texts_a_batch=8, passes=2, seconds_a_pass=0.0,
+    blocks=6, max_rounds=2, seconds_a_shape=1e9, texts=20, texts_a_batch=8, seconds_a_pass=0.0,
 )  # fmt: skip
+EAGER = ("baseline", "eager")
 
 
 @pytest.fixture
@@ -33,7 +34,12 @@ def tokens(tiny_tokenizer, tiny_texts):
 
 @pytest.fixture
 def session(tiny_gpt2, tiny_tokenizer, tokens):
-    return Session({"baseline": tiny_gpt2}, tokens, tiny_tokenizer.pad_token_id, "cpu", QUICK)
+    models, found = {"baseline": tiny_gpt2}, {"baseline": Found()}
+    return Session(models, found, tokens, tiny_tokenizer.pad_token_id, "cpu", QUICK)
+
+
+def nothing():
+    """Where a progress bar would move."""
 
 
 def batches_of(session):
@@ -83,23 +89,18 @@ def test_time_once_is_the_time_of_the_call(monkeypatch):
 
 
 def test_rounds_are_interleaved_and_their_number_is_bounded():
-    order = []
+    order, rng = [], np.random.default_rng(0)
     calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    values = timing.time_interleaved(
-        calls, "cpu", warmup=2, min_rounds=6, max_rounds=9, seconds=1e9
-    )
+    values = timing.time_interleaved(calls, "cpu", rng, max_rounds=9, seconds=1e9)
     assert [len(values[name]) for name in "abc"] == [9, 9, 9]
-    assert order[:6] == list("aabbcc")
-    rounds = [order[i : i + 3] for i in range(6, len(order), 3)]
+    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
     assert all(sorted(one) == list("abc") for one in rounds) and len(set(map(tuple, rounds))) > 1
-    assert len(timing.time_interleaved(calls, "cpu", 0, 6, 9, seconds=0.0)["a"]) == 6
+    assert len(timing.time_interleaved(calls, "cpu", rng, 9, seconds=0.0)["a"]) == 1
 
 
 def test_rounds_stop_before_the_time_is_over():
-    values = timing.time_interleaved(
-        {"a": lambda: time.sleep(0.01)}, "cpu", 0, 2, 1000, seconds=0.2
-    )
-    assert 2 <= len(values["a"]) <= 20
+    call, rng = {"a": lambda: time.sleep(0.01)}, np.random.default_rng(0)
+    assert len(timing.time_interleaved(call, "cpu", rng, 1000, seconds=0.2)["a"]) <= 20
 
 
 def test_peak_memory_of_a_known_sequence():
@@ -123,20 +124,60 @@ def test_memory_of_a_model(tiny_gpt2, tokens, tiny_tokenizer):
     assert (found["batch_size"], found["seq_len"]) == (4, 32)
 
 
-def test_sweep_keeps_every_value(session, tiny_gpt2):
+def clocked(session, monkeypatch, milliseconds):
+    """Run `session` on a clock that says `milliseconds(name, block)` for each call."""
+    blocks = iter(range(QUICK.blocks + 1))
+
+    def time_interleaved(calls, device, rng, max_rounds, seconds):
+        block = next(blocks)
+        return {name: [float(milliseconds(name, block))] * 2 for name in calls}
+
+    monkeypatch.setattr("gpt2_quant.measure.session.time_interleaved", time_interleaved)
+    function = eager(session.models["baseline"])
+    functions = {EAGER: function, ("baseline", AGAIN): function}
     with torch.inference_mode():
-        session.sweep({(2, 16): {"baseline": eager(tiny_gpt2)}}, "eager")
+        session.run({(2, 16): functions}, {}, batches_of(session), nothing)
     (entry,) = session.found["baseline"].latency
-    assert (entry["batch_size"], entry["seq_len"], entry["mode"], entry["dtype"]) == (
-        2,
-        16,
-        "eager",
-        "float32",
-    )
-    assert entry["n"] == len(entry["values_ms"]) == 6 and entry["session"] == session.id
-    assert entry["median_ms"] == pytest.approx(np.median(entry["values_ms"]), abs=1e-5)
-    assert entry["median_low_ms"] <= entry["median_ms"] <= entry["median_high_ms"]
-    assert entry["median_low_ms"] == pytest.approx(min(entry["values_ms"]), abs=1e-5)
+    return entry
+
+
+def test_the_first_block_is_thrown_away_and_the_interval_lies_between_blocks(session, monkeypatch):
+    entry = clocked(session, monkeypatch, lambda name, block: 1000 if block == 0 else 10 + block)
+    assert entry["blocks"] == [11, 12, 13, 14, 15, 16] and entry["n"] == 12
+    # Twelve values would give the third and tenth; six medians give the first and the last.
+    assert (entry["median_ms"], entry["median_low_ms"], entry["median_high_ms"]) == (13.5, 11, 16)
+
+
+@pytest.mark.parametrize(
+    ("second", "equal"),
+    [
+        (lambda block: 10 + block, True),
+        (lambda block: 14.9 + block, True),
+        (lambda b: 17 + b, False),
+    ],
+)
+def test_one_function_under_two_names_is_equal_where_the_intervals_meet(
+    session, monkeypatch, second, equal
+):
+    def milliseconds(name, block):
+        return second(block) if name[1] == AGAIN else 10 + block
+
+    clocked(session, monkeypatch, milliseconds)
+    (found,) = session.a_a
+    assert found["equal"] is equal and found["median_ms"] == 13.5
+    assert found["again_median_ms"] == second(3.5) and found["variant"] == "baseline"
+
+
+def test_a_run_keeps_every_value(session, tiny_gpt2):
+    with torch.inference_mode():
+        session.run({(2, 16): {EAGER: eager(tiny_gpt2)}}, {}, batches_of(session), nothing)
+    (entry,) = session.found["baseline"].latency
+    shape = entry["batch_size"], entry["seq_len"], entry["mode"], entry["dtype"], entry["device"]
+    assert shape == (2, 16, "eager", "float32", "cpu") and entry["session"] == session.id
+    assert entry["n"] == len(entry["values_ms"]) == 12
+    medians = np.median(np.reshape(entry["values_ms"], (6, 2)), axis=1)
+    assert entry["blocks"] == pytest.approx(list(medians), abs=1e-5)
+    assert entry["median_low_ms"] == min(entry["blocks"]) < entry["median_high_ms"]
 
 
 def test_a_shape_beyond_the_memory_is_left_out_and_noted(session, tiny_gpt2):
@@ -145,8 +186,9 @@ def test_a_shape_beyond_the_memory_is_left_out_and_noted(session, tiny_gpt2):
             raise torch.OutOfMemoryError("no")
         return eager(tiny_gpt2)(ids, mask)
 
+    functions_at = {shape: {EAGER: too_large} for shape in QUICK.shapes}
     with torch.inference_mode():
-        session.sweep({shape: {"baseline": too_large} for shape in QUICK.shapes}, "eager")
+        session.run(functions_at, {}, batches_of(session), nothing)
     assert [entry["batch_size"] for entry in session.found["baseline"].latency] == [1]
     assert any("2 x 16 does not fit" in note for note in session.found["baseline"].notes)
 
@@ -161,10 +203,12 @@ def test_throughput_counts_texts_and_real_tokens(session, tokens):
         seen.append(int(mask.sum()))
         return torch.zeros(len(ids), 4)
 
-    session.run_throughput({"baseline": function}, "eager", batches)
+    session.run({}, {EAGER: function}, batches, nothing)
     found = session.found["baseline"].throughput["eager"]
-    assert sum(seen) == 2 * tokens.lengths[rows].sum()  # two passes
-    assert found["n"] == 20 and len(found["values_texts_per_s"]) == 2
+    assert sum(seen) == 7 * tokens.lengths[rows].sum()  # six blocks and the one thrown away
+    rates = found["values_texts_per_s"]
+    assert found["n"] == 20 and len(rates) == 6
+    assert (found["texts_per_s_low"], found["texts_per_s_high"]) == (min(rates), max(rates))
     assert found["tokens_per_s"] / found["texts_per_s"] == pytest.approx(
         tokens.lengths[rows].mean()
     )
@@ -172,13 +216,16 @@ def test_throughput_counts_texts_and_real_tokens(session, tokens):
 
 
 def test_energy_is_the_counter_over_the_texts(session):
-    ticks = iter(range(0, 1000, 30))
-    session.joules = lambda: float(next(ticks))  # each pass draws 30 J
-    session.run_throughput(
-        {"baseline": lambda ids, mask: torch.zeros(len(ids), 4)}, "eager", batches_of(session)
-    )
+    # Read before and after each pass: 5 J in the one thrown away, then 10, 20, … 60 J.
+    readings = iter(np.cumsum([0, 5, 0, 10, 0, 20, 0, 30, 0, 40, 0, 50, 0, 60]).tolist())
+    session.joules = lambda: next(readings)
+    zeros = {EAGER: lambda ids, mask: torch.zeros(len(ids), 4)}
+    session.run({}, zeros, batches_of(session), nothing)
     energy = session.found["baseline"].energy["eager"]
-    assert energy["texts"] == 40 and energy["joules_per_1000_texts"] == 1000 * 60 / 40
+    assert energy["texts"] == 120 and energy["joules_per_1000_texts"] == 1000 * 35 / 20
+    assert energy["joules_per_1000_texts_low"] == 500
+    assert energy["joules_per_1000_texts_high"] == 3000
+    assert energy["mean_watts"] == pytest.approx(210 / energy["seconds"])
 
 
 def test_best_mode_is_taken_when_its_logits_are_the_same(session, monkeypatch):
@@ -202,8 +249,8 @@ def scaled(factor):
 @pytest.mark.parametrize(
     ("best_mode", "sentence"),
     [
-        (scaled(1.2), "differ from eager"),
-        (scaled(float("nan")), "differ from eager"),
+        (scaled(1.01), "its logits are"),
+        (scaled(float("nan")), "its logits are"),
         (raising, "RuntimeError: no compiler here"),
     ],
 )
@@ -230,12 +277,69 @@ def test_best_mode_ends_with_its_time(session, monkeypatch, limit):
     assert any("left out at 1 x 8" in note for note in session.found["baseline"].notes)
 
 
-def test_a_variant_without_best_mode_is_timed_as_it_is(tiny_gpt2, tiny_tokenizer, tokens):
-    models = {LLM_INT8.key: tiny_gpt2}
-    session = Session(models, tokens, tiny_tokenizer.pad_token_id, "cpu", QUICK)
+@pytest.mark.parametrize(("times", "refused"), [(0.3, False), (1.0, False), (2.0, True)])
+def test_an_engine_twice_as_wrong_as_the_quantization_is_refused(tiny_gpt2, times, refused):
+    """Best mode errs by `times` the error of W8A8 itself, beside that error."""
+    ids = torch.randint(0, 900, (64, 32), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
     with torch.inference_mode():
-        assert list(best.prepare_best(session)[2, 16]) == [LLM_INT8.key]
-    assert session.found[LLM_INT8.key].notes[1:] == [LLM_INT8.no_best_mode]
+        exact = eager(tiny_gpt2)(ids, mask)
+        own = eager(quantize_model(tiny_gpt2, W8A8.key))(ids, mask)
+    error = own - exact
+    answers = own + times * error.square().mean().sqrt() * torch.randn(
+        error.shape, generator=torch.Generator().manual_seed(1)
+    )
+    if refused:
+        with pytest.raises(ValueError, match=r"RMS"):
+            best.check(answers, own, exact)
+    else:
+        best.check(answers, own, exact)
+
+
+def test_what_is_timed_is_what_is_scored(session, monkeypatch):
+    """A best mode that answers two texts in another way, by less than the check allows."""
+    with torch.inference_mode():
+        logits = predictions.predict(session.models["baseline"], session.tokens, 8, 0, "eager")
+    lengths = session.tokens.lengths
+    near = np.argsort(-lengths, kind="stable")[[0, 9]]  # in the first batch and in the second
+    shifted = logits.copy()
+    shifted[near] = shifted[near][:, ::-1]
+    served = iter([shifted[rows] for rows in tokens_in_batches(lengths)])
+    ready = {(2, 16): {"baseline": lambda ids, mask: torch.from_numpy(next(served))}}
+    monkeypatch.setattr(best, "check", lambda *logits: None)
+    best.check_on_test(session, ready, {"baseline": logits})
+    found = session.found["baseline"].best_check
+    flips = int((shifted.argmax(1) != logits.argmax(1)).sum())
+    assert found["flips"] == flips and found["agreement"] == 1 - flips / 60 and found["n"] == 60
+    assert found["largest_logit_difference"] == np.abs(shifted - logits).max()
+    assert found["accuracy"] == (shifted.argmax(1) == session.tokens.labels).mean()
+
+
+def tokens_in_batches(lengths):
+    return sorted_batches(lengths, QUICK.texts_a_batch)
+
+
+def test_best_mode_that_fails_on_the_test_texts_is_not_timed(session):
+    ready = {
+        shape: {"baseline": lambda ids, mask: torch.ones(len(ids), 4)} for shape in QUICK.shapes
+    }
+    logits = predictions.predict(session.models["baseline"], session.tokens, 8, 0, "eager")
+    best.check_on_test(session, ready, {"baseline": logits})
+    assert not any(ready.values()) and not session.found["baseline"].best_check
+    assert any("given up on the test texts" in note for note in session.found["baseline"].notes)
+
+
+def test_a_variant_without_best_mode_has_no_such_entry(
+    tiny_gpt2, tiny_tokenizer, tokens, monkeypatch
+):
+    monkeypatch.setattr(engine, "best_mode", lambda model, device: eager(model))
+    models = {"baseline": tiny_gpt2, LLM_INT8.key: tiny_gpt2}
+    found = {key: Found() for key in models}
+    session = Session(models, found, tokens, tiny_tokenizer.pad_token_id, "cpu", QUICK)
+    with torch.inference_mode():
+        ready = best.prepare_best(session)
+    assert all(LLM_INT8.key not in functions for functions in ready.values())
+    assert LLM_INT8.no_best_mode in found[LLM_INT8.key].notes
 
 
 @pytest.fixture
@@ -276,7 +380,8 @@ def test_records_are_renewed_together_and_no_work_becomes_stale(measured):
     step = Step(measured.results_dir, "some step", {})
     step.finish(paths)
     stored = latency.measure_and_store(measured)
-    assert list(stored) == ["baseline", "baseline_fp16"]
+    half = ["baseline_fp16"] if loading.has_half_arithmetic("cpu") else []
+    assert list(stored) == ["baseline", *half]
     after = records.load_records(measured.results_dir)
     assert after["int8_scratch"] == before["int8_scratch"]
     sessions = {entry["session"] for key in stored for entry in after[key]["latency"]}
@@ -291,19 +396,17 @@ def test_records_are_renewed_together_and_no_work_becomes_stale(measured):
             record["timing"]["session"],
         } == sessions
         assert "energy" not in record and record["notes"]
-    half, whole = (after[key]["memory"]["resident_bytes"] for key in ("baseline_fp16", "baseline"))
-    assert (
-        half < whole if loading.has_half_arithmetic("cpu") else half == whole
-    )  # widened where float16 would be emulated
     assert step.complete()
     lines = latency.table(stored).splitlines()
-    assert len(lines) == 3 and max(map(len, lines)) <= 100
+    assert len(lines) == len(stored) + 2 and max(map(len, lines)) <= 100
+    a_a = after["baseline"]["timing"]["a_a"]
+    assert a_a["n"] == 2 and lines[-1].endswith(f"equal at {a_a['equal']} of 2 shapes.")
 
 
 def test_every_protocol_has_an_interval_and_times_the_published_batch():
     for preset, device in (("paper", "cuda"), ("paper", "cpu"), ("demo", "cpu")):
         plan = latency.protocol(preset, device)
-        assert plan.min_rounds >= 6 and latency.MEMORY_SHAPE in plan.shapes
+        assert plan.blocks >= 6 and latency.MEMORY_SHAPE in plan.shapes
         assert not plan.best_shapes or plan.best_shapes[0] == latency.MEMORY_SHAPE
     sweep = latency.protocol("paper", "cuda").shapes
     assert {batch for batch, _ in sweep} >= {1, 16, 256} and {length for _, length in sweep} == {

@@ -1,10 +1,14 @@
 """Damaged versions are what their names say; a metric that knows the originals is right."""
 
-import numpy as np
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
+from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.sentences import split_sentences
 from gpt2_quant.metrics.studies import coherence_study
-from gpt2_quant.metrics.studies.coherence_study import control_table, damaged_versions
+from gpt2_quant.metrics.studies.coherence_study import control_table, damaged_versions, whole_texts
 
 
 def texts(n: int) -> list[str]:
@@ -27,6 +31,19 @@ def test_versions_hold_the_sentences_they_should():
         assert switched[:2] == original[:2] and not set(switched[2:]) & set(original)
         assert [len(*of[f"{what} twice"]) for what in ("one sentence", "each sentence")] == [6, 10]
         assert of["whole text twice"].iloc[0] == original * 2
+
+
+def test_held_out_documents_stand_beside_those_looked_at(tmp_path):
+    news = SimpleNamespace(texts=texts(3))
+    (tmp_path / "own.txt").write_text("\n".join(texts(2)), encoding="utf-8")
+    sets = whole_texts(None, news, tmp_path / "own.txt", 2)
+    documents, source = sets["held_out"]
+    assert len(sets["coherence"][0]) == 2 and documents == texts(2)
+    assert source.startswith("own.txt, sha256 ")
+    assert set(whole_texts(None, news, None, 2)) == {"coherence"}
+    (tmp_path / "short.txt").write_text("One. Two.\n" * 9, encoding="utf-8")
+    with pytest.raises(UserError, match="at least four sentences"):
+        whole_texts(None, news, tmp_path / "short.txt", 2)
 
 
 def test_table_of_a_perfect_and_of_a_blind_metric(monkeypatch):

@@ -1,10 +1,17 @@
 """Edits do what their names say, only that, and the same every time."""
 
+import csv
+import os
 import re
+from collections import Counter
+from difflib import SequenceMatcher
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from gpt2_quant.data.demo import generate_corpus
 from gpt2_quant.metrics.sentences import split_sentences
 from gpt2_quant.metrics.studies.edit_study import (
     choose_originals,
@@ -79,6 +86,91 @@ def test_sentence_edits_keep_the_sentences():
     assert sentences[0] in switched and sentences[-1] not in switched and "Madrid" in switched
 
 
+@pytest.fixture(scope="module")
+def news() -> list[str]:
+    """AG News where its folder is named, else the demo's items."""
+    if folder := os.environ.get("AG_NEWS_DIR"):
+        with open(Path(folder) / "test.csv", encoding="utf-8", newline="") as file:
+            return [f"{title} {description}" for _, title, description in csv.reader(file)]
+    titles, descriptions, _ = generate_corpus(2000, seed=5)
+    return [f"{title} {text}" for title, text in zip(titles, descriptions, strict=True)]
+
+
+def marked(before: str, after: str) -> str:
+    """`after`, its changed words in brackets beside those that they replace."""
+    old, new = before.split(), after.split()
+    runs = []
+    for what, i, j, k, n in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        kept, was = " ".join(new[k:n]), " ".join(old[i:j])
+        runs.append(kept if what == "equal" else f"[{was} -> {kept}]")
+    return " ".join(runs)
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.name)
+def test_twenty_random_edits_for_a_person_to_read(edit, news):
+    """`pytest -s -k twenty` prints them. Asserted is what can be: facts stay where the meaning is
+    kept, and where it is broken other words stand.
+    """
+    rng, shown = np.random.default_rng(1), []
+    for i in rng.permutation(len(news)):
+        after = edited(edit, news[i], news[(i + 1) % len(news)], 1)
+        if after is not None:
+            shown.append((news[i], after))
+        if len(shown) == 20:
+            break
+    assert len(shown) == 20
+    print(f"\n{edit.name} ({edit.effect} the meaning)")
+    for before, after in shown:
+        print("  -", marked(before, after))
+        if edit.effect == "keeps":
+            assert numbers(after) == numbers(before)
+        if edit.effect == "breaks":
+            assert Counter(after.split()) != Counter(before.split()) or edit.name == "role swap"
+
+
+@pytest.mark.parametrize(
+    ("kept", "changed"),
+    [
+        ("It fell last week.", None),
+        ("They won the game.", None),
+        ("Fans were worried about him.", None),
+        ("It cost about 40 dollars.", "It cost approximately 40 dollars."),
+        ("He was too large for a while.", None),
+        ("It left because of rain.", "It left owing to rain."),
+        ("Firms, more than 30, left.", "Firms, over 30, left."),
+        ("No more than 30 left, no more than 30.", None),
+    ],
+)
+def test_synonyms_ask_for_their_neighbours(kept, changed):
+    assert edited(BY_NAME["synonyms"], kept, "", 3) == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("She will have gone.", "She will not have gone."),
+        ("It is not so.", None),
+        ("There are no fish.", None),
+        ("They left the will.", None),
+    ],
+)
+def test_one_negation_for_a_verb(text, changed):
+    assert edited(BY_NAME["negation"], text, "", 3) == changed
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Rain fell on Ann and Tom.", "Yes, President Bush saw Bush.", "It was Paul (Reuters)."],
+)
+def test_roles_are_not_swapped_where_nothing_would_change(text):
+    assert edited(BY_NAME["role swap"], text, "", 3) is None
+
+
+def test_punctuation_inside_numbers_stays():
+    result = edited(BY_NAME["no punctuation"], "Rates, at 10.5%, rose by $1,200.", "", 3)
+    assert result == "Rates at 10.5% rose by $1,200"
+
+
 def test_study_tables_by_hand():
     originals = choose_originals(None, [TEXT, OTHER, "One number 5. And 7."], 1)
     pairs = edit_pairs(originals, limit=1, strengths=(1,))
@@ -94,3 +186,21 @@ def test_study_tables_by_hand():
     assert table.loc["negation", "prefers_original"] == 1
     ranking = meaning_ranking(pairs, scores[["m"]]).iloc[0]
     assert ranking["kept_above_broken"] == 1 and ranking["low"] == 1
+
+
+def test_each_pair_of_kinds_weighs_the_same_in_the_ranking():
+    # Of "typos" three texts, all above; of "synonyms" one, below: 0.5 and not 0.75.
+    rows = [("typos", "keeps", 3, i, i, "") for i in range(3)]
+    rows += [("synonyms", "keeps", 3, 3, 3, "")]
+    rows += [("negation", "breaks", 3, i, i, "") for i in range(4)]
+    columns = ["edit", "effect", "strength", "text", "document", "edited"]
+    pairs = pd.DataFrame(rows, columns=columns)
+    scores = pd.DataFrame({"m": [2.0, 2, 2, 0, 1, 1, 1, 1]})
+    ranking = meaning_ranking(pairs, scores).iloc[0]
+    assert ranking["kept_above_broken"] == 0.5
+    assert (ranking["texts"], ranking["documents"], ranking["pairs"], ranking["kinds"]) == (
+        4,
+        4,
+        4,
+        2,
+    )

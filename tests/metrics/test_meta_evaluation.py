@@ -1,13 +1,19 @@
 """Correlations, intervals and tests against SciPy and by hand; both forms of the human data."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from gpt2_quant.errors import UserError
+from gpt2_quant.metrics.studies import human_study
 from gpt2_quant.metrics.studies import meta_evaluation as meta
-from gpt2_quant.metrics.studies.human_judgements import QUALITIES, load_human_judgements
-from gpt2_quant.metrics.studies.resampling import draws
+from gpt2_quant.metrics.studies.human_judgements import (
+    QUALITIES,
+    SummEval,
+    load_human_judgements,
+)
+from gpt2_quant.metrics.studies.resampling import document_means, draws
 
 
 @pytest.fixture
@@ -60,6 +66,51 @@ def test_undefined_documents_are_left_out():
     drawn = draws(4)
     result = meta.interval_of_mean(np.array([0.5, np.nan, 0.5, 0.5]), drawn)
     assert result["value"] == 0.5 and result["n"] == 3
+
+
+def test_a_constant_metric_ranks_nothing_and_a_constant_rating_leaves_the_document_out():
+    x = np.array([[1.0, 1, 1], [1, 2, 3], [3, 1, 2], [1, np.nan, np.nan]])
+    y = np.array([[1.0, 2, 3], [1, 2, 3], [4, 4, 4], [1, 2, 3]])
+    result = meta.summary_level(x, y, np.ones_like(x))
+    for correlation in result.values():
+        np.testing.assert_allclose(correlation, [0, 1, np.nan, np.nan])
+
+
+def test_means_over_resampled_documents():
+    # Documents of 1, 2 and 3 rows; all rows of one document go together.
+    values = pd.DataFrame({"a": [0.0, 1, 1, 2, 2, 2], "b": [np.nan, 1, 3, 5, 5, 5]})
+    means = document_means(values, pd.Series([7, 8, 8, 9, 9, 9]))
+    counts = np.array([np.bincount(row, minlength=3) for row in draws(3)])
+    expected = counts @ [0, 2, 6] / (counts @ [1, 2, 3])
+    np.testing.assert_allclose(means[:, 0], expected)
+    only_first = (counts[:, 1:] == 0).all(1)
+    assert only_first.any() and np.isnan(means[only_first, 1]).all()
+    # The variance of whole documents is that of the three means, not of six rows.
+    assert means[:, 0].min() == 0 and means[:, 0].max() == 2
+
+
+@pytest.fixture
+def rated():
+    """20 documents x 6 systems rated by the length of what they said, and metrics that know it."""
+    rng = np.random.default_rng(0)
+    ratings = rng.normal(size=(20, 6))
+    data = SummEval(
+        ["x"] * 20, [["x"]] * 20, list("abcdef"), [["x"] * 6] * 20, {"coherence": ratings}
+    )
+    noise = rng.normal(size=ratings.shape)
+    names = [*human_study.RIVALS, "ROUGE-1, eleven references"]
+    metrics = {name: rng.normal(size=ratings.shape) for name in names}
+    metrics |= {"SCS": ratings + noise, "ROUGE-1, eleven references": ratings + 0.1 * noise}
+    metrics["adjacent cosine"] = np.ones_like(ratings)
+    return data, metrics
+
+
+def test_the_strongest_rival_is_found_and_all_rows_have_one_n(rated):
+    table = human_study.coherence_differences(*rated)
+    strongest = table[table["strongest"]]
+    assert set(strongest["rival"]) == {"ROUGE-1, eleven references"}
+    assert (strongest["high"] < 0).all()  # it is better than SCS here, and the table says so
+    assert set(table["n"]) == {20}  # the constant metric's documents are not dropped
 
 
 def test_williams_against_a_worked_case():

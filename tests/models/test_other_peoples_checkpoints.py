@@ -105,3 +105,33 @@ def test_a_quantized_checkpoint_is_refused_before_anything_is_done(folder):
     )
     with pytest.raises(UserError, match="quantized already: give the FP32"):
         baseline_folder(folder, str(folder))
+
+
+def test_the_pipeline_cuts_long_texts_and_answers_as_the_scripts_do(folder, tmp_path):
+    from transformers import pipeline
+
+    texts = [TEXTS[0], TEXTS[0] * 40, "<|endoftext|>"]
+    save_model(load_classifier(folder, "cpu"), load_tokenizer(folder), tmp_path / "saved", "card")
+    classify = pipeline(
+        "text-classification", str(tmp_path / "saved"), truncation=True, top_k=None, device="cpu"
+    )
+    found = [
+        [{x["label"]: x["score"] for x in answer}[label] for label in LABELS]
+        for answer in classify(texts)
+    ]
+    tokenizer = load_tokenizer(folder)
+    # An empty text is end-of-text to the scripts; the pipeline has no token to classify from.
+    tokens = tokenize(tokenizer, Split("test", [*texts[:2], ""], [0] * 3, "tiny"), 256)
+    logits = predict(load_classifier(folder, "cpu"), tokens, 4, tokenizer.pad_token_id, "tiny")
+    np.testing.assert_allclose(found, torch.tensor(logits).softmax(-1), atol=1e-5)
+
+
+def test_a_tokenizer_that_knows_no_word_is_refused(folder):
+    """Short texts, too: encodings that are all alike tell nothing apart."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    with pytest.raises(UserError, match="one token of every text"):
+        tokenize(tokenizer, Split("test", ["Oil rises", "Late goal"], [0, 1], "tiny"), 64)

@@ -7,17 +7,21 @@ run on the CPU; `test_kernels_interpreted.py` does that in every run of the suit
 
 import math
 import os
+from functools import partial
 from types import SimpleNamespace
 
+import interpreted_e4m3
 import pytest
 import torch
 
 from gpt2_quant.inference import gpt2
-from gpt2_quant.quantization import affine, kernels, layers, nf4
+from gpt2_quant.quantization import affine, fp8, kernels, layers, nf4
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+if INTERPRETED:
+    interpreted_e4m3.repair()
 
 TANH_ERROR = 2.0**-11  # of the GPU's own tanh
 # Relative rounding error of one operation in each format: half a unit in the last place.
@@ -72,6 +76,36 @@ def test_quantize_rows_of_zeros_denormals_ties_and_an_outlier():
     assert got[2, :6].tolist() == [127, 0, 2, 2, 0, -2]
 
 
+# The interpreter reads bfloat16 wrongly.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16 if INTERPRETED else torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (5, 768), (2, 3072), (0, 64)])
+def test_e4m3_rows_equal_the_arithmetic(shape, dtype):
+    x = normal(*shape) * torch.logspace(-6, 4, shape[0], device=DEVICE)[:, None]
+    x = torch.cat([x, torch.zeros_like(x)]).to(dtype)
+    got, scale = kernels.quantize_rows(x, fp8.E4M3)
+    expected, expected_scale = fp8.quantize_rows(x.cpu())
+    assert got.dtype == fp8.E4M3 and torch.equal(scale.cpu(), expected_scale)
+    assert torch.equal(got.cpu().view(torch.uint8), expected.view(torch.uint8))
+
+
+def assert_e4m3_close(got, scale, exact, relative_error=1e-5):
+    """As `assert_codes_close`: codes differ by at most one step. Steps are at least 2^-4 of a
+    value, so an error that is relative to the value tips at most 32 times its size of the codes
+    (2^-9 of all steps may lie in the subnormal range, where steps are larger).
+    """
+    expected, expected_scale = fp8.quantize_rows(exact)
+    torch.testing.assert_close(scale, expected_scale, rtol=relative_error, atol=0)
+    # Sign and magnitude: within a sign, neighbouring bytes are neighbouring values.
+    steps = (got.view(torch.uint8).int() & 127) - (expected.view(torch.uint8).int() & 127)
+    assert steps.abs().max() <= 1
+    assert steps.ne(0).float().mean() < max(32 * relative_error, 1e-3)
+
+
+def assert_both_codes_close(quantize, exact, relative_error=1e-5):
+    assert_codes_close(*quantize(torch.int8), exact, relative_error)
+    assert_e4m3_close(*quantize(fp8.E4M3), exact, relative_error)
+
+
 @pytest.mark.parametrize("rows, width", [(3, 768), (2, 100)])
 def test_layer_norm_quantize(rows, width):
     x, weight, bias = (
@@ -82,16 +116,15 @@ def test_layer_norm_quantize(rows, width):
     exact = torch.nn.functional.layer_norm(
         x.double(), (width,), weight.double(), bias.double(), 1e-5
     )
-    assert_codes_close(*kernels.layer_norm_quantize(x, weight, bias, 1e-5), exact)
+    assert_both_codes_close(partial(kernels.layer_norm_quantize, x, weight, bias, 1e-5), exact)
 
 
 @pytest.mark.parametrize("rows, width", [(3, 3072), (2, 77)])
 def test_gelu_quantize(rows, width):
     x = normal(rows, width, dtype=torch.float16) * 3
     exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
-    assert_codes_close(
-        *kernels.gelu_quantize(x), exact, relative_error=1e-5 if INTERPRETED else TANH_ERROR
-    )
+    error = 1e-5 if INTERPRETED else TANH_ERROR
+    assert_both_codes_close(partial(kernels.gelu_quantize, x), exact, error)
 
 
 GEMM_SHAPES = [(1, 8, 16), (17, 33, 100), (64, 128, 128), (130, 96, 256), (5, 768, 3072)]
@@ -171,16 +204,29 @@ def test_embedding_looks_up_and_adds_positions(dtype):
     positions, position_scale = codes(9, 100, seed=2), normal(9, seed=3).abs()
     ids = torch.tensor([[0, 49, 7], [7, 7, 3]]).to(DEVICE)
     exact = table.double()[ids] * scale.double()[ids][..., None]
-    got = kernels.int8_embedding(ids, table, scale, dtype)
+    got = kernels.read_rows(ids, table, scale, dtype)
     torch.testing.assert_close(
         got.double(), exact, rtol=HALF_ULP[dtype] + HALF_ULP[torch.float32], atol=0
     )
     exact = exact + positions.double()[:3] * position_scale.double()[:3, None]
-    got = kernels.int8_embedding(ids, table, scale, dtype, positions, position_scale)
+    got = kernels.read_rows(ids, table, scale, dtype, positions, position_scale)
     bound = (
         127 * (scale.max() + position_scale.max()) * (HALF_ULP[dtype] + 4 * HALF_ULP[torch.float32])
     )
     assert (got.double() - exact).abs().max() <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16 if INTERPRETED else torch.bfloat16])
+def test_embedding_reads_e4m3(dtype):
+    table, scale = fp8.quantize_rows(normal(50, 100))
+    positions, position_scale = fp8.quantize_rows(normal(9, 100, seed=1))
+    ids = torch.tensor([[0, 49, 7], [7, 7, 3]]).to(DEVICE)
+    got = kernels.read_rows(ids, table, scale[:, 0], dtype, positions, position_scale[:, 0])
+    exact = (table.double() * scale.double())[ids] + (positions.double() * position_scale)[:3]
+    ulp = 2.0**-9 if dtype == torch.bfloat16 else HALF_ULP[dtype]
+    # Three float32 roundings of terms no larger than the largest two, then one to `dtype`.
+    largest = 448 * (scale.max() + position_scale.max()).double()
+    assert (got.double() - exact).abs().max() <= largest * (ulp + 3 * HALF_ULP[torch.float32])
 
 
 def reference_attention(joint, texts, heads, mask, positions):

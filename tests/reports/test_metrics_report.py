@@ -2,17 +2,20 @@
 
 import copy
 
+import pypdf
 import pytest
 from tiny_models import ROOT
 
-from gpt2_quant.records import load_record
-from gpt2_quant.reports.metrics_report import report_data
+from gpt2_quant.records import load_record, write_json
+from gpt2_quant.reports.metrics_report import report_data, write_report
 
 
 @pytest.fixture(scope="module")
 def record() -> dict:
-    """The reference run's."""
-    return load_record(ROOT / "results" / "records" / "text_metrics.json")
+    """The reference run's, with what a record says of its language model."""
+    record = load_record(ROOT / "results" / "records" / "text_metrics.json")
+    model = {"parameters": 17_900_000, "layers": 6, "width": 256, "published": False}
+    return {**record, "models": {**record["models"], **model}}
 
 
 def findings(record: dict) -> str:
@@ -38,7 +41,66 @@ def test_targets_are_reached_or_missed_by_the_numbers(record):
         row["low"] = -1
     before, after = findings(record), findings(changed)
     assert "which reaches the target of 85%" in before and "which misses the target of 85%" in after
-    assert "ahead, by an interval above 0, of" in before and "ahead of no rival" in after
+    assert "agrees better with people than" in before and "agrees better" not in after
+
+
+def test_what_was_not_shown_stands_first(record):
+    def changed(low: float, high: float) -> str:
+        other = copy.deepcopy(record)
+        for row in other["humans"]["coherence_differences"]:
+            row |= {"low": low, "high": high}
+        return findings(other)
+
+    ahead, open_, behind = changed(0.1, 0.2), changed(-0.1, 0.1), changed(-0.2, -0.1)
+    assert "not shown to agree better with people than adjacent cosine" in open_
+    assert "agrees less with people than adjacent cosine" in behind
+    assert "not shown" not in ahead and "agrees less" not in ahead
+    assert open_.index("not shown") < open_.index("MiniLM's cosine")
+    assert "counting sentences (difference" in open_
+
+
+def test_what_equals_fp32_is_no_quantization(record):
+    other = copy.deepcopy(record)
+    for row in other["quantization"]["table"]:
+        row["kl_mean"] = 0.5 if row["scheme"].startswith("baseline") else 0.25
+    assert "between 0.25 nats per token" in findings(other) and "and 0.25 (" in findings(other)
+
+
+def in_print(record: dict, tmp_path) -> str:
+    write_json(tmp_path / "records" / "text_metrics.json", record)
+    pages = pypdf.PdfReader(write_report(tmp_path)).pages
+    return " ".join(" ".join(page.extract_text() for page in pages).split())
+
+
+def test_the_language_model_is_named_wherever_its_figures_stand(record, tmp_path):
+    ours = in_print(record, tmp_path)
+    assert "was not loaded as the published openai-community/gpt2" in ours
+    assert ours.count("6 layers of width 256, 17.9M parameters") >= 4
+    published = {**record, "models": {**record["models"], "published": True}}
+    assert "was not loaded as" not in in_print(published, tmp_path)
+    demo = {**record, "settings": {**record["settings"], "preset": "demo"}}
+    assert "This is the demo" in in_print(demo, tmp_path)
+
+
+def test_both_nf4_are_compared_by_the_numbers(record, tmp_path):
+    assert "in 4 bits, too, where NF4 BitsAndBytes" in in_print(record, tmp_path)
+    other = copy.deepcopy(record)
+    for row in other["quantization"]["table"]:
+        row |= {"kl_low": 0, "kl_high": 1}
+    assert "in favour of neither or of the former" in in_print(other, tmp_path)
+
+
+def test_held_out_documents_are_reported_beside_those_looked_at(record, tmp_path):
+    held_out = {**record["coherence"], "source": "unseen.jsonl"}
+    assert "confirms nothing" in findings(record) and "held out" not in findings(record)
+    both = {**record, "held_out": held_out}
+    assert "unseen.jsonl; held out" in findings(both)
+    assert "nothing was made or chosen on (unseen.jsonl)" in in_print(both, tmp_path)
+    assert "repeats the controls on them" in in_print(record, tmp_path)
+
+
+def test_without_news_the_header_says_so(record, tmp_path):
+    assert "none read" in in_print({**record, "data": None}, tmp_path)
 
 
 def test_a_part_that_was_not_run_is_none(record):

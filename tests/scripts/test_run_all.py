@@ -37,6 +37,10 @@ def outcomes(done: subprocess.CompletedProcess) -> dict[int, str]:
     }
 
 
+# A test's 300 s count the fixture that it is first to ask for, and a busy machine takes longer.
+pytestmark = pytest.mark.timeout(1800)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> SimpleNamespace:
     """README's demo in a folder of its own (`house`), and what the driver printed (`done`)."""
@@ -126,6 +130,14 @@ def test_a_failed_step_ends_the_run_with_its_own_code(parsed, capsys, code):
     assert f"step 3 (3_bitsandbytes_quant) ended with exit code {code}" in told
 
 
+def test_the_time_left_is_scaled_by_what_the_run_took_so_far(parsed):
+    driver, _ = parsed
+    usual = (100, 50, 30, 15, 5)
+    assert "about 3 min left" in driver.time_left(usual, range(1, 6), 1, elapsed_s=200.0)
+    assert "about 10 s left" in driver.time_left(usual, [2, 5], 2, elapsed_s=100.0)
+    assert driver.time_left(usual, [2, 5], 5, elapsed_s=100.0) == ""
+
+
 def test_flags_go_to_the_scripts_that_have_them(parsed, run_script):
     _, handed_on = parsed
     flags = "--learning-rate 1e-4 --checkpoint owner/name --human-judgements folder --batch-size 4"
@@ -159,12 +171,12 @@ def test_an_interrupt_ends_the_script_in_order(tmp_path, what):
         command(tmp_path, "--preset", "demo"), **pipes, start_new_session=True
     )
     signal.signal(signal.SIGINT, before)
-    log, deadline = tmp_path / "results" / "logs" / f"{NAMES[0]}.log", time.monotonic() + 60
+    log = tmp_path / "results" / "logs" / f"{NAMES[0]}.log"
     while not (log.exists() and log.stat().st_size):
-        assert time.monotonic() < deadline and driver.poll() is None
+        assert driver.poll() is None
         time.sleep(0.02)
     driver.send_signal(what)
-    _, errors = driver.communicate(timeout=60)
+    _, errors = driver.communicate()
     assert driver.returncode == 130
     assert "interrupted" in errors and "Traceback" not in errors + log.read_text(encoding="utf-8")
     assert not (tmp_path / "results" / "records").exists()

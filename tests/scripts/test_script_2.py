@@ -43,7 +43,7 @@ def test_every_promised_file_is_there(done, workplace):
     results = workplace / "results"
     for key in KEYS:
         record = json.loads((results / "records" / f"{key}.json").read_text())
-        assert record["variant"]["label"].startswith(("INT8 Scratch", "NF4 Scratch"))
+        assert record["variant"]["label"].startswith(("INT8 Scratch", "FP8 Scratch", "NF4 Scratch"))
         assert record["data"]["n"] == 120 and record["quantization"]["scheme"] == key
         assert record["latency"] and all(entry["median_ms"] > 0 for entry in record["latency"])
         assert len(pd.read_parquet(results / "predictions" / f"{key}.parquet")) == 120

@@ -10,7 +10,10 @@ from gpt2_quant.measure.predictions import load_predictions
 from gpt2_quant.models import loading as checkpoints
 
 SCRIPT = "src/3_bitsandbytes_quant.py"
-KEYS = ("baseline", "baseline_fp16", "int8_bitsandbytes", "nf4_bitsandbytes")
+QUANTIZED = ("int8_bitsandbytes", "nf4_bitsandbytes")
+# A float16 row only where the CPU has that arithmetic, and none in TF32, which is a GPU's.
+HALF = ("baseline_fp16",) if checkpoints.has_half_arithmetic("cpu") else ()
+KEYS = ("baseline", *HALF, *QUANTIZED)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +85,19 @@ def test_every_row_is_recorded_and_timed_with_the_others(ground, finished):
         assert record["throughput"]["eager"]["n"] == 40
         eager = [entry for entry in record["latency"] if entry["mode"] == "eager"]
         assert {(entry["batch_size"], entry["seq_len"]) for entry in eager} >= {(16, 128), (1, 32)}
-        assert [entry["mode"] for entry in record["latency"]].count("best") == 1
+        timed = [entry["mode"] for entry in record["latency"]].count("best")
+        assert timed == ("best_check" in record) == (key not in QUANTIZED)
+        assert record["batch_invariance"]["n"] == 40
+        assert record["timing"]["a_a"]["n"] == 4
         assert len(load_predictions(ground / "results", key)) == 40
         assert (ground / "results" / f"{key}_confusion_matrix.png").stat().st_size > 1000
         assert record["variant"]["label"] in finished.stdout
-    quantized = {key: records[key]["quantization"] for key in KEYS[2:]}
+    checked = records["baseline"]["best_check"]
+    assert checked["n"] == 40 and checked["flips"] == 0 and checked["agreement"] == 1
+    rows = {path.stem for path in (ground / "results" / "records").glob("*.json")}
+    assert rows == set(KEYS)
+    assert "Baseline TF32 has no row here: it takes an NVIDIA GPU" in finished.stdout
+    quantized = {key: records[key]["quantization"] for key in QUANTIZED}
     assert [facts["layers_converted"] for facts in quantized.values()] == [8, 8]
     assert quantized["int8_bitsandbytes"]["outlier_threshold"] == 6.0
     computes_in = "float16" if checkpoints.has_half_arithmetic("cpu") else "float32"
@@ -105,7 +116,7 @@ def test_what_is_measured_is_what_lies_on_the_disk(ground, finished):
 
     tokenizer = load_tokenizer(ground / "classifier")
     text = read_csv(ground / "data" / "test.csv")[0][0]
-    for key in KEYS[2:]:
+    for key in QUANTIZED:
         model = checkpoints.load_variant(key, ground / "models", "cpu")
         logits = model(**tokenizer(text, return_tensors="pt")).logits[0].detach().float().numpy()
         recorded = (

@@ -115,11 +115,45 @@ def test_own_files(run_script, demo, tmp_path):
         (["--candidates", "/nowhere/x.txt"], "is not a file"),
         (["--human-judgements", "/nowhere"], "has no summeval.jsonl"),
         (["--only", "everything"], "invalid choice"),
+        (["--held-out-texts", "/nowhere/x.txt"], "is not a file"),
     ],
 )
 def test_faults_end_with_one_sentence_and_code_2(run_script, demo, flags, sentence):
     done = run_script(SCRIPT, *demo[1], *flags)
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def few_judgements(tmp_path):
+    """Four documents, five summaries each, and six sentence pairs, in the folder's form."""
+    folder = tmp_path / "judgements"
+    folder.mkdir()
+    qualities = ("coherence", "consistency", "fluency", "relevance")
+    with open(folder / "summeval.jsonl", "w", encoding="utf-8") as file:
+        for i in range(4):
+            lines = [
+                f"Town {i} opened bridge {k}. The bridge cost {k + 2} million." for k in range(12)
+            ]
+            rated = [{q: (i + k * 3) % 5 + 1 for q in qualities} for k in range(5)]
+            systems = {f"M{k}": {"summary": lines[k], **rated[k]} for k in range(5)}
+            document = {"id": i, "source": " ".join(lines), "references": lines[:11]}
+            file.write(json.dumps({**document, "systems": systems}) + "\n")
+    pairs = [("a", "b", "c", k, k % 5, f"A dog ran {k}.", f"A dog ran {k % 3}.") for k in range(6)]
+    rows = ["\t".join(map(str, pair)) for pair in pairs]
+    (folder / "stsb_test.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_only_humans_asks_for_no_news(run_script, demo, few_judgements, tmp_path):
+    (tmp_path / "no_news").mkdir()
+    without = ["--dataset", tmp_path / "no_news", "--results-dir", tmp_path]
+    done = run_script(SCRIPT, *demo[1], *without, "--only", "scores")
+    assert done.returncode == 2 and "no_news" in done.stderr
+    flags = [*without, "--human-judgements", few_judgements, "--only", "humans"]
+    done = run_script(SCRIPT, *demo[1], *flags)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "records" / "text_metrics.json").read_text(encoding="utf-8"))
+    assert record["data"] is None and "BERTScore, source" in str(record["humans"]["summeval"])
 
 
 def test_hub_out_of_reach(run_script, demo):

@@ -29,6 +29,7 @@ from gpt2_quant.training.checkpoints import Checkpoints, checksum, exclusive
 from gpt2_quant.training.evaluation import Scorer, select_rows
 from gpt2_quant.training.loop import Plan, Training, curve
 from gpt2_quant.training.plain_step import PlainStep
+from gpt2_quant.training.run import finished
 
 PLAN = Plan(epochs=2, learning_rate=1e-3, batch_size=8, seed=3, precision="fp32")
 
@@ -331,8 +332,17 @@ def test_a_second_training_into_a_folder_is_refused(tmp_path):
             pass
         with exclusive(tmp_path, hold=False):  # the other processes of the same run
             pass
-    with exclusive(tmp_path):
-        pass
+    assert not list(tmp_path.iterdir())  # what fails at its start leaves nothing either
+    with pytest.raises(KeyError), exclusive(tmp_path):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"identity": 1}'])
+def test_a_damaged_outcome_counts_as_none(tmp_path, text):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "outcome.json").write_text(text)
+    assert finished(Checkpoints(tmp_path, {}, minutes=1), tmp_path) is None
 
 
 # Faults
@@ -358,11 +368,11 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_update(base, tokens,
     tried = []
 
     class Small(PlainStep):
-        def _loss_sum(self, rows):
+        def _add_gradient(self, rows, weight):
             tried.append(len(rows))
             if len(rows) > 3:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-            return super()._loss_sum(rows)
+            return super()._add_gradient(rows, weight)
 
     quiet = copy.deepcopy(base)
     for module in quiet.modules():

@@ -4,6 +4,7 @@ so the model is small.
 
 import copy
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 pytest.importorskip("triton")
 
 
-def make(dropout: float):
-    """A GPT-2 of 2 layers x 32 over 40 tokens, and seven texts of one to eight tokens."""
+def make(dropout: float, layers: int = 2, classes: int = 4, lengths=(3, 8, 1, 5, 8, 2, 4)):
+    """A GPT-2 of width 32 over 40 tokens, and texts of these lengths."""
     import torch
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -24,7 +25,7 @@ def make(dropout: float):
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = GPT2Config(
-        vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=2, num_labels=4,
+        vocab_size=40, n_positions=152, n_embd=32, n_layer=layers, n_head=2, num_labels=classes,
         pad_token_id=39, embd_pdrop=dropout, attn_pdrop=dropout, resid_pdrop=dropout,
     )  # fmt: skip
     model = GPT2ForSequenceClassification(config)
@@ -32,13 +33,11 @@ def make(dropout: float):
         for parameter in model.parameters():
             # Biases too, which start at zero.
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    lengths = np.array([3, 8, 1, 5, 8, 2, 4])
     random = np.random.default_rng(0)
-    flat = random.integers(0, 12, lengths.sum()).astype(np.int32)
+    flat = random.integers(0, 12, sum(lengths)).astype(np.int32)
     flat[3] = 39  # the padding token as a text's own
-    return model, Tokens(
-        flat, np.concatenate([[0], np.cumsum(lengths)]), random.integers(0, 4, 7), 0
-    )
+    labels = random.integers(0, classes, len(lengths))
+    return model, Tokens(flat, np.cumsum([0, *lengths]), labels, 0)
 
 
 def few_partial_sums():
@@ -110,6 +109,95 @@ def compare_with_plain():
         resumed.begin_epoch(following)
         resumed.update(len(order), 0)
     assert_same_training(again.tensors(), other.tensors())
+
+
+def deep_long_and_of_many_classes():
+    """More layers than six bits of the dropout key count, more classes than a tile of the head, and
+    a text longer than attention does in one piece, against the plain step.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    from gpt2_quant.training.fused.step import FusedStep
+    from gpt2_quant.training.loop import Plan
+    from gpt2_quant.training.plain_step import PlainStep
+
+    # At so low a rate weights differ by less than their tolerance: moments are compared.
+    plan = Plan(1, 1e-5, 2, 0, "bf16")
+    for layers, classes, lengths in ((22, 7, (3, 8, 5)), (1, 2, (150, 70))):
+        model, tokens = make(0.0, layers, classes, lengths)
+        order = [np.arange(2), np.arange(2, len(lengths))][: len(lengths) - 1]
+        fused = updates(FusedStep(copy.deepcopy(model), tokens, plan, torch.float32), order)
+        plain = updates(PlainStep(model, tokens, plan, Accelerator(cpu=True)), order)
+        torch.testing.assert_close(fused[0], plain[0], rtol=2e-5, atol=1e-6, equal_nan=True)
+        assert_same_training(fused[1], plain[1])
+
+
+def attention_in_tiles_is_attention():
+    """With dropout, forward and backward, four tiles against all in one piece: the same numbers in
+    another order of summation.
+    """
+    import torch
+
+    from gpt2_quant.training.fused import attention
+
+    torch.manual_seed(0)
+    texts, length, heads, head = 2, 50, 2, 16
+    width = heads * head
+    qkv, do = torch.randn(texts * length, 3 * width), torch.randn(texts * length, width)
+    scale = torch.tensor([1 / 0.7]).view(torch.int32).item()
+    random = torch.tensor([5, 7, int(0.3 * 2**32), scale], dtype=torch.int32)
+    rest = random, 70, head**-0.5, length, width
+    shape = {"HEADS": heads, "HEAD": head}
+    o, dqkv, o_tiled, dqkv_tiled = (torch.zeros_like(t) for t in (do, qkv) * 2)
+    log_sum = torch.zeros(texts, heads, length)
+    one, tiles = (texts * heads,), (texts * heads, 4)
+    attention.whole[one](qkv, o, *rest, **shape, BLOCK=64)
+    attention.whole_backward[one](qkv, do, dqkv, *rest, **shape, BLOCK=64)
+    attention.tiled[tiles](qkv, o_tiled, log_sum, *rest, **shape, BLOCK=16)
+    outputs = qkv, o_tiled, log_sum, do, dqkv_tiled
+    attention.tiled_backward[tiles](*outputs, *rest, **shape, BLOCK=16)
+    # Sums of up to 50 terms below about 10.
+    torch.testing.assert_close(o_tiled, o, rtol=0, atol=50 * 2**-24 * 10)
+    torch.testing.assert_close(dqkv_tiled, dqkv, rtol=0, atol=50 * 2**-24 * 10)
+
+
+def two_processes_train_as_one(process: str = "", port: str = ""):
+    """Ten updates with dropout; batches of three, two and one, on processes with two texts each.
+    Losses and weights equal one process's but for the order of sums; both have the same bits.
+    """
+    import torch
+
+    from gpt2_quant.training.fused.step import FusedStep
+    from gpt2_quant.training.loop import Plan
+
+    model, tokens = make(0.3, layers=1)
+    order = [np.array(rows) for rows in ([0, 1, 2], [3, 6], [5], [4, 2, 6], [1, 2, 3])] * 2
+    # A rate so low that rounding does not grow into steps of AdamW.
+    plan = Plan(4, 1e-4, 3, 0, "bf16")
+    share = (int(process), 2) if process else (0, 1)
+    if process:
+        address = f"tcp://127.0.0.1:{port}"
+        torch.distributed.init_process_group("gloo", address, rank=share[0], world_size=2)
+        losses, tensors = updates(FusedStep(model, tokens, plan, torch.float32, *share), order)
+        everyone: list = [None, None]
+        torch.distributed.all_gather_object(everyone, (losses, tensors))
+        torch.distributed.destroy_process_group()
+        if share[0]:
+            return
+        (_, first), (other_losses, second) = everyone
+        assert torch.equal(losses.nan_to_num(), other_losses.nan_to_num())
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        alone = updates(FusedStep(make(0.3, 1)[0], tokens, plan, torch.float32), order)
+        torch.testing.assert_close(losses, alone[0], rtol=2e-5, atol=1e-6, equal_nan=True)
+        assert_same_training(tensors, alone[1])
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, __file__, "two_processes_train_as_one"]
+    both = [subprocess.Popen([*command, str(rank), port]) for rank in (0, 1)]
+    assert [one.wait(timeout=240) for one in both] == [0, 0]
 
 
 def rows_that_missed_many_updates():
@@ -193,7 +281,7 @@ def dropout_keeps_the_right_share():
         tl.store(out + index, word.to(tl.int64))  # noqa: F821
 
     n, kept = 1 << 15, []
-    for update, site in ((0, 0), (0, 1), (1, 0), (8789, 36)):
+    for update, site in ((0, 0), (0, 1), (1, 0), (8789, 36), (0, 64)):
         out = torch.zeros(n, dtype=torch.int64)
         words[(1,)](
             out,
@@ -208,7 +296,7 @@ def dropout_keeps_the_right_share():
         assert abs(mask.mean() - 0.9) < 5 * sigma
         for lag in (1, 2, 768):
             assert abs(np.corrcoef(mask[:-lag], mask[lag:])[0, 1]) < 5 / n**0.5
-    for i in range(4):
+    for i in range(len(kept)):
         for j in range(i):
             assert abs(np.corrcoef(kept[i], kept[j])[0, 1]) < 5 / n**0.5
 
@@ -217,6 +305,9 @@ def dropout_keeps_the_right_share():
     "check",
     [
         "compare_with_plain",
+        "deep_long_and_of_many_classes",
+        "attention_in_tiles_is_attention",
+        "two_processes_train_as_one",
         "rows_that_missed_many_updates",
         "same_seed_same_bits",
         "dropout_keeps_the_right_share",
@@ -274,4 +365,4 @@ def test_captured_graphs_train_as_the_interpreter_does():
 
 if __name__ == "__main__":
     few_partial_sums()
-    globals()[sys.argv[1]]()
+    globals()[sys.argv[1]](*sys.argv[2:])

@@ -132,13 +132,16 @@ def compare_results(
     results_dir: Path,
     baseline: str = BASELINE.key,
     predictions: Path | None = None,
+    probabilities: bool = False,
     margin: float = paired.MARGIN,
 ) -> Comparison:
-    """Compare all results below `results_dir` and outside `predictions` with the row `baseline`.
+    """Compare all results below `results_dir` and outside `predictions` (logits, or
+    `probabilities`) with the row `baseline`.
 
     Raises UserError for results that must not share a table, none at all, or no baseline.
     """
-    sources = {source.key: source for source in read_sources(results_dir, predictions)}
+    found = read_sources(results_dir, predictions, probabilities)
+    sources = {source.key: source for source in found}
     # A device that computes it in float32 has no float16 row: it would be FP32 once more.
     half = sources.get(FP16.key)
     if half and "float32" in (half.record["variant"].get("dtype") or ""):
@@ -179,9 +182,8 @@ def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
     entries: list[Row | Missing] = []
     for key, variant in VARIANTS.items():
         sentence = f"{variant.label} is missing: run python {variant.script_path}{flag}"
-        if variant.floats == "float16":
-            sentence += " on a device that computes in float16"
-        entries.append(rows.get(key) or Missing(key, variant.label, sentence))
+        if key in rows or not variant.needs:  # what its device does not have is not missing
+            entries.append(rows.get(key) or Missing(key, variant.label, sentence))
     return entries + [row for key, row in rows.items() if key not in VARIANTS]
 
 

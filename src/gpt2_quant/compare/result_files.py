@@ -25,6 +25,7 @@ SAME = {
     "text lengths (--max-length)": ("settings", "max_length"),
 }
 LONGEST_NAME = 60  # letters of an outside classifier's: it names figures and table rows
+SMALLEST_PROBABILITY = 1e-12  # what a softmax rounded to 0, so that its logarithm is finite
 REDO = "run the script that makes {} with --overwrite"
 
 
@@ -42,7 +43,9 @@ class Source:
     record: dict
 
 
-def read_sources(results_dir: Path, predictions: Path | None = None) -> list[Source]:
+def read_sources(
+    results_dir: Path, predictions: Path | None = None, probabilities: bool = False
+) -> list[Source]:
     """Every classifier with results: variants in the registry's order, other records, outsiders.
 
     Raises UserError when two may not stand in one table, or one cannot be scored.
@@ -56,7 +59,7 @@ def read_sources(results_dir: Path, predictions: Path | None = None) -> list[Sou
     order = [key for key in VARIANTS if key in records] + sorted(set(records) - set(VARIANTS))
     sources = [_own(results_dir, key, records[key]) for key in order]
     if predictions is not None:
-        sources += _outsiders(predictions, taken=order)
+        sources += _outsiders(predictions, order, probabilities)
     for source in sources[1:]:
         _check_same_texts(sources[0], source)
     for source in sources:
@@ -107,7 +110,7 @@ def _check_scores(source: Source, path: Path) -> None:
                 raise UserError(f"{fault}: {REDO.format(source.key)}")
 
 
-def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
+def _outsiders(folder: Path, taken: list[str], probabilities: bool) -> list[Source]:
     """Every .csv or .parquet file in `folder` as a classifier of that name; `NAME.validation`
     serves to fit NAME's temperature.
     """
@@ -126,8 +129,8 @@ def _outsiders(folder: Path, taken: list[str]) -> list[Source]:
         if key in [*taken, *sources]:
             raise UserError(f"{path}: there is a row named {key} already; give it another name")
         beside = validations.get(f"{key}.validation")
-        validation = _arrays(_outside_frame(beside), str(beside)) if beside else None
-        test = _arrays(_outside_frame(path), str(path))
+        validation = _outside_arrays(beside, probabilities) if beside else None
+        test = _outside_arrays(path, probabilities)
         sources[key] = Source(key, key.replace("_", " "), *test, validation, {})
     if not sources:
         raise UserError(f"--predictions {folder} holds no {form}")
@@ -144,6 +147,8 @@ def _outside_frame(path: Path) -> pd.DataFrame:
             logits = pd.DataFrame(np.asarray(lists, dtype=float), index=frame.index)
             frame = frame[["id", "label"]].join(logits.add_prefix("logit_"))
         n_logits = frame.columns.str.startswith("logit_").sum()
+        if not n_logits:
+            raise ValueError(f"its columns are {', '.join(map(str, frame.columns[:8]))}")
         dtypes: dict[str, type] = {"id": np.int64, "label": np.int64}
         dtypes |= {f"logit_{i}": np.float64 for i in range(n_logits)}
         typed = frame[[*dtypes]].astype(dtypes)
@@ -171,10 +176,21 @@ def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{fault}; predict every row")
     labels, logits = frame["label"].to_numpy(), frame.drop(columns=["id", "label"]).to_numpy()
     check_predictions(labels, logits, name)
-    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
-        fault = f"{name}: its rows are probabilities (they sum to 1), where logits are wanted"
-        raise UserError(f"{fault}; give their logarithms")
     return labels, logits
+
+
+def _outside_arrays(path: Path, probabilities: bool) -> tuple[np.ndarray, np.ndarray]:
+    """As `_arrays`, of logits, or of the logarithms of `probabilities`."""
+    labels, logits = _arrays(_outside_frame(path), str(path))
+    # Two decimals may be all that was kept.
+    given = (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=0.02)
+    if given and not probabilities:
+        fault = f"{path}: its rows are probabilities (they sum to 1), where logits are wanted"
+        raise UserError(f"{fault}; say --probabilities, or give logits")
+    if probabilities and not given:
+        fault = f"{path}: its rows are no probabilities, which are 0 or more and sum to 1"
+        raise UserError(f"{fault}; leave out --probabilities")
+    return labels, np.log(logits.clip(SMALLEST_PROBABILITY)) if given else logits
 
 
 def _check_same_texts(first: Source, other: Source) -> None:

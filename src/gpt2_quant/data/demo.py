@@ -83,7 +83,9 @@ def _pretrain(folder: Path, seed: int, stamp: dict) -> dict:
     from torch.utils.data import DataLoader, RandomSampler, TensorDataset
     from tqdm import tqdm
     from transformers import GPT2Config, GPT2LMHeadModel, get_cosine_schedule_with_warmup
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of writing one file
     titles, descriptions, _ = generate_corpus(PRETRAIN_ROWS, seed + 1)
     texts = [" ".join(item) for item in zip(titles, descriptions, strict=True)]
     tokenizer = train_tokenizer(texts, VOCABULARY)
@@ -104,7 +106,7 @@ def _pretrain(folder: Path, seed: int, stamp: dict) -> dict:
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP, STEPS)
     data = TensorDataset(contexts)
     batches = DataLoader(data, BATCH, sampler=RandomSampler(data, num_samples=STEPS * BATCH))
-    progress = tqdm(batches, "Pretraining the miniature GPT-2")
+    progress = tqdm(batches, "pretraining the miniature GPT-2", unit="update")
     losses = []
     for (batch,) in progress:
         loss = model(batch, attention_mask=torch.ones_like(batch), labels=batch).loss

@@ -28,7 +28,7 @@ FORMAT = 2  # raise it when a file's contents change
 
 def load_tokenizer(folder: Path):
     """A checkpoint's tokenizer, padding on the right with the token that its config names, else its
-    own, else end-of-text.
+    own, else end-of-text. Its `model_max_length` is the model's number of positions.
 
     Raises UserError where its files are missing (transformers would make an empty one) or damaged,
     and for a vocabulary that is not the model's.
@@ -39,25 +39,33 @@ def load_tokenizer(folder: Path):
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         need = "tokenizer.json, or vocab.json and merges.txt"
         raise UserError(f"{folder} has no tokenizer: copy {need} from the model it was made from")
+    path = Path(folder) / "config.json"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615: local
+    except Exception as fault:  # a damaged tokenizer.json is a bare Exception
         mend = "copy tokenizer.json and tokenizer_config.json into it"
         raise UserError(f"{folder} has no tokenizer that loads: {mend}") from fault
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: its tokenizer has no end-of-text token; use GPT-2's")
-    path = Path(folder) / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     known = config.get("vocab_size", 50257 if config else len(tokenizer))  # GPT-2's is the default
+    largest = max(tokenizer.get_vocab().values(), default=-1)
     # A few rows may have been added for alignment, or tokens that the model never saw.
-    if not 0.5 * known < len(tokenizer) <= known:
-        sizes = f"its tokenizer knows {len(tokenizer)} tokens and its model {known}"
+    if not 0.5 * known < len(tokenizer) <= known or largest >= known:
+        sizes = (
+            f"its tokenizer knows {max(len(tokenizer), largest + 1)} tokens and its model {known}"
+        )
         raise UserError(f"{folder}: {sizes}; copy the tokenizer that the model was made with")
     if (pad := config.get("pad_token_id")) is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        token = tokenizer.convert_ids_to_tokens(pad) if isinstance(pad, int) else None
+        if token is None:
+            unknown = f"pad_token_id is {pad}, which its tokenizer does not know"
+            raise UserError(f"{path}: {unknown}: correct it, or take it out")
+        tokenizer.pad_token = token
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    tokenizer.model_max_length = config.get("n_positions", 1024)
     return tokenizer
 
 
@@ -86,10 +94,14 @@ class Tokens:
 
 
 def tokenize(tokenizer, split: Split, max_length: int) -> Tokens:
-    """Each text is cut at `max_length` tokens. Raises OSError when the cache cannot be written.
+    """Each text is cut at `max_length` tokens. Raises UserError for more than the model has,
+    OSError when the cache cannot be written.
 
     A cached file's name hashes all that decides its contents, so none is out of date.
     """
+    if max_length > (most := tokenizer.model_max_length):
+        fault = f"--max-length {max_length} is more than the model's {most} positions"
+        raise UserError(f"{fault}: give --max-length {most} or less")
     arrays = path = None
     if split.cache and tokenizer.is_fast:  # a Python one has no state to hash
         path = split.cache / f"tokens-{fingerprint(tokenizer, split.texts, max_length)}.npz"
@@ -109,7 +121,8 @@ def _encode(tokenizer, texts: list[str], max_length: int) -> list[np.ndarray]:
     # One token more than kept shows which texts are cut.
     cut = {"truncation": True, "max_length": max_length + 1, "add_special_tokens": False}
     encoded = tokenizer(texts, **cut)["input_ids"]
-    if not any(len(set(ids)) > 1 for ids in encoded) and any(len(text) > 99 for text in texts):
+    told_apart = len(set(map(tuple, encoded))) >= len(set(texts))
+    if not told_apart and not any(len(set(ids)) > 1 for ids in encoded):
         raise UserError("the tokenizer makes one token of every text: copy the model's own")
     # An empty text becomes end-of-text: a position to classify from.
     rows = [ids[:max_length] or [tokenizer.eos_token_id] for ids in encoded]

@@ -2,6 +2,7 @@
 
               CUDA                                      CPU
 W8A8          fused int8 kernels (fused.py), as graphs  compiled blocks (cpu.py)
+FP8           the same chain on e4m3 codes              torch.compile, emulated
 NF4 by hand   the same chain, weights unpacked          torch.compile
 float         the same chain on float weights           torch.compile
 bitsandbytes  as it is                                  as it is
@@ -16,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..models.tf32 import as_computed_in
 from ..quantization.layers import missing_for_kernels
 from ..quantization.product import compiler
 from .gpt2 import can_fuse, is_w8a8
@@ -43,7 +45,9 @@ def best_mode(model, device: str | torch.device) -> Run:
         from .graphs import GraphedClassifier
 
         pad, longest = model.config.pad_token_id, model.config.n_positions
-        return GraphedClassifier(FusedClassifier(model), pad, longest, device)
+        return GraphedClassifier(
+            as_computed_in(model, FusedClassifier(model)), pad, longest, device
+        )
     if device.type == "cpu" and can_fuse(model) and is_w8a8(model):
         from .cpu import CompiledClassifier
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from ..quantization.fp8 import FP8Embedding, FP8Linear, is_native
 from ..quantization.layers import Int8Embedding, Int8Linear, NF4Linear
 
 
@@ -13,8 +14,9 @@ def can_fuse(model) -> bool:
     if not hasattr(model, "score") or config.model_type != "gpt2" or not len(model.transformer.h):
         return False
     head_dim = config.n_embd // config.n_head
+    kind = type(model.transformer.h[0].attn.c_attn)
     return (
-        type(model.transformer.h[0].attn.c_attn) in (Int8Linear, NF4Linear, Conv1D)
+        (kind in (Int8Linear, NF4Linear, Conv1D) or kind is FP8Linear and is_native(model.device))
         and config.activation_function == "gelu_new"
         and not config.add_cross_attention
         and head_dim >= 16
@@ -23,9 +25,16 @@ def can_fuse(model) -> bool:
 
 
 def is_w8a8(model) -> bool:
+    return _kinds(model) == (Int8Embedding, Int8Linear)
+
+
+def is_fp8(model) -> bool:
+    return _kinds(model) == (FP8Embedding, FP8Linear)
+
+
+def _kinds(model) -> tuple[type, type]:
     transformer = model.transformer
-    kinds = type(transformer.wte), type(transformer.h[0].attn.c_attn)
-    return kinds == (Int8Embedding, Int8Linear)
+    return type(transformer.wte), type(transformer.h[0].attn.c_attn)
 
 
 def pooled_positions(ids: Tensor, pad_token_id: int | None) -> Tensor:

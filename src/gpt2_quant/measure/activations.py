@@ -2,7 +2,7 @@
 
 Transformers grow a few channels of far larger magnitude (LLM.int8(), arXiv 2208.07339, counts |x|
 >= 6). One scale per tensor stretches to them and leaves the rest few codes; one scale per token
-confines the damage to that token.
+confines the damage to that token, and a float code (FP8) errs by a fraction of each value.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..quantization import affine
+from ..quantization import affine, fp8
 
 OUTLIER = 6.0
 
@@ -23,6 +23,7 @@ class InputStatistics:
     def __init__(self, channels: int, device: torch.device):
         self.channel_absmax = torch.zeros(channels, device=device)
         self.tokens, self.signal, self.token_noise, self.tensor_noise = 0, 0.0, 0.0, 0.0
+        self.fp8_noise = 0.0
 
     def update(self, x: Tensor) -> None:
         """Take in x float `[tokens, in]`."""
@@ -31,6 +32,8 @@ class InputStatistics:
         self.tokens += len(x)
         self.signal += energy(x)
         self.token_noise += energy(affine.dequantize(*affine.quantize_rows(x)) - x)
+        codes, scale = fp8.quantize_rows(x)
+        self.fp8_noise += energy(codes.float() * scale - x)
         per_tensor = affine.quantize_tensor(x, per="tensor", name="activations")
         self.tensor_noise += energy(per_tensor.dequantize() - x)
 
@@ -47,6 +50,7 @@ class InputStatistics:
             "channels_beyond_6": int((absmax >= OUTLIER).sum()),
             "sqnr_per_token_db": decibels(self.signal, self.token_noise),
             "sqnr_per_tensor_db": decibels(self.signal, self.tensor_noise),
+            "sqnr_fp8_per_token_db": decibels(self.signal, self.fp8_noise),
         }
 
 

@@ -23,7 +23,7 @@ from transformers import GPT2PreTrainedModel
 from .. import records
 from ..cli import Settings
 from ..data.tokens import Tokens
-from ..quantization import affine, schemes
+from ..quantization import affine, fp8, schemes
 from ..quantization.fake import WEIGHT_SCHEMES, fake_quantize_weights, matrices
 from .activations import decibels, energy, input_statistics
 from .figures import quantization_error
@@ -116,6 +116,7 @@ def _effects() -> dict[tuple, Change]:
     how: dict[str, Callable] = {
         "int8 affine per tensor": partial(fake_quantize_weights, scheme="int8 affine per tensor"),
         "W8A8": partial(in_layers, schemes.W8A8),
+        "FP8": partial(in_layers, fp8.SCHEME),
         "NF4": partial(in_layers, schemes.NF4),
     }
     return {

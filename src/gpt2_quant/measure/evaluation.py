@@ -6,14 +6,24 @@ Latency is only fair when all variants are timed in one process (latency.py).
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from .. import records
 from ..cli import Settings
 from ..data.datasets import Split
-from ..data.tokens import tokenize
-from ..models.loading import weights_file
+from ..data.labels import LABELS
+from ..data.tokens import Tokens, pad_batch, tokenize
+from ..models import tfidf
+from ..models.checkpoints import weights_sha256
 from ..models.sizes import file_bytes, size_in_parts, stored_size
-from ..models.variants import VARIANTS
+from ..models.variants import VARIANTS, Variant
 from . import figures, predictions, scores
+from .session import eager
+from .timing import spaced
+
+SCORED = ("validation", "test")
+INVARIANCE_TEXTS, INVARIANCE_BATCH = 48, 16
 
 
 def evaluate_variant(
@@ -33,31 +43,14 @@ def evaluate_variant(
     `folder` is the variant's checkpoint, `baseline` the FP32 one that it came from, whose weights'
     sha256 names the experiment. `extra` joins the record; `predict` may spread rows over processes.
     """
-    variant, results = VARIANTS[key], settings.results_dir
     parts = size_in_parts(model)  # before bitsandbytes casts tensors
-    for name, stored_as in (("validation", f"{key}.validation"), ("test", key)):
+    logits, pad_id = {}, tokenizer.pad_token_id
+    for name in SCORED:
         tokens = tokenize(tokenizer, splits[name], settings.max_length)
-        words = f"{variant.label} on {name} ({settings.device})"
-        logits = predict(model, tokens, settings.batch_size, tokenizer.pad_token_id, words)
-        predictions.save_predictions(results, stored_as, tokens.labels, logits)
+        words = f"{VARIANTS[key].label} on {name} ({settings.device})"
+        logits[name] = predict(model, tokens, settings.batch_size, pad_id, words)
     # The loop ends on test.
-    path = results / f"{key}_confusion_matrix.png"
-    figures.confusion_matrix(tokens.labels, logits, variant.label, path)
-    record = {
-        "variant": {
-            "label": variant.label,
-            "folder": folder.name,
-            "script": variant.script_path,
-            "dtype": str(model.dtype).split(".")[-1],
-        },
-        "settings": settings.as_dict(),
-        "checkpoint": {
-            "base_model": settings.base_model,
-            "baseline_sha256": records.file_sha256(weights_file(baseline)),
-        },
-        "data": splits["test"].describe() | {"truncated_texts": tokens.truncated},
-        "splits": {name: split.describe() for name, split in splits.items()},
-        "metrics": scores.classification_scores(tokens.labels, logits),
+    facts = {
         "size": {
             "parts": parts,
             "tensor_bytes": sum(parts.values()),
@@ -65,12 +58,87 @@ def evaluate_variant(
             "resident_bytes": sum(parts.values()),
             "stored": stored_size(folder),
         },
+        "batch_invariance": batch_invariance(model, tokens, pad_id),
+        **(extra or {}),
+    }
+    dtype = str(model.dtype).split(".")[-1]
+    truncated, variant = tokens.truncated, VARIANTS[key]
+    return _store(settings, variant, splits, logits, folder, baseline, dtype, truncated, facts)
+
+
+def evaluate_tfidf(
+    settings: Settings, variant: Variant, splits: dict[str, Split], baseline: Path
+) -> dict:
+    """Fit the control on the texts that made `baseline`, save it, and `evaluate_variant` it."""
+    folder, train = settings.models_dir / variant.folder, splits["train"]
+    tfidf.fit(train.texts, train.labels, len(LABELS), settings.seed).save(folder)
+    classifier = tfidf.load(folder)
+    logits = {name: classifier.logits(splits[name].texts) for name in SCORED}
+    facts = {"size": tfidf.size(folder)}
+    return _store(settings, variant, splits, logits, folder, baseline, "float32", 0, facts)
+
+
+def _store(
+    settings: Settings,
+    variant: Variant,
+    splits: dict[str, Split],
+    logits: dict[str, np.ndarray],
+    folder: Path,
+    baseline: Path,
+    dtype: str,
+    truncated: int,
+    facts: dict,
+) -> dict:
+    key, results = variant.key, settings.results_dir
+    for name, stored_as in (("validation", f"{key}.validation"), ("test", key)):
+        labels = np.asarray(splits[name].labels)
+        predictions.save_predictions(results, stored_as, labels, logits[name])
+    # The loop ends on test.
+    path = results / f"{key}_confusion_matrix.png"
+    figures.confusion_matrix(labels, logits["test"], variant.label, path)
+    record = {
+        "variant": {
+            "label": variant.label,
+            "folder": folder.name,
+            "script": variant.script_path,
+            "dtype": dtype,
+        },
+        "settings": settings.as_dict(),
+        "checkpoint": {
+            "base_model": settings.base_model,
+            "baseline_sha256": weights_sha256(baseline),
+        },
+        "data": splits["test"].describe() | {"truncated_texts": truncated},
+        "splits": {name: split.describe() for name, split in splits.items()},
+        "metrics": scores.classification_scores(labels, logits["test"]),
         "latency": [],
         "provenance": records.provenance(settings),
-        **(extra or {}),
+        **facts,
     }
     records.save_record(results, key, record)
     return record
+
+
+def batch_invariance(model, tokens: Tokens, pad_id: int) -> dict:
+    """How much a text's logits depend on the texts beside it: some test texts in batches of 16, and
+    each alone at the same length.
+    """
+    device, function, gaps, flips = next(model.parameters()).device, eager(model), [], 0
+    rows = spaced(len(tokens), min(INVARIANCE_TEXTS, len(tokens)))
+    with torch.inference_mode():
+        for start in range(0, len(rows), INVARIANCE_BATCH):
+            batch = pad_batch(tokens, rows[start : start + INVARIANCE_BATCH], pad_id)
+            ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+            alone = torch.cat(
+                [function(*one) for one in zip(ids.split(1), mask.split(1), strict=True)]
+            ).float()
+            together = function(ids, mask).float()
+            gaps.append(float((alone - together).abs().max()))
+            flips += int((alone.argmax(1) != together.argmax(1)).sum())
+    return {
+        "batch_sizes": [1, INVARIANCE_BATCH], "n": len(rows), "flips": flips,
+        "largest_logit_difference": max(gaps),
+    }  # fmt: skip
 
 
 def headline(record: dict) -> str:

@@ -1,6 +1,7 @@
 """Latency, throughput, memory and energy of all variants in one process: how much is measured."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -8,14 +9,28 @@ from tqdm import tqdm
 
 from .. import records
 from ..cli import Settings
-from ..data.datasets import load_splits
+from ..data.datasets import Split, load_splits
 from ..data.tokens import load_tokenizer, tokenize
-from ..models.loading import baseline_folder, load_variant, weights_file
-from ..models.variants import VARIANTS
+from ..models import tfidf
+from ..models.checkpoints import weights_sha256
+from ..models.loading import baseline_folder, load_variant, unavailable
+from ..models.variants import BASELINE, VARIANTS
 from . import footprint
-from .best import prepare_best, ready_for_texts
-from .session import Protocol, Session, eager, measure_memory
-from .timing import shape_batch, text_batches
+from .best import check_on_test, prepare_best
+from .predictions import load_logits
+from .session import (
+    AGAIN,
+    Found,
+    Function,
+    Functions,
+    Name,
+    Protocol,
+    Session,
+    Shape,
+    eager,
+    measure_memory,
+)
+from .timing import shape_batch, spaced, text_batches
 
 MEMORY_SHAPE = (16, 128)
 _SWEEP = tuple((batch, length) for length in (128, 64, 32) for batch in (16, 1, 64, 256, 4))
@@ -23,33 +38,39 @@ _CPU_SWEEP = ((16, 128), (1, 128), (16, 32), (1, 32))
 PROTOCOLS = {
     "cuda": Protocol(
         shapes=_SWEEP, best_shapes=_SWEEP, best_seconds=75, best_seconds_each=20,
-        warmup=3, min_rounds=6, max_rounds=40, seconds_a_shape=1.0,
-        texts=None, texts_a_batch=64, passes=2, seconds_a_pass=0.6,
+        blocks=6, max_rounds=6, seconds_a_shape=0.6,
+        texts=1024, texts_a_batch=64, seconds_a_pass=1.0,
     ),
     "cpu": Protocol(
         shapes=_CPU_SWEEP, best_shapes=((16, 128),), best_seconds=90, best_seconds_each=45,
-        warmup=1, min_rounds=6, max_rounds=20, seconds_a_shape=4.0,
-        texts=256, texts_a_batch=16, passes=2, seconds_a_pass=0.0,
+        blocks=6, max_rounds=4, seconds_a_shape=0.6,
+        texts=64, texts_a_batch=16, seconds_a_pass=0.0,
     ),
 }  # fmt: skip
 
 
 def protocol(preset: str, device: str) -> Protocol:
     if (preset, device) == ("demo", "cpu"):  # compiling outlasts the demo
-        return replace(PROTOCOLS["cpu"], best_shapes=(), seconds_a_shape=0.8, texts=128)
+        return replace(PROTOCOLS["cpu"], best_shapes=(), seconds_a_shape=0.1, texts=32)
     return PROTOCOLS[device]
 
 
 def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
-    """The variants whose model is there and whose record came from this baseline."""
+    """The variants that this device has, whose model is there and whose record came from this
+    baseline.
+    """
     found = records.load_records(settings.results_dir)
-    sha256 = records.file_sha256(weights_file(baseline_folder(settings.models_dir, checkpoint)))
+    sha256 = weights_sha256(baseline_folder(settings.models_dir, checkpoint))
     return [
         key
         for key, variant in VARIANTS.items()
         if key in found
         and found[key]["checkpoint"]["baseline_sha256"] == sha256
-        and (not variant.method or (settings.models_dir / variant.folder / "config.json").is_file())
+        and not unavailable(variant, settings.device)
+        and (
+            not (variant.method or variant.reads_texts)
+            or (settings.models_dir / variant.folder / variant.first_file).is_file()
+        )
     ]
 
 
@@ -57,50 +78,85 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
     """Measure all comparable variants, renew `records.TIMED_SECTIONS`; returns records by key."""
     device, plan = settings.device, protocol(settings.preset, settings.device)
     keys = comparable_keys(settings, checkpoint)
+    of_texts = [key for key in keys if VARIANTS[key].reads_texts]
     tokenizer = load_tokenizer(baseline_folder(settings.models_dir, checkpoint))
-    tokens = tokenize(tokenizer, load_splits(settings)["test"], settings.max_length)
-    pad_id = tokenizer.pad_token_id
-    models, memory = {}, {}
-    steps = len(keys) + (5 if plan.best_shapes else 2)
+    test, pad_id = load_splits(settings)["test"], tokenizer.pad_token_id
+    tokens = tokenize(tokenizer, test, settings.max_length)
+    models, found = {}, {key: Found() for key in keys}
+    steps = len(keys) - len(of_texts) + bool(plan.best_shapes) + plan.blocks + 1
     with (
         tqdm(total=steps, desc=f"Timing all variants ({device})", unit="step") as progress,
         torch.inference_mode(),
     ):
         footprint.warm_libraries(device)
         batch = shape_batch(tokens, *MEMORY_SHAPE, pad_id, device)
-        for key in keys:
+        for key in (key for key in keys if key not in of_texts):
             before = footprint.allocated_bytes(device)
-            models[key] = load_variant(key, settings.models_dir, device, checkpoint)
-            memory[key] = measure_memory(models[key], batch, device, before)
+            model = load_variant(key, settings.models_dir, device, checkpoint)
+            found[key].memory = measure_memory(model, batch, device, before)
+            if reason := VARIANTS[key].untimed(device):
+                found[key].notes.append(f"latency: not measured, since {reason}")
+            else:
+                models[key] = model
             progress.update()
-        session = Session(models, tokens, pad_id, device, plan)
-        for key, found in session.found.items():
-            found.memory = memory[key]
-        plain = {key: eager(model) for key, model in models.items()}
-        session.sweep(dict.fromkeys(plan.shapes, plain), "eager")
-        progress.update()
-        batches = text_batches(tokens, plan.texts, plan.texts_a_batch, pad_id)
-        session.run_throughput(plain, "eager", batches)
-        progress.update()
-        # Stored before best mode, whose compiler may fail.
-        stored = store(settings, session)
-        if plan.best_shapes:
+        session = Session(models, found, tokens, pad_id, device, plan)
+        ready: dict[Shape, Functions] = {}
+        if plan.best_shapes and BASELINE.key not in models:  # script 2, on someone's checkpoint
+            for key in models:
+                session.note(key, "best mode: not measured, without FP32's results to check it by")
+        elif plan.best_shapes:
             ready = prepare_best(session)
+            check_on_test(
+                session, ready, {key: load_logits(settings.results_dir, key) for key in models}
+            )
             progress.update()
-            session.sweep(ready, "best")
-            progress.update()
-            if device == "cuda":
-                served = ready_for_texts(session, ready[plan.best_shapes[0]], batches)
-                session.run_throughput(served, "best", batches)
-            stored = store(settings, session)
-            progress.update()
-    return stored
+        functions_at = _functions(models, plan, ready)
+        for key in of_texts:
+            function = _of_texts(settings.models_dir / VARIANTS[key].folder, test)
+            functions_at[MEMORY_SHAPE][key, "eager"] = function
+        # Compiled code on a CPU would have to serve every length first.
+        modes = ("eager", "best") if device == "cuda" else ("eager",)
+        over_texts = {
+            (key, mode): function
+            for (key, mode), function in functions_at[MEMORY_SHAPE].items()
+            if mode in modes and key in models
+        }
+        batches = text_batches(tokens, plan.texts, plan.texts_a_batch, pad_id)
+        session.run(functions_at, over_texts, batches, progress.update)
+    return store(settings, session)
+
+
+def _functions(
+    models: dict, plan: Protocol, ready: dict[Shape, Functions]
+) -> dict[Shape, dict[Name, Function]]:
+    """What is timed at each shape; the first model's eager function under two names."""
+    plain: dict[Name, Function] = {(key, "eager"): eager(model) for key, model in models.items()}
+    first = next(iter(models))
+    plain[first, AGAIN] = plain[first, "eager"]
+    return {
+        shape: plain | {(key, "best"): made for key, made in ready.get(shape, {}).items()}
+        for shape in plan.shapes
+    }
+
+
+def _of_texts(folder: Path, test: Split) -> Function:
+    """The control on the batch's texts, whole; it runs on the CPU wherever the others do."""
+    classifier = tfidf.load(folder)
+    texts = [test.texts[row] for row in spaced(len(test.texts), MEMORY_SHAPE[0])]
+    return lambda ids, mask: torch.from_numpy(classifier.logits(texts))
 
 
 def store(settings: Settings, session: Session) -> dict[str, dict]:
     timing = {
         "session": session.id,
         "protocol": asdict(session.plan),
+        "interval": "median of block medians, 95% interval by order statistics of these",
+        "a_a": {
+            "shapes": session.a_a,
+            "n": len(session.a_a),
+            "equal": sum(entry["equal"] for entry in session.a_a),
+            "criterion": "one function under two names: the intervals overlap",
+        },
         "provenance": records.provenance(settings),
     }
     stored = {}
@@ -108,10 +164,12 @@ def store(settings: Settings, session: Session) -> dict[str, dict]:
         record = records.load_record(settings.results_dir / "records" / f"{key}.json")
         for section in records.TIMED_SECTIONS:
             record.pop(section, None)
-        memory = found.memory | {"session": session.id}
-        record |= {"latency": found.latency, "memory": memory, "timing": timing}
-        optional = {"throughput": found.throughput, "energy": found.energy, "notes": found.notes}
-        record |= {section: measured for section, measured in optional.items() if measured}
+        record |= {"latency": found.latency, "timing": timing}
+        if found.memory:
+            record["memory"] = found.memory | {"session": session.id}
+        for section in ("throughput", "energy", "best_check", "notes"):
+            if measured := getattr(found, section):
+                record[section] = measured
         records.save_record(settings.results_dir, key, record)
         stored[key] = record
     return stored
@@ -120,13 +178,19 @@ def store(settings: Settings, session: Session) -> dict[str, dict]:
 def table(stored: dict[str, dict]) -> str:
     rows = {}
     for record in stored.values():
-        memory, throughput = record["memory"], record["throughput"]
-        row = {name: memory[f"{name}_bytes"] / footprint.MIB for name in ("resident", "peak")}
+        memory, row = record.get("memory"), {}
+        if memory:
+            row = {name: memory[f"{name}_bytes"] / footprint.MIB for name in ("resident", "peak")}
         for entry in record["latency"]:
             if (entry["batch_size"], entry["seq_len"]) == MEMORY_SHAPE:
                 row[f"{entry['mode']} ms"] = entry["median_ms"]
-        row |= {f"{mode} texts/s": found["texts_per_s"] for mode, found in throughput.items()}
+        for mode, found in record.get("throughput", {}).items():
+            row[f"{mode} texts/s"] = found["texts_per_s"]
         rows[record["variant"]["label"]] = row
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame = frame.rename(columns={"resident": "MiB held", "peak": "MiB peak"})
-    return frame.to_string(float_format="{:.2f}".format, na_rep="-")
+    same = record["timing"]["a_a"]
+    return (
+        frame.to_string(float_format="{:.2f}".format, na_rep="-")
+        + f"\nOne function timed under two names: equal at {same['equal']} of {same['n']} shapes."
+    )

@@ -4,6 +4,7 @@
 `id` (its number in the split), `label` (0–3) and `logit_0` … `logit_3` (float32).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,25 @@ LOGITS = [f"logit_{i}" for i in range(len(LABELS))]
 
 def predict(model, tokens: Tokens, batch_size: int, pad_id: int, description: str) -> np.ndarray:
     """Logits of `tokens`, in order: float32 [n, 4]. Raises UserError for NaN or infinity."""
+    device = next(model.parameters()).device
+
+    def function(ids, mask):
+        return model(input_ids=ids, attention_mask=mask).logits
+
+    return run_over(function, device, tokens, batch_size, pad_id, description)
+
+
+def run_over(
+    function: Callable, device, tokens: Tokens, batch_size: int, pad_id: int, description: str
+) -> np.ndarray:
+    """`predict` by `function(input_ids, attention_mask)`, which takes both on `device`."""
     import torch  # here, since script 5 reads predictions without torch
 
-    device = next(model.parameters()).device
     logits = torch.full((len(tokens), len(LABELS)), torch.nan, device=device)
     with torch.inference_mode(), tqdm(total=len(tokens), desc=description, unit="text") as progress:
         for rows in sorted_batches(tokens.lengths, batch_size):
             batch = pad_batch(tokens, rows, pad_id)
-            ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-            answer = model(input_ids=ids, attention_mask=mask).logits
+            answer = function(batch["input_ids"].to(device), batch["attention_mask"].to(device))
             logits[torch.from_numpy(rows).to(device)] = answer.float()
             progress.update(len(rows))
     result = logits.cpu().numpy()
@@ -51,6 +62,11 @@ def save_predictions(results_dir: Path, key: str, labels: np.ndarray, logits: np
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
     return path
+
+
+def load_logits(results_dir: Path, key: str) -> np.ndarray:
+    """float32 [n, classes]. Raises UserError as `load_predictions`."""
+    return load_predictions(results_dir, key)[LOGITS].to_numpy(np.float32)
 
 
 def load_predictions(results_dir: Path, key: str) -> pd.DataFrame:

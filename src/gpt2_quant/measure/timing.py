@@ -1,16 +1,20 @@
-"""Timing of calls, and an interval for their median.
+"""Timing of calls, and an interval that holds beyond the moment they were timed in.
 
-All variants get the same batch of real texts, already on the device. Each is warmed up, then timed
-once per *round*, in an order shuffled anew: drift of clock and temperature hits all alike.
+All variants get the same batch of real texts, already on the device, and are timed in turns, in an
+order shuffled anew each *round*: drift of clock and temperature hits all alike. Neighbouring values
+share the machine's mood, so an interval over all of them is too narrow. Rounds are therefore
+gathered in *blocks*, which lie minutes apart, and the interval is over the blocks' medians.
 
 The median has a distribution-free 95% interval of order statistics: the number of values below the
 true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it with probability 1
-- 2 P(B < k) (Conover, Practical Nonparametric Statistics, section 3.2).
+- 2 P(B < k) (Conover, Practical Nonparametric Statistics, section 3.2): of six blocks their range.
 """
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +24,20 @@ from torch import Tensor
 from ..data.tokens import Tokens, pad_batch, sorted_batches
 
 Batches = list[dict[str, Tensor]]
+Name = TypeVar("Name", bound=Hashable)
+LONGEST_SLEEP_MS = 20.0
+CYCLES_PER_MS = 2_000_000  # at least: no GPU's clock is faster by much
 
 
 def median_interval(values_ms) -> tuple[float, float, float]:
     """Median and its 95% interval, which is NaN for fewer than 6 values."""
     low, high = quantile_test(values_ms, p=0.5).confidence_interval(0.95)
     return float(np.median(values_ms)), float(low), float(high)
+
+
+def spaced(n: int, wanted: int) -> np.ndarray:
+    """`wanted` row numbers, evenly spaced over `n` rows from first to last; int64 [wanted]."""
+    return np.linspace(0, n - 1, wanted).astype(int)
 
 
 def shape_batch(
@@ -36,7 +48,7 @@ def shape_batch(
     """
     ids = torch.full((batch_size, seq_len), pad_id)
     mask = torch.zeros_like(ids)
-    for i, row in enumerate(np.linspace(0, len(tokens) - 1, batch_size).astype(int)):
+    for i, row in enumerate(spaced(len(tokens), batch_size)):
         text = torch.from_numpy(tokens.row(row)[:seq_len])
         ids[i, : len(text)], mask[i, : len(text)] = text, 1
     return ids.to(device), mask.to(device)
@@ -44,8 +56,7 @@ def shape_batch(
 
 def text_batches(tokens: Tokens, limit: int | None, batch_size: int, pad_id: int) -> Batches:
     """`limit` texts, evenly spaced, or all: batches of like length on the host, longest first."""
-    wanted = min(limit or len(tokens), len(tokens))
-    rows = np.unique(np.linspace(0, len(tokens) - 1, wanted).astype(int))
+    rows = spaced(len(tokens), min(limit or len(tokens), len(tokens)))
     groups = sorted_batches(tokens.lengths[rows], batch_size)
     return [pad_batch(tokens, rows[group], pad_id) for group in groups]
 
@@ -64,34 +75,49 @@ def time_once(call: Callable[[], object], device: str) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def time_interleaved(
-    calls: Mapping[str, Callable[[], object]],
-    device: str,
-    warmup: int,
-    min_rounds: int,
-    max_rounds: int,
-    seconds: float,
-) -> dict[str, list[float]]:
-    """Name -> milliseconds in each round.
+def time_on_device(call: Callable[[], object], longest_ms: float) -> tuple[float, bool]:
+    """Milliseconds of CUDA's own work in `call()`, by events; whether it waited for the host.
 
-    After `min_rounds`, rounds go on while the next is expected to end within `seconds`, up to
-    `max_rounds`.
+    The device sleeps first, for as long as the launches may take (`longest_ms`), and then finds all
+    of them queued. It waits all the same for a call that asks it something midway.
     """
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
-    values: dict[str, list[float]] = {name: [] for name in calls}
-    rng = np.random.default_rng(0)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(int(CYCLES_PER_MS * min(longest_ms, LONGEST_SLEEP_MS)))
+    start.record()
+    call()
+    waited = start.query()  # had begun before all was launched
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end), waited
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
     gc.collect()
-    gc.disable()  # no garbage collection during the rounds
-    start = time.perf_counter()
+    gc.disable()
     try:
-        for done in range(1, max_rounds + 1):
-            for name in rng.permutation(list(calls)).tolist():
-                values[name].append(time_once(calls[name], device))
-            used = time.perf_counter() - start
-            if done >= min_rounds and used * (done + 1) / done > seconds:
-                break
+        yield
     finally:
         gc.enable()
+
+
+def time_interleaved(
+    calls: Mapping[Name, Callable[[], object]],
+    device: str,
+    rng: np.random.Generator,
+    max_rounds: int,
+    seconds: float,
+) -> dict[Name, list[float]]:
+    """Name -> milliseconds in each round: one, and further ones, up to `max_rounds`, while the next
+    is expected to end within `seconds`.
+    """
+    values: dict[Name, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    start = time.perf_counter()
+    for done in range(1, max_rounds + 1):
+        for i in rng.permutation(len(names)):
+            values[names[i]].append(time_once(calls[names[i]], device))
+        if (time.perf_counter() - start) * (done + 1) / done > seconds:
+            break
     return values

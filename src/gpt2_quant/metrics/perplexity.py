@@ -131,11 +131,11 @@ def load_language_model(name: str, revision: str | None, device: str) -> Languag
     if not weights:
         raise UserError(f"{fault_of} holds no model.safetensors: {mend}")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)  # nosec B615: local
         if config.model_type != "gpt2" or "Classification" in str(config.architectures):
             raise UserError(f"{fault_of} is no GPT-2 language model: {mend}")
-        model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)  # nosec B615: local
+        tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615: local
     except (OSError, ValueError, RuntimeError) as fault:
         reason = str(fault).splitlines()[0]
         raise UserError(f"{fault_of} cannot be loaded ({reason}): {mend}") from fault

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
+from .checkpoints import REMAKE, expected_shapes, read_config, stored_tensors
 
 LAYERS_PER_BLOCK = 4  # attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj
 OUTLIER_THRESHOLD = 6.0  # the paper's
@@ -99,6 +100,22 @@ class BitsAndBytes:
             "double_quantization": state.nested,
             "compute_dtype": str(layers[0].compute_dtype).removeprefix("torch."),
         }
+
+
+def check_files(folder: Path) -> None:
+    """Raise UserError unless every matrix has codes of its shape, and scales: without them the
+    library answers nonsense.
+    """
+    config, found = read_config(folder), stored_tensors(folder)
+    eight_bits = bool(config["quantization_config"].get("load_in_8bit"))
+    for name, shape in expected_shapes(config).items():
+        if name.startswith("h.") and ".ln_" not in name and name.endswith(".weight"):
+            (rows, columns), kept = shape, found.get(name)
+            packed = ("U8", (rows * columns // 2, 1))
+            scales = f"{name.removesuffix('weight')}SCB" if eight_bits else f"{name}.absmax"
+            if kept != (("I8", (columns, rows)) if eight_bits else packed) or scales not in found:
+                fault = f"{folder}: {name} is not what bitsandbytes stores, or lacks its scales"
+                raise UserError(f"{fault}: {REMAKE}")
 
 
 def _head_name(model) -> str:

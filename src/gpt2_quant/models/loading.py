@@ -1,73 +1,36 @@
 """Loading a checkpoint, with checks that transformers does not make.
 
-Refused are a head that is not in the file and would be random, NaN, and the wrong number of
-classes. The dtype is stated: transformers would keep the file's own.
+What can be seen without loading is looked at in `checkpoints.py`; here, NaN and the classes. The
+dtype is stated: transformers would keep the file's own.
 """
 
-import json
 from pathlib import Path
 
 from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
 from ..data.tokens import load_tokenizer
 from ..errors import UserError
+from .checkpoints import NO_CONFIG, REMAKE, check_checkpoint, number_of_labels, read_config
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
-
-REMAKE = "make the checkpoint again or fetch it again"
-NO_CONFIG = f"is not a model's configuration: {REMAKE}"
 
 
 def baseline_folder(models_dir: Path, checkpoint: str | None) -> Path:
     """`--checkpoint` (folder or hub id), else script 1's FP32 model. Raises UserError without."""
     if checkpoint:
-        folder = check_checkpoint(fetch_model_folder(checkpoint, flag="--checkpoint"))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("quantization_config"):
-            fault = f"--checkpoint {checkpoint} is quantized already"
-            raise UserError(f"{fault}: give the FP32 classifier that it was made from")
-        return folder
+        return check_float(fetch_model_folder(checkpoint, flag="--checkpoint"))
     folder = models_dir / BASELINE.folder
     if not (folder / "config.json").is_file():
         missing = f"{folder} is not there yet: run python {SCRIPTS[1]} with the same flags first"
         raise UserError(f"{missing}, or give --checkpoint")
-    return check_checkpoint(folder)
+    return check_float(folder)
 
 
-def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
-    """`folder`, after a look at its config and its weight file's header, without torch.
-
-    Raises UserError where it is empty or damaged, for another architecture, or (but for `new_head`)
-    other than four labels.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
-        labels = len(config.get("id2label") or range(2))  # 2 is transformers' own default
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
-    if kind != "gpt2":
-        raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
-    if labels != (needed := len(LABELS)) and not new_head:
-        raise UserError(f"{folder} has {labels} labels where {needed} are needed: run script 1")
-    path = weights_file(folder)
-    try:
-        with safe_open(path, framework="np"):
-            return folder
-    except SafetensorError as fault:
-        raise UserError(f"{path} is damaged or cut short ({fault}): {REMAKE}") from fault
-
-
-def weights_file(folder: Path) -> Path:
-    """Raises UserError where a checkpoint's safetensors file is missing or sharded."""
-    path = Path(folder) / "model.safetensors"
-    if not path.is_file():
-        how = "make it again, or save it with save_pretrained (not sharded)"
-        raise UserError(f"{folder} has no model.safetensors: {how}")
-    return path
+def check_float(folder: Path, new_head: bool = False) -> Path:
+    """`check_checkpoint` where floats are needed. Raises UserError for a quantized folder, too."""
+    if read_config(folder).get("quantization_config"):
+        fault = f"{folder} is quantized already"
+        raise UserError(f"{fault}: give the FP32 model that it was made from")
+    return check_checkpoint(folder, new_head)
 
 
 def quiet_loading() -> None:
@@ -85,29 +48,35 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.activations import ACT2FN
 
     from ..quantization import quantizer  # noqa: F401  registers the schemes with transformers
 
     quiet_loading()
     folder = check_checkpoint(Path(folder), new_head)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)  # nosec B615: local
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
-    if new_head:
-        config.num_labels = len(LABELS)
+    needed = len(LABELS)
+    config.num_labels = needed if new_head else number_of_labels(folder)
+    if config.activation_function not in ACT2FN:
+        unknown = f"{config.activation_function!r} is no activation function of transformers"
+        raise UserError(f"{folder}/config.json: {unknown}: correct it")
+    if config.num_labels != needed:
+        said = f"{config.num_labels} labels where {needed} are needed"
+        raise UserError(f"{folder} has {said}: run script 1")
     if config.pad_token_id is None:
-        has_tokenizer = any(folder.glob("tokenizer.json")) or any(folder.glob("vocab.json"))
-        pad = load_tokenizer(folder).pad_token_id if has_tokenizer else config.eos_token_id
-        config.pad_token_id = pad
-    order = list(range(len(LABELS))) if new_head else _order_of_labels(config.id2label, folder)
+        config.pad_token_id = load_tokenizer(folder).pad_token_id
+    order = list(range(len(LABELS))) if new_head else _order_of_labels(folder)
     quantization = getattr(config, "quantization_config", None)
     from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
     if from_library:
         from . import bitsandbytes
 
         bitsandbytes.require()
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        bitsandbytes.check_files(folder)
+    model, loading = AutoModelForSequenceClassification.from_pretrained(  # nosec B615: local
         folder,
         config=config,
         dtype=dtype or torch.float32,
@@ -123,6 +92,8 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
+        if name.endswith(("SCB", "absmax", "weight_scale")) and (tensor < 0).any():
+            raise UserError(f"{folder}: {name} holds scales below zero: {REMAKE}")
     if order != sorted(order):
         model.score.weight.data = model.score.weight.data[order]
     model.config.id2label = dict(enumerate(LABELS))
@@ -137,18 +108,23 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     return model.eval()
 
 
-def _order_of_labels(names: dict[int, str], folder: Path) -> list[int]:
-    """The checkpoint's row of each of our classes: by name, else, where it has none, by number."""
-    theirs = [str(names[index]).casefold() for index in sorted(names)]
-    if theirs == [f"label_{index}" for index in range(len(LABELS))]:
-        return list(range(len(LABELS)))
-    ours = [label.casefold() for label in LABELS]
-    if sorted(theirs) != sorted(ours):
-        fault = f"{folder} names its classes {', '.join(map(str, names.values()))}"
-        raise UserError(
-            f"{fault}; they must be {', '.join(LABELS)}: rename them in its config.json"
-        )
-    return [theirs.index(label) for label in ours]
+def _order_of_labels(folder: Path) -> list[int]:
+    """The checkpoint's row of each of our classes: by name, be it LABEL_0 or 0, else by number."""
+    names = read_config(folder).get("id2label") or {}
+    numbers = [str(index) for index in range(len(LABELS))]
+    for spelled in (str, _letters):
+        theirs = [spelled(names.get(number, number)) for number in numbers]
+        for ours in (LABELS, [f"LABEL_{number}" for number in numbers], numbers):
+            wanted = [spelled(name) for name in ours]
+            if sorted(theirs) == sorted(set(wanted)):  # no two of one spelling
+                return [theirs.index(name) for name in wanted]
+    fault = f"{folder} names its classes {', '.join(map(str, names.values()))}"
+    raise UserError(f"{fault}; they must be {', '.join(LABELS)}: rename them in its config.json")
+
+
+def _letters(name: object) -> str:
+    """Sci/Tech, sci-tech and "SCI TECH" are one name."""
+    return "".join(filter(str.isalnum, str(name).casefold()))
 
 
 def has_half_arithmetic(device: str) -> bool:
@@ -156,6 +132,18 @@ def has_half_arithmetic(device: str) -> bool:
     import torch
 
     return device == "cuda" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def unavailable(variant: Variant, device: str) -> str:
+    """Why `device` has no row of `variant`; "" where it has one."""
+    import torch
+
+    if variant.needs == "float16" and not has_half_arithmetic(device):
+        return f"{variant.label} has no row here: this CPU would compute it in float32"
+    tensor_cores = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    if variant.needs == "tf32" and not tensor_cores:
+        return f"{variant.label} has no row here: it takes an NVIDIA GPU from Ampere on"
+    return ""
 
 
 def float_dtype(variant: Variant, device: str):
@@ -174,7 +162,11 @@ def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None
     elif not folder.is_dir():
         script = variant.script_path
         raise UserError(f"{folder} is not there yet: run python {script} with the same flags first")
+    from .tf32 import compute_in_tf32
+
     model = load_classifier(folder, device, float_dtype(variant, device))
     if variant.floats == "float16" and not has_half_arithmetic(device):
         model = model.float()  # weights keep float16's rounding; only the arithmetic is float32
+    if variant.needs == "tf32":
+        compute_in_tf32(model)
     return model

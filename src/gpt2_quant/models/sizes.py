@@ -9,28 +9,28 @@ import json
 from pathlib import Path
 
 from ..errors import UserError
-from .loading import weights_file
+from .checkpoints import weights_files
 
 PARTS = ("linear", "embeddings", "norms_biases", "head", "quantization_state")
 
 
 def stored_size(folder: Path) -> dict:
-    """{parts, tensor_bytes, header_bytes} of the safetensors file. Raises UserError where the
-    tensors do not fill it.
+    """{parts, tensor_bytes, header_bytes} of the safetensors files. Raises UserError where the
+    tensors do not fill them.
     """
-    path = weights_file(folder)
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    parts = dict.fromkeys(PARTS, 0)
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            begin, end = tensor["data_offsets"]
+    parts, header_bytes = dict.fromkeys(PARTS, 0), 0
+    for path in weights_files(folder):
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        ends = [tensor["data_offsets"] for tensor in header.values()]
+        for name, (begin, end) in zip(header, ends, strict=True):
             parts[_part(name)] += end - begin
-    tensor_bytes = sum(parts.values())
-    if 8 + length + tensor_bytes != path.stat().st_size:
-        raise UserError(f"{path} is not as long as its header says: make the checkpoint again")
-    return {"parts": parts, "tensor_bytes": tensor_bytes, "header_bytes": 8 + length}
+        if 8 + length + sum(end - begin for begin, end in ends) != path.stat().st_size:
+            raise UserError(f"{path} is not as long as its header says: make the checkpoint again")
+        header_bytes += 8 + length
+    return {"parts": parts, "tensor_bytes": sum(parts.values()), "header_bytes": header_bytes}
 
 
 def size_in_parts(model) -> dict[str, int]:
@@ -57,6 +57,8 @@ def _own_tensors(module):
                 inner = getattr(holder, field, None)
                 if hasattr(inner, "element_size"):
                     yield f"quant_state.{field}", inner
+    for pair in getattr(module, "int8_scales", {}).values():  # of parameters that are floats again
+        yield from zip(("quant_state.scale", "quant_state.zero_point"), pair, strict=True)
     # LLM.int8() keeps its row scales beside the parameter until the first forward, then in `state`.
     for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
         scales = getattr(holder, "SCB", None)
@@ -82,4 +84,4 @@ def resident_bytes(model) -> int:
 
 
 def file_bytes(folder: Path) -> int:
-    return weights_file(folder).stat().st_size
+    return sum(path.stat().st_size for path in weights_files(folder))

@@ -2,7 +2,7 @@
 
 A new one is an entry here and an object with the two functions of `Method`:
 
-    Variant("fp8_scratch", "FP8 Scratch", script=2, method="gpt2_quant.quantization.fp8:SCHEME", …)
+    Variant("int4_scratch", "INT4", script=2, method="gpt2_quant.quantization.int4:SCHEME", …)
 
 Methods are loaded when used: this file needs the standard library alone.
 """
@@ -35,6 +35,8 @@ class Method(Protocol):
     def facts(self, model) -> dict:
         """What a record keeps of the model. Raises RuntimeError where it is not as meant."""
 
+    # Where its time can say nothing, `untimed(device) -> str` too: the reason, or "".
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -49,6 +51,9 @@ class Variant:
     floats: Literal["float32", "float16", "fast"] = "fast"
     computes_on_codes: bool = False  # the forward pass does, not on floats made from them
     no_best_mode: str = ""  # why nothing faster than eager exists
+    # Arithmetic that a device must have: without, its row would be another's (loading.unavailable).
+    needs: Literal["", "float16", "tf32"] = ""
+    reads_texts: bool = False  # no GPT-2, so no tokens either
     published: Published | None = None
     own_folder: str | None = None
 
@@ -56,6 +61,11 @@ class Variant:
     def folder(self) -> str:
         """Below models/. Without a method it is the baseline's."""
         return self.own_folder or (self.key if self.method else BASELINE.folder)
+
+    @property
+    def first_file(self) -> str:
+        """A file without which its folder is no model."""
+        return "vocabulary.json" if self.reads_texts else "config.json"
 
     @property
     def by_hand(self) -> bool:
@@ -70,6 +80,11 @@ class Variant:
     @property
     def how(self) -> Method:
         return resolve_name(self.method)
+
+    def untimed(self, device: str) -> str:
+        """Why its time on `device` would say nothing; "" where it does say something."""
+        ask = getattr(self.how, "untimed", None) if self.method else None
+        return ask(device) if ask else ""
 
 
 SCRIPTS = {
@@ -89,7 +104,12 @@ BASELINE = Variant(
 )  # fmt: skip
 FP16 = Variant(
     "baseline_fp16", "Baseline FP16", 3, "#9a9a9a", "s", "The baseline's weights in float16.",
-    floats="float16",
+    floats="float16", needs="float16",
+)  # fmt: skip
+TF32 = Variant(
+    "baseline_tf32", "Baseline TF32", 3, "#4f5f6f", "8",
+    "The baseline's weights in float32, multiplied in TF32 on tensor cores.",
+    floats="float32", needs="tf32",
 )  # fmt: skip
 INT8 = Variant(
     "int8_scratch", "INT8 Scratch", 2, "#e69f00", "^",
@@ -101,6 +121,12 @@ W8A8 = Variant(
     "int8_scratch_w8a8", "INT8 Scratch W8A8", 2, "#d55e00", "D",
     "Weights are int8 per output channel, activations int8 per token; biases, norms, head float.",
     "gpt2_quant.quantization.schemes:W8A8", computes_on_codes=True,
+)  # fmt: skip
+FP8 = Variant(
+    "fp8_scratch", "FP8 Scratch", 2, "#cc6677", "*",
+    "Weights are FP8 (e4m3) per output channel, activations FP8 per token; biases, norms, head "
+    "float.",
+    "gpt2_quant.quantization.fp8:SCHEME", computes_on_codes=True,
 )  # fmt: skip
 NF4 = Variant(
     "nf4_scratch", "NF4 Scratch", 2, "#882255", "v",
@@ -119,6 +145,10 @@ LIBRARY_NF4 = Variant(
     "gpt2_quant.models.bitsandbytes:NF4", computes_on_codes=True,
     no_best_mode=_LIBRARY_BEST, published=Published(0.9458, 127.86, 56.37, 3.71),
 )  # fmt: skip
+TFIDF = Variant(
+    "tfidf", "TF-IDF + LR", 1, "#7711dd", "H", "Words and word pairs, and logistic regression.",
+    floats="float32", own_folder="tfidf", reads_texts=True,
+)  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {}
 
@@ -130,7 +160,7 @@ def register(variant: Variant) -> None:
         SCHEMES[variant.key] = variant.method
 
 
-for _variant in (BASELINE, FP16, INT8, W8A8, NF4, LLM_INT8, LIBRARY_NF4):
+for _variant in (BASELINE, FP16, TF32, INT8, W8A8, FP8, NF4, LLM_INT8, LIBRARY_NF4, TFIDF):
     register(_variant)
 
 

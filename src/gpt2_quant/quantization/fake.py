@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
-from . import affine, nf4
+from . import affine, fp8, nf4
 
 
 class ReadBack(NamedTuple):
@@ -43,6 +43,14 @@ def _normal_float(weight: Tensor, name: str, fit) -> ReadBack:
     return ReadBack(quantized.dequantize(), 8 * quantized.n_bytes / weight.numel(), at_ends)
 
 
+def _eight_bit_float(weight: Tensor, name: str) -> ReadBack:
+    affine.require_finite(weight, name)
+    codes, scale = fp8.quantize_rows(weight)
+    values = codes.float()
+    at_ends = (values.abs() == fp8.CODE_MAX).float().mean().item()
+    return ReadBack(values * scale, 8 + 32 / weight.shape[1], at_ends)
+
+
 # Name -> function of a weight [out, in] and its name (for errors).
 WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str], ReadBack]] = {
     "int8 per tensor": partial(_integer, per="tensor"),
@@ -50,6 +58,7 @@ WEIGHT_SCHEMES: dict[str, Callable[[Tensor, str], ReadBack]] = {
     "int8 per channel": _integer,
     "int8 per group of 128": partial(_integer, group_size=128),
     "int8 per group of 64": partial(_integer, group_size=64),
+    "fp8 per channel": _eight_bit_float,
     "nf4": partial(_normal_float, fit="absmax"),
     "nf4 least squares": partial(_normal_float, fit="mse"),
 }

@@ -6,7 +6,9 @@ scale s per token, chosen on the fly:
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
 The sum is exact: 127 * 127 * 3072 fits int32 43 times. Only these two granularities leave both
-scales outside it (arXiv 2208.07339, section 3.1).
+scales outside it (arXiv 2208.07339, section 3.1). So a text's answer depends on its batch only as
+FP32's does: padded to another width, attention sums in another order. But where that last bit
+decides a rounding, a code moves by one, and the difference grows to the size of W8A8's own error.
 
 NF4. Dequantized one layer at a time and multiplied as floats.
 
@@ -94,6 +96,9 @@ class _StraightThrough(torch.autograd.Function):
 class Linear(QuantizedLayer):
     """`y = x @ W.T + bias`, W `[out, in]`, bias in the compute dtype or None."""
 
+    in_features = property(lambda self: self.columns)  # nn.Linear's names, for peft
+    out_features = property(lambda self: self.rows)
+
     def forward(self, x: Tensor) -> Tensor:
         """x `[..., in]` -> `[..., out]` in the dtype of x."""
         return self._product(x, self.bias)
@@ -128,7 +133,7 @@ class Int8Weight(QuantizedLayer):
     def _read_rows(self, ids: Tensor) -> Tensor:
         kernels = kernels_for(ids.device)
         if kernels is not None:
-            return kernels.int8_embedding(ids, self.weight, self.weight_scale, self.compute_dtype)
+            return kernels.read_rows(ids, self.weight, self.weight_scale, self.compute_dtype)
         values = affine.dequantize(self.weight[ids], self.weight_scale[ids].unsqueeze(-1))
         return values.to(self.compute_dtype)
 
@@ -152,7 +157,7 @@ class NF4Weight(QuantizedLayer):
 
     def _layout(self) -> Layout:
         if self.columns % 2:
-            raise ValueError(f"{self.columns} codes end within a byte: NF4 needs an even width")
+            raise UserError(f"width {self.columns} ends within a byte: NF4 needs an even one")
         n = self.rows * self.columns
         blocks = -(-n // nf4.BLOCK)
         return {
@@ -178,7 +183,7 @@ class NF4Weight(QuantizedLayer):
         if kernels is not None:
             return kernels.nf4_embedding(ids, self)
         packed = self.weight.view(self.rows, self.columns // 2)[ids]
-        values = nf4.byte_table(ids.device)[packed.int()].flatten(-2)
+        values = nf4.byte_table(ids.device)[packed.long()].flatten(-2)
         element = ids.unsqueeze(-1) * self.columns + torch.arange(self.columns, device=ids.device)
         stored = self.scale_codes, self.scale_absmax, self.scale_offset
         scales = nf4.read_scales(*stored, element // nf4.BLOCK)

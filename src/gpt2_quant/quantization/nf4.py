@@ -103,7 +103,7 @@ def pack(codes: Tensor) -> Tensor:
 
 def dequantize(packed: Tensor, scales: Tensor, n: int) -> Tensor:
     """The first `n` values, float32 `[n]`."""
-    values = byte_table(packed.device)[packed.int()].flatten()
+    values = byte_table(packed.device)[packed.long()].flatten()
     values = pad(values, (0, scales.numel() * BLOCK - values.numel())).view(-1, BLOCK)
     return (values * scales.unsqueeze(-1)).flatten()[:n]
 
@@ -124,7 +124,7 @@ def read_scales(
     if blocks is None:
         blocks = torch.arange(codes.numel(), device=codes.device)
     spread = absmax[blocks // SCALES_PER_BLOCK]
-    return dynamic_map(codes.device)[codes[blocks].int()] * spread + offset
+    return dynamic_map(codes.device)[codes[blocks].long()] * spread + offset
 
 
 def _in_rows(x: Tensor, width: int) -> Tensor:
@@ -150,3 +150,8 @@ def _least_squares(blocks: Tensor, absmax: Tensor) -> Tensor:
         fitted = (blocks * chosen).sum(-1) / energy.clamp_min(1e-30)
         scales = torch.where(energy > 0, fitted, absmax)
     return scales
+
+
+# Before torch.export can call them first, whose fake tensors would stay in the caches.
+for _table in (levels, dynamic_map, byte_table):
+    _table(torch.device("cpu"))

@@ -63,6 +63,8 @@ def int8_linear(
     codes int8 `[m, k]` in [-127, 127], scale float32 `[m, 1]`, weight int8 `[n, k]` likewise,
     weight_scale float32 `[n]`, bias float `[n]`.
     """
+    if torch.onnx.is_in_onnx_export():  # which knows neither operator: codes stay 8 bits, cast
+        return _by_floats(codes, scale, weight, weight_scale, bias)
     if not codes.is_cuda and path != "vnni":
         return _int8_linear(codes, scale, weight, weight_scale, bias)
     # Inductor fuses what follows the product with the GELU or the residual after it.

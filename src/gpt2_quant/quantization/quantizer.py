@@ -7,6 +7,7 @@ Shapes, dtypes and a sha256 over codes and scales are checked, which transformer
 
 import warnings
 from pkgutil import resolve_name
+from types import MethodType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..errors import UserError
 from . import SCHEMES, integrity, product
-from .layers import Int8Linear
+from .layers import Embedding, Int8Linear, QuantizedLayer
 
 METHOD = "gpt2_quant"
 FORMAT_VERSION = 2  # since 2 stored int8 codes are flat, so that no loader takes them for floats
@@ -73,8 +74,13 @@ class ScratchQuantizer(HfQuantizer):
         if config.format_version < FORMAT_VERSION:
             config.format_version = FORMAT_VERSION
             config.sha256 = integrity.checksum(self.scheme.state(model, None) or model.state_dict())
-        warn_if_slow(model)
-        return model
+        return _present(model)
+
+    def _dequantize(self, model, dtype=None):
+        scheme_named(self.quantization_config.scheme).dequantize(model)
+        for method in (num_parameters, resize_token_embeddings):
+            delattr(model, method.__name__)
+        return model.to(dtype)
 
     def get_state_dict_and_metadata(self, model):
         config = self.quantization_config
@@ -84,6 +90,7 @@ class ScratchQuantizer(HfQuantizer):
         return True
 
     is_trainable = property(lambda self: True)  # adapters on top
+    is_qat_trainable = property(lambda self: True)  # head and norms; Trainer.evaluate asks, too
     is_compileable = property(lambda self: True)
 
 
@@ -98,14 +105,41 @@ def quantize_model(model: Any, name: str) -> Any:
         raise UserError(f"{type(model).__name__} is not a GPT-2: name one")
     if getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False):
         raise UserError("the model is quantized already: load the float checkpoint")
+    if model.config.add_cross_attention:
+        raise UserError("the model has cross-attention, which no scheme here covers: turn it off")
     config = ScratchConfig(name)
     scheme.replace(model, model.dtype, fill=True)
     config.sha256 = integrity.checksum(scheme.state(model, None) or model.state_dict())
     quantizer = ScratchQuantizer(config, pre_quantized=True)
     model.hf_quantizer, model.quantization_method, model.is_quantized = quantizer, METHOD, True
     model.config.quantization_config = config
+    return _present(model).eval()
+
+
+def _present(model: Any) -> Any:
+    """What transformers asks of every model, where codes need another answer than its own."""
+    for method in (num_parameters, resize_token_embeddings):
+        setattr(model, method.__name__, MethodType(method, model))
     warn_if_slow(model)
-    return model.eval()
+    return model
+
+
+def num_parameters(model: Any, only_trainable=False, exclude_embeddings=False) -> int:
+    """The float model's number: transformers' own leaves codes out, which are no parameters."""
+    count = type(model).num_parameters(model, only_trainable, exclude_embeddings)
+    if not only_trainable:
+        for layer in model.modules():
+            embedding = exclude_embeddings and isinstance(layer, Embedding)
+            if isinstance(layer, QuantizedLayer) and not embedding:
+                count += layer.rows * layer.columns
+    return count
+
+
+def resize_token_embeddings(model: Any, new_num_tokens=None, *args, **options) -> Any:
+    """Raises UserError: a row of codes cannot be made of the mean of others."""
+    if new_num_tokens in (None, model.config.vocab_size) and not (args or options):
+        return model.get_input_embeddings()
+    raise UserError("the token embedding is quantized: resize the float model, or dequantize() it")
 
 
 def warn_if_slow(model: PreTrainedModel) -> None:

@@ -36,6 +36,10 @@ class Scheme(ABC):
         """The tensors to save; None: the model's own."""
         return None
 
+    @abstractmethod
+    def dequantize(self, model: Any) -> None:
+        """Make it a plain float GPT-2 again, in place, of the weights that the codes stand for."""
+
     def quantize(self, key: str, model: Any, folder: Path, dtype: torch.dtype) -> Any:
         return quantize_model(copy.deepcopy(model), key).to(dtype)
 
@@ -89,6 +93,35 @@ class LayerScheme(Scheme):
         bias, (rows, columns) = getattr(module, "bias", None), weight.shape
         layer = kind(rows, columns, dtype, weight.device, bias is not None)
         return layer.quantize_(weight, f"{path}.weight", bias) if fill else layer
+
+    def dequantize(self, model: Any) -> None:
+        tied = isinstance(getattr(model, "lm_head", None), layers.TiedHead)
+        for path, module in list(model.named_modules()):
+            if isinstance(module, layers.QuantizedLayer):
+                parent, _, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, _float_layer(module, path))
+        if tied:
+            rows, columns = model.transformer.wte.weight.shape
+            model.lm_head = nn.Linear(columns, rows, bias=False, device="meta")
+            del model._tied_weights_keys  # the class has its own
+            model.all_tied_weights_keys = model.get_expanded_tied_weights_keys()
+            model.tie_weights()
+
+
+def _float_layer(layer: layers.QuantizedLayer, path: str) -> nn.Module:
+    weight = layer.dequantize(layer.compute_dtype)
+    if isinstance(layer, layers.Embedding):
+        return nn.Embedding.from_pretrained(weight, freeze=False)
+    new: Any
+    if path == "lm_head":
+        new, values = nn.Linear(layer.columns, layer.rows, bias=False, device="meta"), weight
+    else:
+        with torch.device("meta"):
+            new, values = Conv1D(layer.rows, layer.columns), weight.t().contiguous()
+    new.weight = nn.Parameter(values)
+    if layer.bias is not None:
+        new.bias = nn.Parameter(layer.bias.detach().clone())
+    return new
 
 
 W8A8 = LayerScheme(layers.Int8Linear, layers.Int8Embedding, positions=layers.Int8Embedding)

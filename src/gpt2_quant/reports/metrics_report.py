@@ -1,26 +1,30 @@
-"""What `report_1.typ` shows: the record of script 4 as plain values, and its findings. Sentences
-that depend on this run's numbers are decided here; the template holds the rest.
+"""What `report_1.typ` shows: the record of script 4 as plain values, and its findings: sentences of
+metrics_report.toml, chosen by this run's numbers. The template holds the rest.
 """
 
+import tomllib
 from difflib import SequenceMatcher
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ..metrics.studies.edits import EDITS, edited
 from ..metrics.studies.examples import EDIT_STORY, OTHER_STORY
 from ..metrics.studies.human_judgements import QUALITIES
-from ..models.variants import BASELINE
+from ..metrics.studies.human_study import LENGTH, SOURCE
+from ..models.variants import LIBRARY_NF4, NF4, VARIANTS
 from ..records import load_record
 from . import compile_report
 
 IMAGES = (
-    "metric_edits", "metric_human_agreement", "metric_coherence", "language_model_quantization",
+    "metric_edits", "metric_human_agreement", "metric_coherence", "metric_held_out",
+    "language_model_quantization",
 )  # fmt: skip
+WRONG = ("negated", "wrong number", "roles swapped")
 STRENGTH_NAMES = ("", "one place", "half", "all")
 SHUFFLE_TARGET, AGREEMENT_TARGET, CONTROL_TARGET = 0.85, 0.30, 0.95
 REPETITIONS = ("one sentence twice", "each sentence twice", "whole text twice")
+SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 PACKAGES = ("rouge-score", "sacrebleu", "nltk", "torch", "transformers")
 
 
@@ -36,27 +40,35 @@ def write_report(results_dir: Path) -> Path:
 
 
 def report_data(record: dict) -> dict:
-    """All values of the report; a part that the record lacks is None."""
-    builders = (_scores, _edits, _humans, _coherence, _quantization)
+    """All values of the report; a part that the record lacks is None. A finding is (whether it came
+    out as hoped, sentence): those that did not stand first.
+    """
+    builders = (_scores, _edits, _humans, _coherence, _held_out, _quantization)
     parts, findings = {}, []
     for build in builders:
         name = build.__name__[1:]
         parts[name] = build(record[name]) if name in record else None
         findings += (parts[name] or {}).pop("findings", [])
-    preset = record["settings"]["preset"]
-    return {"facts": _facts(record), "findings": findings, "preset": preset, **parts}
+    findings.sort(key=lambda finding: finding[0])
+    return {
+        "facts": _facts(record),
+        "findings": [sentence for _, sentence in findings],
+        "preset": record["settings"]["preset"],
+        "model": record["models"],
+        **parts,
+    }
 
 
 def _facts(record: dict) -> list[tuple[str, str]]:
     made, data = record["provenance"], record["data"]
+    news = f"{data['name']}, {data['split']}, {data['n']:,} texts" if data else "none read"
     commit = (made["git_commit"] or "unknown")[:10]
     commit += " with local changes" if made["git_dirty"] else ""
     packages = made["packages"]
     versions = [f"{name} {packages[name]}" for name in PACKAGES if packages.get(name)]
     return [
-        ("Language model", record["models"]["language_model"]),
         ("Embeddings", record["models"]["encoder"].split("|")[0]),
-        ("News texts", f"{data['name']}, {data['split']}, {data['n']:,} texts"),
+        ("News texts", news),
         ("Device", made["device"]),
         ("Code", f"commit {commit}, {made['time_utc']}"),
         ("Packages", ", ".join(versions)),
@@ -71,19 +83,16 @@ def _rows(table: pd.DataFrame, key: str, values: str) -> list[dict]:
 def _scores(section: dict) -> dict:
     names = [row["metric"] for row in section["corpus"]]
     by_kind = pd.DataFrame(section["texts"]).groupby("kind", sort=False)[names].mean()
-    rouge = by_kind["ROUGE-1"].to_dict()
-    wrong = np.mean([rouge[kind] for kind in ("negated", "wrong number", "roles swapped")])
-    finding = (
-        f"On the built-in stories ROUGE-1 gives a faithful paraphrase {rouge['paraphrase']:.2f}, "
-        f"and {wrong:.2f} to texts that say the opposite, give another number or reverse who did "
-        "it."
-    )
+    kept, wrong = by_kind.loc["paraphrase"], by_kind.loc[list(WRONG)]
+    fooled = [name for name in names if name != "Perplexity" and (wrong[name] > kept[name]).all()]
+    finding = _said("scores", kept=kept["ROUGE-1"], wrong=wrong["ROUGE-1"].mean())
     return {
         "head": names,
         "rows": _rows(by_kind, "kind", "values"),
         "signatures": section["corpus"],
+        "fooled": fooled,
         "baseline": section["bertscore_baseline"]["f1"],
-        "findings": [finding],
+        "findings": [("ROUGE-1" not in fooled, finding)],
     }
 
 
@@ -91,18 +100,11 @@ def _edits(section: dict) -> dict:
     table = pd.DataFrame(section["table"])
     ranking = sorted(section["ranking"], key=lambda row: -row["kept_above_broken"])
     best, worst = ranking[0], ranking[-1]
-    high, low = (_percent(row["kept_above_broken"]) for row in (best, worst))
-    findings = [
-        "Edits that keep the meaning should score above edits that break it (chance: 50% of "
-        f"pairs). The best, {best['metric']}, manages {high}, {worst['metric']} {low}."
-    ]
+    findings = [(worst["high"] >= 0.5, _said("ranking", best=best, worst=worst))]
     negation = table.query("edit == 'negation' and strength == strength.max()")
     if len(negation):
         fall, metric = max(zip(negation["mean_fall"], negation["metric"], strict=True))
-        findings.append(
-            "Denying statements with “not”, at the greatest strength tried, lowers no metric by "
-            f"more than {max(fall, 0):.2f} of its standard deviations ({metric})."
-        )
+        findings.append((fall > 1, _said("negation", fall=max(fall, 0), metric=metric)))
     dose = table.query("metric == 'BERTScore'").pivot_table(
         "mean_fall", "edit", "strength", sort=False
     )
@@ -141,12 +143,15 @@ def _humans(section: dict) -> dict:
     of_coherence = table.query("level == 'summary' and quality == 'coherence'")
     agreement = of_coherence.pivot(index="metric", columns="statistic", values="value")
     agreement = agreement.rename(columns={"spearman without length": "partial"})
+    agreement["n"] = of_coherence.groupby("metric")["n"].max()
     return {
         "rows": [
             {"metric": name, "values": cells.to_dict("records")}
             for name, cells in spearman.groupby("metric", sort=False)
         ],
         "system": _rows(by_quality, "metric", "values"),
+        "systems": int(system["n"].max()),
+        "source": SOURCE,
         "differences": section["coherence_differences"],
         "stsb": stsb,
         "compared": _beside_published(spearman),
@@ -157,25 +162,29 @@ def _humans(section: dict) -> dict:
     }
 
 
-def _human_findings(section: dict, spearman: pd.DataFrame) -> list[str]:
-    scs = spearman.query("metric == 'SCS' and quality == 'coherence'").iloc[0]
+def _human_findings(section: dict, spearman: pd.DataFrame) -> list[tuple[bool, str]]:
+    scs: dict = spearman.query("metric == 'SCS' and quality == 'coherence'").iloc[0].to_dict()
     cosine = next(row for row in section["stsb"] if row["metric"] == "MiniLM cosine")
-    rivals = [row for row in section["coherence_differences"] if row["statistic"] == "spearman"]
-    ahead = [row["rival"] for row in rivals if (row["low"] or 0) > 0]
-    others = [row["rival"] for row in rivals if row["rival"] not in ahead]
-    lead = "It is ahead of no rival."
-    if ahead:
-        lead = f"It is ahead, by an interval above 0, of {', '.join(ahead)}."
-    if others:
-        lead += f" The interval of the difference does not exclude 0 for {', '.join(others)}."
-    return [
-        f"SCS agrees with people on coherence by a summary-level Spearman of {scs['value']:.3f} "
-        f"[{scs['low']:.3f}, {scs['high']:.3f}] with neither reference nor source; "
-        f"this {_verdict(scs['value'], AGREEMENT_TARGET)} the target of {AGREEMENT_TARGET:.2f}.",
-        lead,
-        f"MiniLM's cosine reaches Spearman {cosine['spearman']:.4f} on the STS Benchmark test "
-        "(published: 0.8203).",
+    rivals: dict[str, list[str]] = {"open": [], "behind": [], "ahead": []}
+    for row in section["coherence_differences"]:
+        if row["statistic"] == "spearman":
+            outcome = "ahead" if (row["low"] or 0) > 0 else "open"
+            rivals["behind" if (row["high"] or 0) < 0 else outcome].append(_rival(row))
+    findings = [
+        (outcome == "ahead", _said(outcome, rivals="; ".join(names)))
+        for outcome, names in rivals.items()
+        if names
     ]
+    reached = _verdict(scs["value"], AGREEMENT_TARGET)
+    findings.append((reached["hoped"], _said("agreement", **scs, **reached)))
+    return [*findings, (True, _said("stsb", **cosine))]
+
+
+def _rival(row: dict) -> str:
+    name = "counting sentences" if row["rival"] == LENGTH else row["rival"]
+    if row.get("strongest"):
+        name = _said("strongest", name=name)
+    return _said("rival", name=name, **row)
 
 
 def _beside_published(spearman: pd.DataFrame) -> list[dict]:
@@ -187,52 +196,60 @@ def _beside_published(spearman: pd.DataFrame) -> list[dict]:
 
 
 def _coherence(section: dict) -> dict:
+    seen = section["source"].startswith("SummEval")
+    return _controls(section, "seen" if seen else "short") | {"seen": seen}
+
+
+def _held_out(section: dict) -> dict:
+    return _controls(section, "held_out")
+
+
+def _controls(section: dict, standing: str) -> dict:
     won = {(row["metric"], row["control"]): row["prefers_original"] for row in section["table"]}
     shuffle = [row for row in section["table"] if row["control"] == "shuffle"]
     of = {row["metric"]: row for row in shuffle}
-    scs, few = of["SCS"], of["perplexity"]
+    source, scs = section["source"], of["SCS"]
     worst = min(won["SCS", control] for control in ("topic switch", *REPETITIONS))
-    reached = _verdict(scs["prefers_original"], SHUFFLE_TARGET)
-    shuffled, low, high = (_percent(scs[key], 1) for key in ("prefers_original", "low", "high"))
-    neighbours = _percent(won["adjacent cosine", "shuffle"], 1)
-    surprise = _percent(few["prefers_original"], 1)
-    findings = [
-        f"Shuffle test ({section['source']}, {scs['versions']} permutations each): SCS prefers the "
-        f"original to {shuffled} of permutations [{low}, {high}], which {reached} the target of "
-        f"{_percent(SHUFFLE_TARGET)}; the cosine of neighbours to {neighbours}, perplexity (read "
-        f"on {few['texts']} texts × {few['versions']}) to {surprise}.",
-        "SCS prefers the original to every repetition and topic-switch control in at least "
-        f"{_percent(worst)} of texts, which {_verdict(worst, CONTROL_TARGET)} the target of "
-        f"{_percent(CONTROL_TARGET)}.",
-    ]
+    shuffled = {
+        **scs,
+        **_verdict(scs["prefers_original"], SHUFFLE_TARGET),
+        "standing": SENTENCES["standing"][standing],
+        "cosine": won["adjacent cosine", "shuffle"],
+        "few": of["perplexity"],
+    }
+    controls = _verdict(worst, CONTROL_TARGET)
     return {
-        "source": section["source"],
+        "source": source,
+        "twice": won["perplexity", "whole text twice"],
         "texts": max(row["texts"] for row in section["table"]),
         "shuffle": shuffle,
-        "findings": findings,
+        "findings": [
+            (shuffled["hoped"], _said("shuffle", source=source, **shuffled)),
+            (controls["hoped"], _said("controls", source=source, worst=worst, **controls)),
+        ],
     }
 
 
 def _quantization(section: dict) -> dict:
-    quantized = [row for row in section["table"] if row["scheme"] != BASELINE.key]
+    rows = {row["scheme"]: row for row in section["table"]}
+    # Float16, the less so where it equals FP32, is no quantization.
+    quantized = [row for key, row in rows.items() if VARIANTS[key].method]
     least, *_, most = sorted(quantized, key=lambda row: row["kl_mean"])
-    low, high = (f"{row['kl_mean']:.2g}" for row in (least, most))
-    finding = (
-        f"For the language model quantization costs between {low} nats per token "
-        f"({least['label']}) and {high} ({most['label']}), whose first choice differs at "
-        f"{_percent(1 - most['top1_agreement'])} of positions."
-    )
+    differs = 1 - most["top1_agreement"]
+    finding = _said("quantization", least=least, most=most, differs=differs)
     return {
         "rows": section["table"],
         "missing": section["missing"],
         "tokens": max(row["tokens"] for row in section["table"]),
-        "findings": [finding],
+        "nf4": [rows[key] for key in (NF4.key, LIBRARY_NF4.key) if key in rows],
+        "findings": [(True, finding)],
     }
 
 
-def _verdict(value: float, target: float) -> str:
-    return "reaches" if value >= target else "misses"
+def _said(which: str, /, **values) -> str:
+    return SENTENCES[which].format(**values)
 
 
-def _percent(fraction: float, digits: int = 0) -> str:
-    return f"{100 * fraction:.{digits}f}%"
+def _verdict(value: float, target: float) -> dict:
+    hoped = value >= target
+    return {"target": target, "hoped": hoped, "verdict": "reaches" if hoped else "misses"}

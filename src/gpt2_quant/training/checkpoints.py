@@ -40,10 +40,13 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".training.lock", "a+", encoding="utf-8") as file:
+    path = folder / ".training.lock"
+    with open(path, "a+", encoding="utf-8") as file:
         file.seek(0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink:  # its holder removed it in this very moment
+                raise BlockingIOError
         except BlockingIOError:
             fault = f"in use by another training (process {file.read().strip() or 'unknown'})"
             mend = "wait for it, or give --models-dir another folder"
@@ -51,7 +54,10 @@ def exclusive(folder: Path, hold: bool = True) -> Iterator[None]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class Checkpoints:

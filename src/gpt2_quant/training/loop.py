@@ -1,6 +1,6 @@
 """The fine-tuning loop: epochs of length-grouped batches, a validation after each, the best kept.
 
-A *step* makes one update: `PlainStep` on any machine, `FusedStep` on one CUDA GPU.
+A *step* makes one update: `PlainStep` on any machine, `FusedStep` on CUDA GPUs.
 
 AdamW has no weight decay (torch's default is 0.01). The rate rises linearly over the first 6% of
 updates, then falls linearly to zero (Devlin et al., arXiv 1810.04805, A.2: without warm-up, GPT-2
@@ -161,12 +161,24 @@ class Training:
         while progress.update < first + len(batches):
             self.step.update(progress.update, progress.update - first)
             progress.update += 1
-            save = self.interrupted() or self.checkpoints.due()
+            save = self._asked_to_save()
             last = progress.update == first + len(batches)
             if save or last or progress.update % report_every == 0:
                 self._report(batches, first)
             if save:
                 self._save()
+
+    def _asked_to_save(self) -> bool:
+        """On all processes alike: rows that are behind are brought up to date at the same updates.
+        They agree where they wait for one another anyway.
+        """
+        asked, accelerator = self.interrupted() or self.checkpoints.due(), self.accelerator
+        if accelerator.num_processes == 1:
+            return asked
+        if self.progress.update % REPORT_EVERY[accelerator.device.type]:
+            return False
+        anyone = torch.tensor(float(asked), device=accelerator.device)
+        return bool(accelerator.reduce(anyone, "sum"))
 
     def _validate(self) -> None:
         progress, validations = self.progress, self.progress.validations

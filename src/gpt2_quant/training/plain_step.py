@@ -4,7 +4,11 @@
 each process's *sum* of losses, times P over the batch's rows, makes that average the gradient of
 the batch's mean loss, also where P does not divide the rows.
 
-*Out of memory.* The micro-batch is halved until it fits, for later updates too.
+*One GPU.* Launching kernels one by one takes longer than running them, so forward and backward of
+a shape, once met, are replayed as a CUDA graph; gradients add up in the same memory each time.
+
+*Out of memory.* Graphs are given up first, then the micro-batch is halved until it fits, for later
+updates too.
 
 *Dropout* is seeded by (seed, update, process).
 """
@@ -39,6 +43,9 @@ class PlainStep:
         self.rates = plan.learning_rates(len(tokens))
         self.losses = torch.full((len(self.rates),), torch.nan, device=accelerator.device)
         self.micro_batch = -(-plan.batch_size // self.processes)
+        self.captures = accelerator.device.type == "cuda" and self.processes == 1
+        self.graphs: dict[tuple[int, ...], tuple] = {}  # shape: graph, its inputs, its loss
+        self.pool = torch.cuda.graph_pool_handle() if self.captures else None
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
         self.batches = batches
@@ -59,17 +66,20 @@ class PlainStep:
             try:
                 return self._gradients(rows)
             except RuntimeError as fault:
-                halves = self.processes == 1 and self.micro_batch > 1
-                if not (halves and should_reduce_batch_size(fault)):
+                helps = self.captures or (self.processes == 1 and self.micro_batch > 1)
+                if not (helps and should_reduce_batch_size(fault)):
                     raise
-            self.micro_batch //= 2
+            if self.captures:
+                self.captures, self.graphs = False, {}
+            else:
+                self.micro_batch //= 2
             clear_device_cache(garbage_collection=True)
 
     def _gradients(self, rows: np.ndarray) -> torch.Tensor:
         """Gradient of the batch's mean loss into `.grad`; returns this process's part of the loss,
         times P.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         own, weight = rows[self.process :: self.processes], self.processes / len(rows)
         if len(own) == 0:  # fewer rows than processes: DDP's exchange still needs this one
             own, weight = rows[:1], 0.0
@@ -78,20 +88,35 @@ class PlainStep:
             last = start + self.micro_batch >= len(own)
             # Processes exchange gradients once, after the last micro-batch.
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = weight * self._loss_sum(own[start : start + self.micro_batch])
-                self.accelerator.backward(loss)
-            total += loss.detach()
+                total += self._add_gradient(own[start : start + self.micro_batch], weight)
         return total
 
-    def _loss_sum(self, rows: np.ndarray) -> torch.Tensor:
-        """Sum of cross-entropies, in nats."""
+    def _add_gradient(self, rows: np.ndarray, weight: float) -> torch.Tensor:
+        """Adds the gradient of `weight` times the rows' sum of losses; returns that product."""
         batch, device = pad_batch(self.tokens, rows, self.pad_id), self.accelerator.device
+        batch["weight"] = torch.tensor(weight)
         if device.type == "cuda":
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        labels = batch.pop("labels")
-        logits = self.model(**batch, use_cache=False).logits
-        return cross_entropy(logits.float(), labels, reduction="sum")
+        shape = tuple(batch["input_ids"].shape)
+        if shape in self.graphs:
+            graph, inputs, loss = self.graphs[shape]
+            for name, tensor in inputs.items():
+                tensor.copy_(batch[name])
+            graph.replay()
+            return loss
+        loss = self._backward(**batch)
+        if self.captures:  # which runs nothing
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
+                self.graphs[shape] = graph, batch, self._backward(**batch)
+        return loss
+
+    def _backward(self, labels: torch.Tensor, weight: torch.Tensor, **inputs) -> torch.Tensor:
+        logits = self.model(**inputs, use_cache=False).logits
+        loss = weight * cross_entropy(logits.float(), labels, reduction="sum")
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         result = {f"model.{name}": parameter.data for name, parameter in self.named.items()}
@@ -109,4 +134,5 @@ class PlainStep:
             self.optimizer.state[parameter] = state
 
     def facts(self) -> dict:
-        return {"step": "plain", "micro_batch": self.micro_batch, "processes": self.processes}
+        shapes = {"micro_batch": self.micro_batch, "shapes_captured": len(self.graphs)}
+        return {"step": "plain", "processes": self.processes, **shapes}

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,8 @@ from ..cli import PRESETS, Settings
 from ..data.datasets import Split
 from ..data.tokens import Tokens
 from ..errors import UserError
-from ..models.loading import weights_file
-from ..models.variants import BASELINE
+from ..models.checkpoints import weights_sha256
+from ..models.variants import BASELINE, TFIDF
 from .checkpoints import Checkpoints
 from .evaluation import Scorer
 from .figures import training_curve
@@ -72,7 +73,7 @@ def checkpoints(
     code = b"".join(path.read_bytes() for path in sources)
     identity = {f"--{name.replace('_', '-')}": value for name, value in asdict(plan).items()}
     identity |= {
-        "--base-model weights": records.file_sha256(weights_file(base))[:16],
+        "--base-model weights": weights_sha256(base)[:16],
         "--max-length": settings.max_length,
         "device": settings.device,
         "number of processes": PartialState().num_processes,
@@ -90,16 +91,21 @@ def checkpoints(
 def choose_step(
     model: PreTrainedModel, tokens: Tokens, plan: Plan, accelerator: Accelerator
 ) -> TrainingStep:
-    """Fused on one CUDA GPU where it serves, else plain."""
-    one_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
-    if one_gpu and importlib.util.find_spec("triton"):
+    """Fused on CUDA GPUs where it serves, else plain: the same on all processes."""
+    if accelerator.device.type == "cuda" and importlib.util.find_spec("triton"):
         from .fused.step import FusedStep, serves
 
-        if serves(model, tokens, plan):
+        if serves(model, plan):
+            share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
             try:
-                return FusedStep(model, tokens, plan)
+                step = FusedStep(model, tokens, plan, **share)
             except torch.OutOfMemoryError:
-                print("too little GPU memory for the fused step: training with the plain one")
+                step = None
+            fits = torch.tensor(step is not None, dtype=torch.float32, device=accelerator.device)
+            if accelerator.reduce(fits, "sum") == accelerator.num_processes:
+                return step
+            fault = "too little GPU memory for the fused step"
+            accelerator.print(f"{fault}: training with the plain one")
     return PlainStep(model, tokens, plan, accelerator)
 
 
@@ -108,8 +114,10 @@ def finished(checkpoints: Checkpoints, folder: Path) -> dict | None:
     noted = checkpoints.folder / OUTCOME
     if not (noted.is_file() and (folder / "config.json").is_file()):
         return None
-    outcome = json.loads(noted.read_text(encoding="utf-8"))
-    return outcome if outcome["identity"] == checkpoints.identity else None
+    with suppress(ValueError, LookupError, TypeError):  # damaged: it is trained again
+        outcome = json.loads(noted.read_text(encoding="utf-8"))
+        return outcome if outcome["identity"] == checkpoints.identity else None
+    return None
 
 
 def note(outcome: dict, checkpoints: Checkpoints) -> None:
@@ -157,8 +165,13 @@ def save_curve(frame: pd.DataFrame, results: Path) -> None:
 def outputs(folder: Path, settings: Settings) -> list[Path]:
     """Files of a complete run that no later script changes."""
     names = ["training_curve.csv", "training_curve.png", f"{BASELINE.key}_confusion_matrix.png"]
-    names += [f"predictions/{BASELINE.key}{split}.parquet" for split in ("", ".validation")]
+    names += [
+        f"predictions/{variant.key}{split}.parquet"
+        for variant in (BASELINE, TFIDF)
+        for split in ("", ".validation")
+    ]
     weights = [folder / "config.json", folder / "model.safetensors"]
+    weights.append(settings.models_dir / TFIDF.folder / "model.safetensors")
     return [*weights, *(settings.results_dir / name for name in names)]
 
 

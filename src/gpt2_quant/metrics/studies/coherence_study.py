@@ -9,12 +9,17 @@ Perplexity, which runs the model anew for each version, gets fewer texts and per
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ...data.datasets import Split
+from ...errors import UserError
+from ...records import file_sha256
 from ..sentences import split_sentences
 from ..suite import Tools
+from ..texts import read_files
 from .edits import permutation
 from .human_judgements import People
 from .resampling import draws, interval, preferred
@@ -23,12 +28,28 @@ from .values import coherence_metrics
 PERPLEXITY_TEXTS = 30
 
 
-def choose_texts(people: People | None, news: Sequence[str], n: int) -> tuple[list[str], str]:
-    """(n texts, their source): whole articles, or else the longest news items."""
+def whole_texts(
+    people: People | None, news: Split | None, held_out: Path | None, n: int
+) -> dict[str, tuple[list[str], str]]:
+    """Part of the record -> (texts, their source): "coherence", n whole articles or else the
+    longest news items; "held_out", the documents of a user's file. SummEval's articles were looked
+    at while SCS was made: only documents that were not can confirm it.
+
+    Raises UserError when fewer than two of the latter have the four sentences that a shuffle takes.
+    """
+    sets: dict[str, tuple[list[str], str]] = {}
     if people:
-        return people[0].sources[:n], "SummEval source articles, whole"
-    texts = sorted(news, key=lambda text: -len(split_sentences(text)))
-    return texts[:n], "the test items with the most sentences"
+        sets["coherence"] = people[0].sources[:n], "SummEval source articles, whole"
+    elif news:
+        texts = sorted(news.texts, key=lambda text: -len(split_sentences(text)))
+        sets["coherence"] = texts[:n], "the test items with the most sentences"
+    if held_out:
+        texts, _ = read_files(held_out, None)
+        if sum(len(split_sentences(text)) >= 4 for text in texts) < 2:
+            fault = f"{held_out} has fewer than two texts of at least four sentences"
+            raise UserError(f"{fault}: give whole documents, one per line")
+        sets["held_out"] = texts, f"{held_out.name}, sha256 {file_sha256(held_out)[:8]}"
+    return sets
 
 
 def damaged_versions(texts: Sequence[str], permutations: int) -> pd.DataFrame:

@@ -15,17 +15,20 @@ import pandas as pd
 from ..suite import Tools
 from .edits import EDITS, ONE_STRENGTH, STRENGTHS, edited
 from .human_judgements import People
-from .resampling import RESAMPLES, interval, preferred
+from .resampling import document_means, interval, preferred
 from .values import coherence_metrics, overlap_values
 
 
 @dataclass(frozen=True)
 class Originals:
-    """n texts, each with one reference and another text on another matter."""
+    """n texts, each with one reference, another text on another matter, and the number of the
+    document that it is about.
+    """
 
     texts: list[str]
     references: list[str]
     others: list[str]
+    documents: list[int]
     source: str
 
 
@@ -35,19 +38,21 @@ def choose_originals(people: People | None, news: Sequence[str], limit: int) -> 
     """
     if not people:
         texts, source = list(news[: 60 * limit]), "AG News test items against themselves"
-        return Originals(texts, texts, texts[1:] + texts[:1], source)
+        return Originals(texts, texts, texts[1:] + texts[:1], list(range(len(texts))), source)
     groups = people[0].references
     texts = [text for group in groups for text in group[1:7]]
     first = [group[0] for group in groups for _ in range(6)]
     others = texts[6:] + texts[:6]
-    return Originals(texts, first, others, "SummEval references 2 to 7 against reference 1")
+    documents = [document for document in range(len(groups)) for _ in range(6)]
+    source = "SummEval references 2 to 7 against reference 1"
+    return Originals(texts, first, others, documents, source)
 
 
 def edit_pairs(
     originals: Originals, limit: int, strengths: Sequence[int] = STRENGTHS
 ) -> pd.DataFrame:
-    """One row per edited text: edit, effect, strength, text (number of the original), edited; at
-    most `limit` texts per edit, the same at every strength.
+    """One row per edited text: edit, effect, strength, text (number of the original), document,
+    edited; at most `limit` texts per edit, the same at every strength.
     """
     # By hash: random, but fixed by the texts.
     digests = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in originals.texts]
@@ -62,8 +67,10 @@ def edit_pairs(
             texts = originals.texts[i], originals.others[i]
             versions = [(level, edited(edit, *texts, level)) for level in levels]
             if all(version and version.strip() for _, version in versions):
-                rows += [(edit.name, edit.effect, level, i, text) for level, text in versions]
-    return pd.DataFrame(rows, columns=["edit", "effect", "strength", "text", "edited"])
+                document = originals.documents[i]
+                rows += [(edit.name, edit.effect, level, i, document, t) for level, t in versions]
+    columns = ["edit", "effect", "strength", "text", "document", "edited"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def score_edits(
@@ -88,9 +95,9 @@ def _scores(texts: list[str], references: list[str], tools: Tools) -> pd.DataFra
 
 def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
     """One row per metric, edit and strength, over the n texts with both scores defined: mean fall
-    in standard deviations, fraction of originals preferred (a tie counts half); with intervals.
+    in standard deviations, fraction of originals preferred (a tie counts half); with intervals,
+    bootstrapped over documents.
     """
-    rng = np.random.default_rng(0)
     rows = []
     for name in before:
         unit = before[name].std(ddof=0)
@@ -98,14 +105,13 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
             # Texts against themselves all score alike: take the edited ones' spread.
             unit = after[name].std(ddof=0) or 1.0
         original = pairs["text"].map(before[name])
-        falls = pairs.assign(fall=(original - after[name]) / unit)
-        for key, group in falls.groupby(["edit", "effect", "strength"], sort=False)["fall"]:
-            fall = group.dropna().to_numpy()
-            if not len(fall):
-                continue
-            drawn = fall[rng.integers(len(fall), size=(RESAMPLES, len(fall)))]
-            wins = preferred(fall).mean(), *interval(preferred(drawn).mean(1))
-            rows.append((name, *key, len(fall), fall.mean(), *interval(drawn.mean(1)), *wins))
+        falls = pairs.assign(fall=(original - after[name]) / unit).dropna(subset="fall")
+        falls["preferred"] = preferred(falls["fall"])
+        for key, group in falls.groupby(["edit", "effect", "strength"], sort=False):
+            both = group[["fall", "preferred"]]
+            fall, wins = document_means(both, group["document"]).T
+            fallen, won = both.mean()
+            rows.append((name, *key, len(group), fallen, *interval(fall), won, *interval(wins)))
     columns = "metric edit effect strength n mean_fall fall_low fall_high"
     columns += " prefers_original prefers_low prefers_high"
     return pd.DataFrame(rows, columns=columns.split())
@@ -113,20 +119,24 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
 
 def meaning_ranking(pairs: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """For each metric the fraction of (text, meaning-keeping edit, meaning-breaking edit) where the
-    kept meaning scores higher (0.5 is chance), with its interval over texts.
+    kept meaning scores higher (0.5 is chance).
+
+    Each pair of kinds, as synonyms and negation, weighs the same, however many texts allow both:
+    the mean over texts and strengths, then over pairs of kinds. Its interval is bootstrapped over
+    documents.
     """
-    rng = np.random.default_rng(0)
+    columns = ["text", "document", "edit", "score"]
     rows = []
     for name in after:
         scored = pairs.assign(score=after[name]).dropna(subset="score").set_index("effect")
-        kept, broken = (scored.loc[[effect], ["text", "score"]] for effect in ("keeps", "breaks"))
-        both = kept.merge(broken, on="text", suffixes=("_kept", "_broken"))
-        wins = preferred(both["score_kept"] - both["score_broken"]).groupby(both["text"])
-        per_text = wins.agg(["sum", "count"]).to_numpy()  # [texts, 2]
-        n = len(per_text)
-        drawn = per_text[rng.integers(n, size=(RESAMPLES, n))].sum(1)
-        low, high = interval(drawn[:, 0] / drawn[:, 1])
-        won, compared = per_text.sum(0)
-        rows.append((name, won / compared, low, high, n, int(compared)))
-    columns = ["metric", "kept_above_broken", "low", "high", "texts", "pairs"]
-    return pd.DataFrame(rows, columns=columns)
+        kept, broken = (scored.loc[[effect], columns] for effect in ("keeps", "breaks"))
+        both = kept.merge(broken, on=["text", "document"], suffixes=("_kept", "_broken"))
+        both["won"] = preferred(both["score_kept"] - both["score_broken"])
+        # One column per pair of kinds, undefined in the rows of the others.
+        by_kinds = both.pivot(columns=["edit_kept", "edit_broken"], values="won")
+        drawn = document_means(by_kinds, both["document"])
+        counts = both["text"].nunique(), both["document"].nunique(), len(both), by_kinds.shape[1]
+        low, high = interval(np.nanmean(drawn, axis=1))
+        rows.append((name, by_kinds.mean().mean(), low, high, *counts))
+    names = "metric kept_above_broken low high texts documents pairs kinds"
+    return pd.DataFrame(rows, columns=names.split())

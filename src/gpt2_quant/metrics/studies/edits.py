@@ -6,6 +6,7 @@ of the possible positions, 2 about half, 3 all; text, edit and strength seed the
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -23,16 +24,24 @@ ONE_STRENGTH = {"lower case", "no punctuation"}
 
 _WORDS = json.loads(Path(__file__).with_name("edit_words.json").read_text(encoding="utf-8"))
 NUMBER_WORDS, _WEEKDAYS, _MONTHS = (_WORDS[name] for name in ("numbers", "weekdays", "months"))
-_SYNONYMS = _WORDS["synonyms"]  # the same in meaning wherever they stand in news
-_NUMBER = re.compile(rf"\d+(?:[.,]\d+)*|\b(?:{'|'.join(NUMBER_WORDS)})\b")
+# (pattern, template): a pattern asks for the neighbours that leave a word one meaning, as "about"
+# before a number; "last week" and "won the game" have no safe synonym and no entry.
+_SYNONYMS = [(re.compile(pattern), template) for pattern, template in _WORDS["synonyms"]]
+# Not the digits of "&#39;", an apostrophe in AG News.
+_NUMBER = re.compile(rf"(?<![#\d])\d+(?:[.,]\d+)*|\b(?:{'|'.join(NUMBER_WORDS)})\b")
 _DATE = re.compile(rf"\b(?:{'|'.join(_WEEKDAYS + _MONTHS)})\b|\b(?:19|20)\d\d\b")
+_AUXILIARIES = "is|are|was|were|has|have|had|will|would|can|could|should|must|may|might"
+# One "not" for "will have", and none beside another negation, which it would undo.
 _AUXILIARY = re.compile(
-    r"\b(?:is|are|was|were|has|have|had|will|would|can|could|should|must|may|might)\b"
-    r"(?! (?:not|n't|never)\b)"
+    rf"(?<!\bthe )(?<!\ba )\b(?:{_AUXILIARIES})(?: (?:{_AUXILIARIES}))*\b"
+    r"(?! (?:not|n't|never|no|none|nothing|neither|only)\b)"
 )
 _NAME = re.compile(r"\b[A-Z][\w’'-]+(?: [A-Z][\w’'-]+)*")
 _WORD = re.compile(r"[A-Za-z]{4,}")
-_SYNONYM = re.compile(rf"\b(?:{'|'.join(sorted(_SYNONYMS, key=len, reverse=True))})\b")
+# Who reports, not what: another name there changes nothing.
+_NOT_TOLD = re.compile(rf"{_DATE.pattern}|\b(?:{'|'.join(_WORDS['agencies'])})\b")
+# Neither the point of "10.5" nor marks that mean something: "$", "%", "-".
+_PUNCTUATION = re.compile(r"""(?<!\d)[.,;:!?…"“”()]+|[.,;:!?…"“”()]+(?!\d)""")
 
 # (text, text on another matter, strength, rng) -> edited text or None
 Apply = Callable[[str, str, int, Generator], str | None]
@@ -73,6 +82,26 @@ def _substitute(
     return apply
 
 
+def _synonyms(text, other, strength, rng):
+    places = []
+    for pattern, template in _SYNONYMS:
+        places += [(match.span(), match.expand(template)) for match in pattern.finditer(text)]
+    if not places:
+        return None
+    places.sort()
+    untouched = len(text)
+    for i in reversed(_some(len(places), strength, rng)):
+        (start, end), new = places[i]
+        if end <= untouched:  # patterns may share a word
+            text, untouched = text[:start] + new + text[end:], start
+    return text
+
+
+def _negated(found: str, rng: Generator) -> str:
+    first, *rest = found.split(" ")
+    return " ".join([first, "not", *rest])
+
+
 def _other_number(found: str, rng: Generator) -> str:
     if not found[0].isdigit():
         return str(rng.choice([word for word in NUMBER_WORDS if word != found]))
@@ -95,9 +124,11 @@ def _typo(found: str, rng: Generator) -> str:
 
 
 def _names(text: str) -> list[str]:
-    """Capitalized words that do not merely begin a sentence, longest first."""
-    starts = {sentence.split()[0] for sentence in split_sentences(text)}
+    """Capitalized words, longest first, but no dates, agencies or mere beginnings of sentences."""
+    starts = {sentence.split()[0].rstrip(",:;") for sentence in split_sentences(text)}
     names = {name for name in _NAME.findall(text) if " " in name or name not in starts}
+    names = {re.sub(r"['’]s$", "", name) for name in names if not _NOT_TOLD.search(name)}
+    names -= {name for name in names if name.lower() in text.split()}  # "In", "Voters"
     return sorted(names, key=lambda name: (-len(name), name))
 
 
@@ -116,15 +147,23 @@ def _entity_swap(text, other, strength, rng):
 
 
 def _role_swap(text, other, strength, rng):
-    names = [name for name in _names(text) if not _DATE.search(name)]
-    if len(names) < 2:
-        return None
+    names = _names(text)
     pairs = (1, 1 + len(names) // 4, len(names) // 2)[strength - 1]
-    drawn = [names[i] for i in rng.permutation(len(names))[: 2 * pairs]]
     mapping: dict[str, str] = {}
-    for one, two in zip(drawn[::2], drawn[1::2], strict=False):
-        mapping |= {one: two, two: one}
-    return _replace_names(text, mapping)
+    drawn = [names[i] for i in rng.permutation(len(names))]
+    for one, two in itertools.combinations(drawn, 2):
+        if len(mapping) < 2 * pairs and not {one, two} & mapping.keys() and _apart(text, one, two):
+            mapping |= {one: two, two: one}
+    return _replace_names(text, mapping) if mapping else None
+
+
+def _apart(text: str, one: str, two: str) -> bool:
+    """Whether to swap two names says something else: not "Bush" for "President Bush", nor the two
+    of "Ann and Tom".
+    """
+    listed = r"(?:,| and| or|, and| -|'s| \()? "
+    joined = "|".join(rf"{re.escape(a)}{listed}{re.escape(b)}" for a, b in ((one, two), (two, one)))
+    return not set(one.split()) & set(two.split()) and not re.search(joined, text)
 
 
 def _on_sentences(change: Callable, at_least: int = 2) -> Apply:
@@ -193,15 +232,15 @@ def _truncated(text, other, strength, rng):
 
 
 def _no_punctuation(text, other, strength, rng):
-    return " ".join(re.sub(r"[^\w\s]+", " ", text).split())
+    return " ".join(_PUNCTUATION.sub(" ", text).split())
 
 
 EDITS = (
-    Edit("synonyms", "keeps", _substitute(_SYNONYM, lambda found, rng: _SYNONYMS[found])),
+    Edit("synonyms", "keeps", _synonyms),
     Edit("typos", "keeps", _substitute(_WORD, _typo, (0.03, 0.1, 0.25))),
     Edit("lower case", "keeps", lambda text, other, strength, rng: text.lower()),
     Edit("no punctuation", "keeps", _no_punctuation),
-    Edit("negation", "breaks", _substitute(_AUXILIARY, lambda found, rng: f"{found} not")),
+    Edit("negation", "breaks", _substitute(_AUXILIARY, _negated)),
     Edit("other number", "breaks", _substitute(_NUMBER, _other_number)),
     Edit("other date", "breaks", _substitute(_DATE, _other_date)),
     Edit("entity swap", "breaks", _entity_swap),

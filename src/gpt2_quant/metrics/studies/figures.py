@@ -1,7 +1,11 @@
-"""The figures of the metrics study."""
+"""The figures of the metrics study, as wide as the report's page, so that letters keep their size.
+
+In both heat maps green means that a metric sees the damage, brown that it prefers the damaged text.
+"""
 
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -12,14 +16,17 @@ from ...models import variants
 from ...style import FAINT, INK, look, save
 from .edits import EDITS
 
-RED, BLUE = "#b5452c", "#1f4e79"
+WIDTH = 6.6  # inches
+DAMAGE = "BrBG"
+# Points; print needs six.
+LETTERS = {"font.size": 7, "axes.titlesize": 8.5, "axes.labelsize": 8, "figure.titlesize": 9}
 
 
-def _heatmap(axes: Axes, values: pd.DataFrame, low: float, high: float, colours: str) -> None:
+def _heatmap(axes: Axes, values: pd.DataFrame, low: float, high: float, meaning: str) -> None:
     numbers = values.map("{:z.2f}".format).replace("-", "−", regex=True)
-    style = {"annot": numbers, "fmt": "", "annot_kws": {"size": 7.5}, "cbar": False}
-    sns.heatmap(values, vmin=low, vmax=high, cmap=colours, ax=axes, **style)
-    axes.set(xlabel="", ylabel="")
+    style = {"annot": numbers, "fmt": "", "annot_kws": {"size": 6.2}, "linewidths": 0.4}
+    bar = {"label": meaning, "fraction": 0.03, "pad": 0.015}
+    sns.heatmap(values, vmin=low, vmax=high, cmap=DAMAGE, ax=axes, cbar_kws=bar, **style)
     axes.tick_params(length=0)
     axes.set_xticks(axes.get_xticks(), values.columns, rotation=40, ha="right")
 
@@ -34,16 +41,17 @@ def edit_heatmap(table: pd.DataFrame, path: Path) -> list[Path]:
     strongest = table.groupby(["metric", "edit"])["strength"].transform("max")
     chosen = _pivot(table[table["strength"] == strongest], "edit", "mean_fall")
     effects = {edit.name: edit.effect for edit in EDITS if edit.name in chosen}
-    with look():
-        figure = Figure(figsize=(9.6, 0.34 * len(chosen) + 1.7), layout="constrained")
+    with look(), matplotlib.rc_context(LETTERS):
+        figure = Figure(figsize=(WIDTH, 0.24 * len(chosen) + 1.7), layout="constrained")
         axes = figure.subplots()
-        _heatmap(axes, chosen[list(effects)], -1.5, 1.5, "vlag")
+        _heatmap(axes, chosen[list(effects)], -1.5, 1.5, "mean fall (std. dev.)")
+        axes.set_title("How far each metric falls after an edit", loc="left", pad=24)
         # EDITS come by effect.
         previous = None
         for column, effect in enumerate(effects.values()):
             if effect != previous:
                 axes.axvline(column, color=INK, linewidth=1.2 * (column > 0))
-                axes.text(column + 0.08, -0.22, effect, fontsize=8.5, color=INK, style="italic")
+                axes.text(column + 0.08, -0.2, effect, color=INK, style="italic", rotation=20)
             previous = effect
         return save(figure, path)
 
@@ -53,29 +61,33 @@ def human_agreement(table: pd.DataFrame, path: Path) -> list[Path]:
     rows = table.query("level == 'summary' and statistic == 'spearman'")
     rows = rows[~rows["metric"].str.startswith("SCS ")][::-1]
     qualities = list(table["quality"].unique())
-    with look():
-        figure = Figure(figsize=(9.6, 0.24 * rows["metric"].nunique() + 1), layout="constrained")
+    with look(), matplotlib.rc_context(LETTERS):
+        figure = Figure(figsize=(WIDTH, 0.17 * rows["metric"].nunique() + 1), layout="constrained")
         panels = figure.subplots(1, len(qualities), sharey=True)
         for axes, quality in zip(panels, qualities, strict=True):
             here = rows[rows["quality"] == quality]
-            colours = [RED if name == "SCS" else BLUE for name in here["metric"]]
+            colours = [INK if name == "SCS" else FAINT for name in here["metric"]]
             axes.hlines(here["metric"], here["low"], here["high"], colours, linewidth=1.4)
-            axes.scatter(here["value"], here["metric"], 16, colours, zorder=2)
-            axes.plot(here["published"], here["metric"], "x", color=FAINT, markersize=5, zorder=0)
+            axes.scatter(here["value"], here["metric"], 14, colours, zorder=2)
+            axes.plot(here["published"], here["metric"], "x", color=INK, markersize=4, zorder=3)
             axes.axvline(0, color=FAINT, linewidth=0.8)
             axes.set_title(quality)
             axes.grid(axis="x")
-        title = "Spearman with human ratings, mean over documents, 95% interval; × published"
-        figure.supxlabel(title, fontsize=9)
+        panels[0].set_ylabel("metric, and what it reads")
+        figure.suptitle("Agreement with people's ratings (SummEval)", weight="bold")
+        what = "summary-level Spearman, 95% interval over documents; black: SCS; ×: published"
+        figure.supxlabel(what)
         return save(figure, path)
 
 
 def coherence_controls(table: pd.DataFrame, path: Path) -> list[Path]:
     """Metric x control: fraction of damaged versions put below the original."""
     shown = _pivot(table, "control", "prefers_original")
-    with look():
-        figure = Figure(figsize=(9.6, 0.27 * len(shown) + 1.3), layout="constrained")
-        _heatmap(figure.subplots(), shown, 0, 1, "vlag_r")
+    with look(), matplotlib.rc_context(LETTERS):
+        figure = Figure(figsize=(WIDTH, 0.22 * len(shown) + 1.5), layout="constrained")
+        axes = figure.subplots()
+        _heatmap(axes, shown, 0, 1, "fraction put below")
+        axes.set_title("Damaged versions put below the original", loc="left")
         return save(figure, path)
 
 
@@ -85,11 +97,11 @@ def quantization_cost(table: pd.DataFrame, path: Path) -> list[Path]:
     styles = variants.style(rows["scheme"])
     panels = (
         ("perplexity, times FP32", "ratio", ["ratio_low", "ratio_high"]),
-        ("KL from FP32 (nats per token)", "kl_mean", ["kl_low", "kl_high"]),
-        ("other first choice (fraction of tokens)", "other", ["other", "other"]),
+        ("KL from FP32, nats per token", "kl_mean", ["kl_low", "kl_high"]),
+        ("other first choice, fraction", "other", ["other", "other"]),
     )
-    with look():
-        figure = Figure(figsize=(9.6, 0.32 * len(rows) + 1), layout="constrained")
+    with look(), matplotlib.rc_context(LETTERS):
+        figure = Figure(figsize=(WIDTH, 0.26 * len(rows) + 1.1), layout="constrained")
         all_axes = figure.subplots(1, 3, sharey=True)
         for axes, (title, value, interval) in zip(all_axes, panels, strict=True):
             for _, row in rows.iterrows():
@@ -100,4 +112,6 @@ def quantization_cost(table: pd.DataFrame, path: Path) -> list[Path]:
             axes.margins(x=0.08)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.grid(axis="x")
+        title = "What each variant costs the language model, 95% interval over texts"
+        figure.suptitle(title, weight="bold")
         return save(figure, path)

@@ -1,20 +1,26 @@
 """Every metric against people's ratings, on SummEval and the STS Benchmark.
 
 Metrics that need a reference are computed against the first (the published highlights) and against
-all eleven. A summary of one sentence has no coherence score: SCS is compared with its rivals on the
-others. Holm's correction is per table.
+all eleven; BERTScore's precision also against the source, with no reference at all. A summary of
+one sentence has no coherence score: SCS is compared with its rivals on the others. Holm's
+correction is per table.
+
+A metric that gives all of a document's summaries one score, as novelty often does, ranks nothing
+there and counts as correlation 0: leaving such documents out would compare metrics over different
+texts.
 """
 
 import numpy as np
 import pandas as pd
 
 from ...measure.paired import holm
+from ..bertscore import bertscore
 from ..perplexity import context_gain
 from ..sentences import split_sentences
 from ..suite import Tools
 from . import meta_evaluation as meta
 from .human_judgements import QUALITIES, SentencePairs, SummEval
-from .meta_evaluation import partial_spearman, spearman
+from .meta_evaluation import spearman
 from .resampling import draws
 from .values import Values, coherence_metrics, overlap_values
 
@@ -25,11 +31,12 @@ PUBLISHED = {
     "ROUGE-L": (0.128, 0.115, 0.105, 0.311),
     "BERTScore": (0.284, 0.110, 0.193, 0.312),
 }
+SOURCE = "BERTScore, source"
 LENGTH = "fewer sentences"  # what counting sentences alone would reach
 COSINE = "MiniLM cosine"
 RIVALS = (
     "adjacent cosine", "all-pairs cosine", "perplexity", "context gain", "ROUGE-L, one reference",
-    LENGTH,
+    SOURCE, LENGTH,
 )  # fmt: skip
 
 
@@ -42,6 +49,9 @@ def summeval_metrics(data: SummEval, tools: Tools) -> Values:
         references = [group[:count] for group in data.references for _ in data.systems]
         values = overlap_values(summaries, references, tools)
         result |= {f"{name}, {label}": column for name, column in values.items()}
+    sources = [[source] for source in data.sources for _ in data.systems]
+    against_source = bertscore(summaries, sources, tools.encoder, tools.cache)
+    result[SOURCE] = against_source.parts["precision"]
     metrics = coherence_metrics(tools)
     gain = context_gain(summaries, tools.language_model, tools.cache).values
     result |= {"perplexity": metrics.pop("perplexity")(summaries), "context gain": gain}
@@ -56,14 +66,11 @@ def summeval_table(data: SummEval, metrics: Values) -> pd.DataFrame:
     drawn = draws(len(data.summaries))
     rows = []
     for name, values in metrics.items():
-        published = PUBLISHED.get(name.split(",")[0], (np.nan,) * len(QUALITIES))
+        overlap = "" if name == SOURCE else name.split(",")[0]
+        published = PUBLISHED.get(overlap, (np.nan,) * len(QUALITIES))
         for quality, known in zip(QUALITIES, published, strict=True):
             ratings = data.ratings[quality]
-            by_document = {
-                "spearman": spearman(values, ratings),
-                "kendall": meta.kendall(values, ratings),
-                "spearman without length": partial_spearman(values, ratings, metrics[LENGTH]),
-            }
+            by_document = meta.summary_level(values, ratings, metrics[LENGTH])
             level = {"metric": name, "quality": quality, "level": "summary"}
             for statistic, correlations in by_document.items():
                 result = meta.interval_of_mean(correlations, drawn)
@@ -86,19 +93,23 @@ def undefined(values: np.ndarray) -> int:
 
 def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
     """SCS minus each rival on SummEval's coherence, with and without control for the number of
-    sentences.
+    sentences. The strongest metric against references is among them, `strongest` in its rows: it is
+    picked by these ratings, which can only favour it.
     """
     drawn, ratings = draws(len(data.summaries)), data.ratings["coherence"]
-    ours, length = metrics["SCS"], metrics[LENGTH]
+    defined = np.isfinite(metrics["SCS"])
+    correlations = {
+        name: meta.summary_level(np.where(defined, values, np.nan), ratings, metrics[LENGTH])
+        for name, values in metrics.items()
+    }
+    with_references = [n for n in metrics if n.endswith(("reference", "references"))]
+    strongest = max(with_references, key=lambda name: np.nanmean(correlations[name]["spearman"]))
     rows = []
-    for rival in RIVALS:
-        theirs = np.where(np.isfinite(ours), metrics[rival], np.nan)
-        free = meta.difference(spearman(ours, ratings), spearman(theirs, ratings), drawn)
-        rows.append({"rival": rival, "statistic": "spearman", **free})
-        if rival != LENGTH:
-            partial = partial_spearman(ours, ratings, length)
-            held = meta.difference(partial, partial_spearman(theirs, ratings, length), drawn)
-            rows.append({"rival": rival, "statistic": "spearman without length", **held})
+    for rival in dict.fromkeys((*RIVALS, strongest)):
+        for statistic in ("spearman", "spearman without length")[: 1 if rival == LENGTH else 2]:
+            ours, theirs = (correlations[name][statistic] for name in ("SCS", rival))
+            names = {"rival": rival, "statistic": statistic, "strongest": rival == strongest}
+            rows.append({**names, **meta.difference(ours, theirs, drawn)})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(list(table["p"])))
 

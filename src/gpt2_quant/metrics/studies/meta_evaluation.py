@@ -1,7 +1,7 @@
 """Correlation of metrics with human ratings.
 
 *Summary level*: per document the rank correlation over its systems between metric and rating, then
-the mean over documents; a document with constant ratings or scores has none. *System level*: one
+the mean over documents; a document with constant ratings has none. *System level*: one
 correlation over systems of the means over documents. Intervals are bootstrapped over documents.
 
     partial correlation, z held constant = (r_xy - r_xz r_yz) / sqrt((1 - r_xz²)(1 - r_yz²))
@@ -57,6 +57,22 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     spread = (1 - xz**2) * (1 - yz**2)
     partial = np.where(spread > 1e-12, (xy - xz * yz) / np.sqrt(np.maximum(spread, 1e-12)), np.nan)
     return np.where(np.isfinite(xz) & np.isfinite(yz), partial, xy)
+
+
+def summary_level(
+    metric: np.ndarray, ratings: np.ndarray, length: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Statistic -> correlation of each document, arguments [documents, systems]; 0 where the metric
+    alone is constant and so ranks nothing, NaN where the ratings are.
+    """
+    rated, _ = _defined(ratings, metric)
+    usable = np.isfinite(pearson(rated, rated))
+    columns = {
+        "spearman": spearman(metric, ratings),
+        "kendall": kendall(metric, ratings),
+        "spearman without length": partial_spearman(metric, ratings, length),
+    }
+    return {name: np.where(usable, np.nan_to_num(v), NAN) for name, v in columns.items()}
 
 
 def interval_of_mean(per_document: np.ndarray, drawn: np.ndarray) -> dict[str, float]:

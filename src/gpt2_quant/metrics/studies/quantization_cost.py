@@ -45,7 +45,14 @@ def cost_of_all(
     except UserError as fault:
         of_library = [v for v in VARIANTS.values() if v.method and isinstance(v.how, BitsAndBytes)]
         missing = {variant.key: str(fault) for variant in of_library}
-    keys = [key for key in VARIANTS if key not in missing and key != BASELINE.key]
+    keys = [
+        key
+        for key, variant in VARIANTS.items()
+        if key not in missing
+        and variant is not BASELINE
+        and not variant.reads_texts
+        and variant.needs != "tf32"  # the study is of weights
+    ]
     models = quantized_language_models(reference, folder, keys)
     return cost_table(reference, models, texts), missing
 

@@ -3,6 +3,7 @@ differences are paired.
 """
 
 import numpy as np
+import pandas as pd
 
 RESAMPLES = 2000
 
@@ -10,6 +11,18 @@ RESAMPLES = 2000
 def draws(n: int, resamples: int = RESAMPLES) -> np.ndarray:
     """Row numbers int64 [resamples, n] of n texts, the same at every call."""
     return np.random.default_rng(0).integers(n, size=(resamples, n))
+
+
+def document_means(values: pd.DataFrame, documents: pd.Series) -> np.ndarray:
+    """Means of each column over resampled documents, several rows of `values` each: float64
+    [RESAMPLES, columns]. Undefined values are left out.
+    """
+    groups = values.groupby(documents)
+    sums, counts = groups.sum().to_numpy(), groups.count().to_numpy()
+    drawn = draws(len(sums))
+    times = np.array([np.bincount(row, minlength=len(sums)) for row in drawn], dtype=float)
+    with np.errstate(invalid="ignore"):  # 0 / 0: no document of this column was drawn
+        return (times @ sums) / (times @ counts)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...cli import Settings
+from ...cli import PRESETS, Settings
+from ...data.datasets import Split, load_splits
 from ...records import load_record, provenance, save_record, write_csv
 from ..embeddings import Encoder
 from ..suite import Tools
 
-PARTS = ("scores", "edits", "humans", "coherence", "quantization")
+PARTS = ("scores", "edits", "humans", "coherence", "held_out", "quantization")
 Draw = Callable[[pd.DataFrame, Path], list[Path]]
 
 
@@ -33,13 +34,28 @@ SIZES = {
 }
 
 
+def news_or_none(settings: Settings, parts: set[str], people: object | None) -> Split | None:
+    """The test split, None where no part reads it: with SummEval at hand three do not."""
+    without = {"humans", "edits", "coherence"} if people else {"humans"}
+    return load_splits(settings)["test"] if parts - without else None
+
+
 class Study:
     """Writes results as they come; `outputs` lists the files."""
 
-    def __init__(self, settings: Settings, tools: Tools, data: dict):
-        self.settings, self.data, self.outputs = settings, data, list[Path]()
-        signature = tools.language_model.signature
-        self.models = {"language_model": signature, "encoder": Encoder.signature}
+    def __init__(self, settings: Settings, tools: Tools, news: Split | None):
+        self.settings, self.outputs = settings, list[Path]()
+        self.news = news.texts if news else []
+        self.data = news.describe() if news else None
+        model, signature = tools.language_model.model, tools.language_model.signature
+        self.models = {
+            "language_model": signature,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": model.config.n_layer,
+            "width": model.config.n_embd,
+            "published": settings.base_model == PRESETS["paper"].base_model,
+            "encoder": Encoder.signature,
+        }
         self._sections: dict[str, dict] = {}
 
     def write(self, name: str, table: pd.DataFrame, figure: Draw | None = None) -> None:
@@ -61,7 +77,8 @@ class Study:
         print(f"\n{part}")
         for table in shown:
             table = table.drop(columns="signature", errors="ignore")
-            print(table.to_string(index=False, float_format="{:.3f}".format), "\n", flush=True)
+            named = table.set_index(table.columns[0])  # names each row of each part of a wide table
+            print(named.to_string(line_width=100, float_format="{:.3f}".format), "\n", flush=True)
 
     def save(self) -> Path:
         """Write the record; parts of an earlier run with the same models stay in it."""
@@ -70,7 +87,7 @@ class Study:
         same = before.get("models") == self.models
         record = {
             "settings": self.settings.as_dict(),
-            "data": self.data,
+            "data": self.data or (before.get("data") if same else None),
             "models": self.models,
             "provenance": provenance(self.settings),
             **{part: before[part] for part in PARTS if same and part in before},

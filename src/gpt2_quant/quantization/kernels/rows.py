@@ -1,7 +1,8 @@
 """Kernels that hold whole rows, a token's activations, in registers.
 
 A row's scale needs its absmax. So the kernel that computes the row (LayerNorm, GELU) also quantizes
-it, to the codes of `affine.quantize_rows`: the floats are never written to memory.
+it, to the codes of `affine.quantize_rows` or `fp8.quantize_rows`: the floats are never written to
+memory.
 """
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from ..affine import SMALLEST_SCALE, SYMMETRIC_MAX
 from .launch import await_predecessor, hopper_options
 
-_CODE_MAX = tl.constexpr(float(SYMMETRIC_MAX))
+_INT8_MAX = tl.constexpr(float(SYMMETRIC_MAX))
+_E4M3_MAX = tl.constexpr(448.0)
 _SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
 # float32 from 2**23 to 2**24 are the integers: adding 1.5 * 2**23 rounds to one, half to even.
 _ROUNDER = tl.constexpr(12582912.0)
@@ -33,12 +35,16 @@ def _gelu(x, HOPPER: tl.constexpr):
 
 @triton.jit
 def _store_codes(values, at, inside, rows, is_row, codes_ptr, scale_ptr):
-    """Quantize and store rows, float32 `[ROWS, BLOCK]`, 0 outside."""
+    """Quantize and store rows, float32 `[ROWS, BLOCK]`, 0 outside, in the dtype of the codes."""
+    INTEGERS: tl.constexpr = codes_ptr.dtype.element_ty == tl.int8
+    CODE_MAX: tl.constexpr = _INT8_MAX if INTEGERS else _E4M3_MAX
     absmax = tl.max(tl.abs(values), axis=1)
-    scale = tl.maximum(tl.div_rn(absmax, _CODE_MAX), _SMALLEST_SCALE)
+    scale = tl.maximum(tl.div_rn(absmax, CODE_MAX), _SMALLEST_SCALE)
     # One quotient per row: one per element takes three times as long as moving the data.
-    codes = (values * tl.div_rn(1.0, scale)[:, None] + _ROUNDER) - _ROUNDER
-    tl.store(codes_ptr + at, codes.to(tl.int8), mask=inside)
+    codes = values * tl.div_rn(1.0, scale)[:, None]
+    if INTEGERS:
+        codes = (codes + _ROUNDER) - _ROUNDER
+    tl.store(codes_ptr + at, codes.to(codes_ptr.dtype.element_ty), mask=inside)
     tl.store(scale_ptr + rows, scale, mask=is_row)
 
 
@@ -75,36 +81,38 @@ def _embedding_kernel(
     columns = tl.arange(0, BLOCK)
     inside = columns < n_columns
     token = tl.load(ids_ptr + row).to(tl.int64)
-    values = tl.load(codes_ptr + token * n_columns + columns, mask=inside, other=0).to(tl.float32)
+    values = tl.load(codes_ptr + token * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
     values *= tl.load(scale_ptr + token)
     if position_codes_ptr is not None:
         position = row % length
         position_at = position_codes_ptr + position * n_columns + columns
-        offset = tl.load(position_at, mask=inside, other=0).to(tl.float32)
+        offset = tl.load(position_at, mask=inside, other=0.0).to(tl.float32)
         values += offset * tl.load(position_scale_ptr + position)
     tl.store(out_ptr + row * n_columns + columns, values.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`affine.quantize_rows` of a contiguous x."""
-    return _launch(x)
+def quantize_rows(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """`quantize_rows` of affine.py (int8) or fp8.py (e4m3) of a contiguous x."""
+    return _launch(dtype, x)
 
 
-def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+def gelu_quantize(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
     """`quantize_rows(gelu(x))` with GPT-2's tanh GELU ("gelu_new")."""
-    return _launch(x, gelu=True)
+    return _launch(dtype, x, gelu=True)
 
 
 def layer_norm_quantize(
-    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype = torch.int8
 ) -> tuple[Tensor, Tensor]:
     """`quantize_rows(layer_norm(x))`, mean and variance in float32."""
-    return _launch(x, weight, bias, epsilon)
+    return _launch(dtype, x, weight, bias, epsilon)
 
 
-def _launch(x: Tensor, weight=None, bias=None, epsilon=0.0, gelu=False) -> tuple[Tensor, Tensor]:
+def _launch(
+    dtype: torch.dtype, x: Tensor, weight=None, bias=None, epsilon=0.0, gelu=False
+) -> tuple[Tensor, Tensor]:
     n_rows, n_columns = x.shape
-    codes = torch.empty((n_rows, n_columns), dtype=torch.int8, device=x.device)
+    codes = torch.empty((n_rows, n_columns), dtype=dtype, device=x.device)
     scale = torch.empty((n_rows, 1), dtype=torch.float32, device=x.device)
     if n_rows:
         block = triton.next_power_of_2(n_columns)
@@ -117,7 +125,7 @@ def _launch(x: Tensor, weight=None, bias=None, epsilon=0.0, gelu=False) -> tuple
     return codes, scale
 
 
-def int8_embedding(
+def read_rows(
     ids: Tensor,
     codes: Tensor,
     scale: Tensor,
@@ -126,7 +134,7 @@ def int8_embedding(
     position_scale: Tensor | None = None,
 ) -> Tensor:
     """ids `[...]` -> rows `[..., n]` in `dtype`, optionally plus those of the positions, the last
-    axis of ids. Codes are int8 `[rows, n]`, scales float32 `[rows]`.
+    axis of ids. Codes are int8 or e4m3 `[rows, n]`, scales float32 `[rows]`.
     """
     n_columns = codes.shape[1]
     out = torch.empty((*ids.shape, n_columns), dtype=dtype, device=codes.device)

@@ -26,11 +26,11 @@ class Norm:
 
 
 class Block:
-    """Queries, keys, values; attention's output o; MLP: u, a = GELU(u)."""
+    """Queries, keys, values; attention's o and log_sum (attention.py); MLP: u, a = GELU(u)."""
 
-    def __init__(self, zeros: Callable[..., Tensor], width: int):
+    def __init__(self, zeros: Callable[..., Tensor], width: int, heads: int):
         self.qkv, self.dqkv = zeros(3 * width), zeros(3 * width)
-        self.o = zeros(width)
+        self.o, self.log_sum = zeros(width), zeros(heads, FP32)
         self.u, self.a, self.du = zeros(4 * width), zeros(4 * width), zeros(4 * width)
 
 
@@ -40,15 +40,17 @@ class Buffers:
     One row per token; in `*_last`, one per text (its last token).
     """
 
-    def __init__(self, config, texts: int, longest: int, compute: torch.dtype, device):
+    def __init__(
+        self, config, texts: int, longest: int, processes: int, compute: torch.dtype, device
+    ):
         def zeros(columns: int, dtype: torch.dtype = compute, n: int = texts * longest) -> Tensor:
             return torch.zeros(n, columns, dtype=dtype, device=device)
 
         width = config.n_embd
         # See batches.Batch.
-        self.packed = zeros(sum(field_sizes(texts, longest)), torch.int32, 1).view(-1)
+        self.packed = zeros(sum(field_sizes(texts, longest, processes)), torch.int32, 1).view(-1)
         self.norms = [Norm(zeros, width) for _ in range(2 * config.n_layer + 1)]
-        self.blocks = [Block(zeros, width) for _ in range(config.n_layer)]
+        self.blocks = [Block(zeros, width, config.n_head) for _ in range(config.n_layer)]
         self.y = zeros(width)  # a branch's output
         self.x_last, self.o_last = zeros(width, FP32, texts), zeros(width, n=texts)
         self.dx, self.dx_last = zeros(width, FP32), zeros(width, FP32, texts)
@@ -57,5 +59,6 @@ class Buffers:
         self.da = zeros(4 * width)
         self.dlogits = zeros(config.num_labels, FP32, texts)
         self.text_loss = zeros(1, FP32, texts)  # its share of the mean loss
-        self.token_gradients = zeros(width, FP32)  # row i: token touched[i]
+        # Row i: token touched[i].
+        self.token_gradients = zeros(width, FP32, processes * texts * longest)
         self.position_gradients = zeros(width, FP32, longest)

@@ -1,6 +1,6 @@
 """Triton kernels of the fused training step between its matrix products.
 
-Residual stream, norms, softmax, loss and sums are FP32; operands and results of products are in the
+Residual stream, norms, loss and sums are FP32; operands and results of products are in the
 compute dtype (bf16), as under autocast. The backward pass recomputes what it needs. Every sum has a
 fixed order (no atomics): results are deterministic.
 
@@ -10,6 +10,8 @@ pass, replay and resumed run draw the same masks with nothing stored.
 
 import triton
 import triton.language as tl
+
+CLASSES_PER_TILE = tl.constexpr(4)
 
 
 @triton.jit
@@ -24,12 +26,14 @@ def _mix(word):
 
 @triton.jit
 def random_word(seed, update, site, index):
-    key = _mix(_mix(seed.to(tl.uint32) + 0x9E3779B9) ^ (update * 64 + site).to(tl.uint32))
+    # Distinct for 4,096 sites and 2**20 updates.
+    drawn = (site // 64 << 26) + update * 64 + site % 64
+    key = _mix(_mix(seed.to(tl.uint32) + 0x9E3779B9) ^ drawn.to(tl.uint32))
     return _mix(_mix(index.to(tl.uint32) ^ key) + key)
 
 
 @triton.jit
-def _dropped(value, random, site, index):
+def dropped(value, random, site, index):
     """`value` / (1 - p) where the random word reaches p 2**32, else 0.
 
     random, int32 [4]: update, seed, bits of p 2**32 as uint32, bits of 1 / (1 - p) as float32.
@@ -53,22 +57,23 @@ def own_row(width, BLOCK: tl.constexpr):
     return row, column, column < width, row * width + column
 
 
-@triton.jit(do_not_specialize=["length", "site"])
+@triton.jit(do_not_specialize=["length", "site", "first"])
 def add_norm(
-    x_in, y, ids, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out, random, site, length,
-    eps, width, EMBED: tl.constexpr, BLOCK: tl.constexpr,
+    x_in, y, ids, norm_weight, norm_bias, x_out, h_out, mean_out, rstd_out, random, site, first,
+    length, eps, width, EMBED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """x_out = x_in + dropout(y), h = norm(x_out). With EMBED, x_in and y are the token and position
-    tables, and x_out = dropout(sum of the two embeddings).
+    tables, and x_out = dropout(sum of the two embeddings). `first`: this process's first row in the
+    whole batch, whose masks are drawn.
     """
     row, column, inside, at = own_row(width, BLOCK)
     if EMBED:
         token = tl.load(ids + row).to(tl.int64)
         x = read(x_in + token * width + column, inside)
         x += read(y + (row % length) * width + column, inside)
-        x = _dropped(x, random, site, at)
+        x = dropped(x, random, site, first * width + at)
     else:
-        branch = _dropped(read(y + at, inside), random, site, at)
+        branch = dropped(read(y + at, inside), random, site, first * width + at)
         x = tl.where(inside, read(x_in + at, inside) + branch, 0.0)
     mean = tl.sum(x, 0) / width
     centred = tl.where(inside, x - mean, 0.0)
@@ -80,9 +85,9 @@ def add_norm(
     tl.store(rstd_out + row, rstd)
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "first"])
 def norm_backward(
-    dh, x, mean_in, rstd_in, norm_weight, dx, dy, random, site, width, BLOCK: tl.constexpr
+    dh, x, mean_in, rstd_in, norm_weight, dx, dy, random, site, first, width, BLOCK: tl.constexpr
 ):
     """dx += d norm(dh), dy = dropout mask of dx. With u = (x - mean) rstd and g = dh w:
 
@@ -95,7 +100,7 @@ def norm_backward(
     total = rstd * (g - tl.sum(g, 0) / width - unit * (tl.sum(g * unit, 0) / width))
     total += read(dx + at, inside)
     tl.store(dx + at, total, inside)
-    tl.store(dy + at, _dropped(total, random, site, at), inside)
+    tl.store(dy + at, dropped(total, random, site, first * width + at), inside)
 
 
 @triton.jit
@@ -124,75 +129,13 @@ def gelu_backward(u, da, du, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b):
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@triton.jit
-def _attention(
-    qkv, random, site, softmax_scale, length, width,
-    HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One head of one text: offsets in qkv and o, mask of real rows; causal weights softmax(q kᵀ /
-    sqrt(d)), scaled dropout mask; q, k, v.
-    """
-    program = tl.program_id(0)
-    text, head = program // HEADS, program % HEADS
-    row = tl.arange(0, BLOCK)[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
-    dim = tl.arange(0, HEAD)[None, :]
-    inside = row < length
-    in_qkv = text * length * 3 * width + head * HEAD + row * (3 * width) + dim
-    in_o = (text * length + row) * width + head * HEAD + dim
-    q = tl.load(qkv + in_qkv, inside, 0.0)
-    k = tl.load(qkv + width + in_qkv, inside, 0.0)
-    v = tl.load(qkv + 2 * width + in_qkv, inside, 0.0)
-    score = _dot(q, tl.trans(k)) * softmax_scale
-    score = tl.where((column <= row) & (column < length), score, -1e30)
-    weight = tl.exp(score - tl.max(score, 1)[:, None])
-    weight = weight / tl.sum(weight, 1)[:, None]
-    at = (program * length + row) * length + column
-    mask = _dropped(1.0, random, site, at)
-    return in_qkv, in_o, inside, weight, mask, q, k, v
-
-
-@triton.jit(do_not_specialize=["length", "site"])
-def attention(
-    qkv, o, random, site, softmax_scale, length, width,
-    HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Causal self-attention, one program per head and text: qkv [B L, 3 width], o [B L, width]. No
-    padding mask: no real token attends to padding on the right.
-    """
-    _, in_o, inside, weight, mask, _, _, v = _attention(
-        qkv, random, site, softmax_scale, length, width, HEADS, HEAD, BLOCK
-    )
-    out = _dot((weight * mask).to(v.dtype), v)
-    tl.store(o + in_o, out, inside)
-
-
-@triton.jit(do_not_specialize=["length", "site"])
-def attention_backward(
-    qkv, do, dqkv, random, site, softmax_scale, length, width,
-    HEADS: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Backward of `attention`, weights recomputed. With P the weights, M the scaled mask:
-
-    dV = (P M)ᵀ dO,  dP = (dO Vᵀ) M,  dS = P (dP - rowsum(dP P)) / sqrt(d),  dQ = dS K,  dK = dSᵀ Q.
-    """
-    in_qkv, in_o, inside, weight, mask, q, k, v = _attention(
-        qkv, random, site, softmax_scale, length, width, HEADS, HEAD, BLOCK
-    )
-    dout = tl.load(do + in_o, inside, 0.0)
-    dv = _dot(tl.trans((weight * mask).to(v.dtype)), dout)
-    dweight = _dot(dout, tl.trans(v)) * mask
-    dscore = weight * (dweight - tl.sum(dweight * weight, 1)[:, None]) * softmax_scale
-    dscore = dscore.to(q.dtype)
-    dq = _dot(dscore, k)
-    dk = _dot(tl.trans(dscore), q)
-    tl.store(dqkv + in_qkv, dq, inside)
-    tl.store(dqkv + width + in_qkv, dk, inside)
-    tl.store(dqkv + 2 * width + in_qkv, dv, inside)
+def _logits(weight, row, first, column, inside, width, CLASSES: tl.constexpr):
+    """CLASSES_PER_TILE classes from `first` on, their rows of the head and the text's logits."""
+    classes = first + tl.arange(0, CLASSES_PER_TILE)
+    real = classes < CLASSES
+    at = classes[:, None] * width + column[None, :]
+    table = read(weight + at, real[:, None] & inside[None, :])
+    return classes, table, tl.where(real, tl.sum(table * row[None, :], 1), -float("inf"))
 
 
 @triton.jit
@@ -202,19 +145,24 @@ def head(
 ):  # fmt: skip
     """One text's logits, cross-entropy and backward: dlogits = (softmax - onehot) / count."""
     text, column, inside, at = own_row(width, BLOCK)
-    classes = tl.arange(0, CLASSES)
     label = tl.load(labels + text)
-    table = read(weight + classes[:, None] * width + column[None, :], inside[None, :])
     row = read(h + at, inside)
-    logit = tl.sum(table * row[None, :], 1)
-    top = tl.max(logit, 0)
-    log_sum = top + tl.log(tl.sum(tl.exp(logit - top), 0))
+    top, total, chosen = -float("inf"), 0.0, 0.0
+    for first in range(0, CLASSES, CLASSES_PER_TILE):
+        classes, _, logit = _logits(weight, row, first, column, inside, width, CLASSES)
+        peak = tl.maximum(top, tl.max(logit, 0))
+        total = total * tl.exp(top - peak) + tl.sum(tl.exp(logit - peak), 0)
+        chosen += tl.sum(tl.where(classes == label, logit, 0.0), 0)
+        top = peak
+    log_sum = top + tl.log(total)
     real = (label >= 0).to(tl.float32) / tl.load(count).to(tl.float32)
-    onehot = classes == label
-    tl.store(text_loss + text, (log_sum - tl.sum(tl.where(onehot, logit, 0.0), 0)) * real)
-    gradient = (tl.exp(logit - log_sum) - onehot.to(tl.float32)) * real
-    tl.store(dlogits + text * CLASSES + classes, gradient)
-    down = tl.sum(table * gradient[:, None], 0)
+    tl.store(text_loss + text, (log_sum - chosen) * real)
+    down = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, CLASSES, CLASSES_PER_TILE):
+        classes, table, logit = _logits(weight, row, first, column, inside, width, CLASSES)
+        gradient = (tl.exp(logit - log_sum) - (classes == label).to(tl.float32)) * real
+        tl.store(dlogits + text * CLASSES + classes, gradient, classes < CLASSES)
+        down += tl.sum(table * gradient[:, None], 0)
     tl.store(dh + at, down, inside)
 
 

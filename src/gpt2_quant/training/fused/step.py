@@ -8,27 +8,30 @@ It computes what `PlainStep` does under bf16 autocast:
 * Gradients of weights, which only the optimizer needs, are computed on a second stream beside the
   chain of input gradients, since one such product is too small to fill the GPU.
 * After the last attention only each text's last token is computed.
+
+*Several processes* each take the next ceil(batch / P) texts of a batch, with the dropout masks that
+one process would give them. Every gradient is summed over processes once, a block's while the block
+before is computed; all of them then make the same update.
 """
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 from triton import cdiv, next_power_of_2
 
 from ...data.tokens import Tokens
 from ..loop import CLIP_NORM, Plan
-from . import buffers, kernels, optimizer
+from . import attention, buffers, kernels, optimizer
 from .batches import pack, padded_length, to_device, unpack
 from .launch import Lanes
 from .parameters import CHUNKS, HEAD, POSITIONS, TOKENS, Affine, FlatParameters
 
-MAX_LENGTH = 128
 PARTIALS = 512  # partial sums of squares per launch
 ATTN_IN, ATTN_OUT, MLP_IN, MLP_OUT = range(4)  # as in parameters.MATRICES
 
 
-def serves(model: PreTrainedModel, tokens: Tokens, plan: Plan) -> bool:
+def serves(model: PreTrainedModel, plan: Plan) -> bool:
     config = model.config
     unusual = (
         config.scale_attn_by_inverse_layer_idx
@@ -36,11 +39,11 @@ def serves(model: PreTrainedModel, tokens: Tokens, plan: Plan) -> bool:
         or config.add_cross_attention
         or not config.scale_attn_weights
         or config.activation_function != "gelu_new"
+        or config.n_inner not in (None, 4 * config.n_embd)
         or len({config.embd_pdrop, config.resid_pdrop, config.attn_pdrop}) > 1
     )
-    fits = config.n_embd // config.n_head in (16, 32, 64, 128) and config.n_layer < 21
-    short = tokens.lengths.max() <= MAX_LENGTH
-    return not unusual and fits and short and plan.precision == "bf16"
+    head = config.n_embd // config.n_head
+    return not unusual and head in (16, 32, 64, 128) and plan.precision == "bf16"
 
 
 class FusedStep:
@@ -48,13 +51,20 @@ class FusedStep:
     operands: other than bfloat16 for tests only.
     """
 
-    def __init__(self, model: PreTrainedModel, tokens: Tokens, plan: Plan, compute=torch.bfloat16):
-        self.tokens, self.texts, self.config = tokens, plan.batch_size, model.config
+    def __init__(
+        self, model: PreTrainedModel, tokens: Tokens, plan: Plan, compute=torch.bfloat16,
+        process: int = 0, processes: int = 1,
+    ):  # fmt: skip
+        self.tokens, self.config = tokens, model.config
+        self.process, self.processes = process, processes
+        self.texts = cdiv(plan.batch_size, processes)
         self.width, self.depth = self.config.n_embd, self.config.n_layer
         self.longest = padded_length(int(tokens.lengths.max()))
         self.parameters = FlatParameters(model, compute)
         self.device = device = self.parameters.device
-        self.buffers = buffers.Buffers(self.config, self.texts, self.longest, compute, device)
+        self.buffers = buffers.Buffers(
+            self.config, self.texts, self.longest, processes, compute, device
+        )
         self.coefficient = torch.zeros(1, device=device)
         self.squares = torch.zeros((self.depth + 3) * PARTIALS, device=device)
         rates = plan.learning_rates(len(tokens))
@@ -63,17 +73,18 @@ class FusedStep:
         p, (seed,) = self.config.resid_pdrop, np.random.SeedSequence(plan.seed).generate_state(1)
         random = np.array([0, seed >> 1, int(p * 2**32), 0], dtype=np.uint32)
         random[3:] = np.array([1 / (1 - p)], dtype=np.float32).view(np.uint32)
-        self.random = torch.from_numpy(random.view(np.int32)).to(device)  # see kernels._dropped
+        self.random = torch.from_numpy(random.view(np.int32)).to(device)  # see kernels.dropped
         self.step = self.random[:1]
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.lanes = Lanes(device)
-        lengths = [length for length in (16, 32, 64, 128) if length <= self.longest]
-        self.lanes.build(self._launch, [*lengths, self.longest])
+        blocks = (16, 32, 64, attention.WHOLE)  # what attention's programs are compiled for
+        self.lanes.build(self._launch, {min(n, self.longest) for n in (*blocks, self.longest)})
         self.step.zero_()
 
     def begin_epoch(self, batches: list[np.ndarray]) -> None:
         pad_id = self.config.pad_token_id
-        packed = [pack(self.tokens, rows, self.texts, pad_id) for rows in batches]
+        share = self.texts, pad_id, self.process, self.processes
+        packed = [pack(self.tokens, rows, *share) for rows in batches]
         self.epoch = to_device(packed, self.device)
 
     def update(self, number: int, batch: int) -> None:
@@ -88,7 +99,7 @@ class FusedStep:
 
     def _launch(self, length: int) -> None:
         self.length, self.rows = length, self.texts * length
-        self.batch = unpack(self.buffers.packed, self.texts, length)
+        self.batch = unpack(self.buffers.packed, self.texts, length, self.processes)
         self._catch_up(self.batch.touched, self.batch.n_touched)
         self._forward()
         self._backward()
@@ -114,7 +125,7 @@ class FusedStep:
         for i, (block, product) in enumerate(zip(buffers.blocks, parameters.products, strict=True)):
             first, second = buffers.norms[2 * i : 2 * i + 2]
             self._product(first.h, product[ATTN_IN], block.qkv, rows)
-            self._attention(kernels.attention, i, block.qkv, block.o)
+            self._attention(i)
             x, o = first.x, block.o
             if i == self.depth - 1:
                 rows, last = self.texts, self.batch.last
@@ -130,20 +141,30 @@ class FusedStep:
     def _product(self, x: Tensor, product: Affine, out: Tensor, rows: int) -> None:
         torch.addmm(product.bias, x[:rows], product.weight, out=out[:rows])
 
-    def _attention(self, kernel, layer: int, *tensors: Tensor) -> None:
-        heads, length, width = self.config.n_head, self.length, self.width
-        head, block, warps = width // heads, next_power_of_2(length), 8 if length > 64 else 4
+    def _attention(self, layer: int, *gradients: Tensor) -> None:
+        """Forward; given `gradients`, dO and where to write that of qkv, backward."""
+        block, heads, length = self.buffers.blocks[layer], self.config.n_head, self.length
+        programs, head = self.texts * heads, self.width // heads
+        if length <= attention.WHOLE:
+            size, grid, warps = max(16, next_power_of_2(length)), (programs,), 4 + 4 * (length > 64)
+            kernel = attention.whole_backward if gradients else attention.whole
+            tensors = gradients or (block.o,)
+        else:
+            size = attention.TILE
+            grid, warps = (programs, cdiv(length, size)), 4 + 4 * (head > 64)
+            kernel = attention.tiled_backward if gradients else attention.tiled
+            tensors = block.o, block.log_sum, *gradients
         self.lanes.run(
-            kernel, self.texts * heads, *tensors, self.random, 3 * layer + 1, head**-0.5, length,
-            width, HEADS=heads, HEAD=head, BLOCK=max(16, block), num_warps=warps,
+            kernel, grid, block.qkv, *tensors, self.random, 3 * layer + 1, self.process * programs,
+            head**-0.5, length, self.width, HEADS=heads, HEAD=head, BLOCK=size, num_warps=warps,
         )  # fmt: skip
 
     def _add_norm(self, x: Tensor, y: Tensor, i: int, site: int, rows: int, embed=False) -> None:
         affine, norm = self.parameters.norms[i], self.buffers.norms[i]
         self._rowwise(
             kernels.add_norm, rows, x, y, self.batch.ids, affine.weight, affine.bias,
-            norm.x, norm.h, norm.mean, norm.rstd, self.random, site, self.length,
-            self.config.layer_norm_epsilon, EMBED=embed,
+            norm.x, norm.h, norm.mean, norm.rstd, self.random, site, self.process * rows,
+            self.length, self.config.layer_norm_epsilon, EMBED=embed,
         )  # fmt: skip
 
     def _backward(self) -> None:
@@ -177,11 +198,10 @@ class FusedStep:
                 rows, at = self.rows, batch.last.long()
                 dx = buffers.dx.zero_().index_copy_(0, at, dx)
                 buffers.do.zero_().index_copy_(0, at, do)
-            self._attention(kernels.attention_backward, i, block.qkv, buffers.do, block.dqkv)
+            self._attention(i, buffers.do, block.dqkv)
             self._product_backward(block.dqkv, product[ATTN_IN], first.h, first.dh, rows)
             self._norm_backward(2 * i, dx, 3 * i, rows, first.dy if i else buffers.dx0)
-            # While in the cache:
-            self.lanes.beside(self._square_sums, i, self.parameters.block_gradients[i])
+            self.lanes.beside(self._finish_block, i, self.parameters.block_gradients[i])
 
     def _product_backward(
         self, dy: Tensor, product: Affine, x: Tensor, dx: Tensor, rows: int
@@ -197,7 +217,8 @@ class FusedStep:
     def _norm_backward(self, i: int, dx: Tensor, site: int, rows: int, dy: Tensor) -> None:
         """dx += d norm(dh), dy its dropped copy; the norm's gradients on the second stream."""
         norm, affine = self.buffers.norms[i], self.parameters.norms[i]
-        read, random = (norm.x, norm.mean, norm.rstd), (self.random, site)
+        read = norm.x, norm.mean, norm.rstd
+        random = self.random, site, self.process * rows
         backward, weight = kernels.norm_backward, affine.weight
         self._rowwise(backward, rows, norm.dh, *read, weight, dx, dy, *random)
         self.lanes.beside(self._column_sums, affine, norm.dh, rows, 64, *read)
@@ -211,6 +232,15 @@ class FusedStep:
             CHUNKS=CHUNKS, ROWS=64, COLUMNS=block,
         )  # fmt: skip
 
+    def _finish_block(self, i: int, gradients: Tensor) -> None:
+        self._sum_over_processes(gradients)
+        self._square_sums(i, gradients)  # while in the cache
+
+    def _sum_over_processes(self, *tensors: Tensor) -> None:
+        if self.processes > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
     def _square_sums(self, slot: int, gradients: Tensor) -> None:
         sums, out, n = optimizer.square_sums, self.squares[slot * PARTIALS :], gradients.numel()
         self.lanes.run(sums, PARTIALS, gradients, out, n, PROGRAMS=PARTIALS, BLOCK=1024)
@@ -221,11 +251,18 @@ class FusedStep:
         dx, shape = buffers.dx0, (self.texts, self.length)
         self._rowwise(optimizer.position_gradient, self.longest, dx, positions, *shape)
         index = batch.starts, batch.order, batch.n_touched
-        self._rowwise(optimizer.token_gradient, self.rows, dx, *index, tokens, ROWS=4)
+        n_tokens = len(batch.touched)
+        tokens = tokens[:n_tokens]
+        self._rowwise(optimizer.token_gradient, n_tokens, dx, *index, tokens, ROWS=4)
         self.lanes.join()
         vectors, partials = parameters.vector_gradients, parameters.vector_partials
         self._flat(optimizer.reduce_partials, 512, len(vectors), partials, vectors, CHUNKS=CHUNKS)
-        for slot, gradients in enumerate((vectors, positions, tokens[: self.rows]), self.depth):
+        self._sum_over_processes(vectors, positions, tokens)
+        if self.processes > 1:
+            loss = torch.index_select(self.losses, 0, self.step)
+            self._sum_over_processes(loss)
+            self.losses.index_copy_(0, self.step.long(), loss)
+        for slot, gradients in enumerate((vectors, positions, tokens), self.depth):
             self._square_sums(slot, gradients)
         clip, squares, n = optimizer.clip_coefficient, self.squares, len(self.squares)
         self.lanes.run(clip, 1, squares, self.coefficient, n, CLIP_NORM, BLOCK=1024)
@@ -234,7 +271,7 @@ class FusedStep:
         self._adamw(first_vector, vectors, parameters.copy[first_vector:])
         self._adamw(parameters.start[POSITIONS], positions, None)
         self._rowwise(
-            optimizer.adamw_rows, self.rows, *parameters.trained(TOKENS), tokens, batch.touched,
+            optimizer.adamw_rows, n_tokens, *parameters.trained(TOKENS), tokens, batch.touched,
             batch.n_touched, parameters.current, self.coefficient, self.schedule, self.step,
         )  # fmt: skip
         self.step += 1
@@ -257,4 +294,4 @@ class FusedStep:
 
     def facts(self) -> dict:
         shapes = {"micro_batch": self.texts, "shapes_captured": len(self.graphs)}
-        return {"step": "fused", "processes": 1, **shapes}
+        return {"step": "fused", "processes": self.processes, **shapes}
