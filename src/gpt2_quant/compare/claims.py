@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ..measure import paired
 from ..models.variants import BASELINE, FP16, INT8, LIBRARY_NF4, LLM_INT8, VARIANTS, Variant
-from .comparison import HEADLINE_SHAPE, MIB, Comparison, Row, interval_of
+from .comparison import MIB, Comparison, Row
 from .experiment import departures
+from .timings import HEADLINE_SHAPE, interval_of
 
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 NOT_MEASURED = "not measured", "–"

@@ -7,7 +7,6 @@
 * Latencies compare only within one `session`: one process that timed the rows in turns.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,11 +19,9 @@ from ..measure import paired
 from ..measure.scores import calibration_error, classification_scores, fit_temperature
 from ..models.variants import BASELINE, FP16, VARIANTS, style
 from .result_files import REDO, Source, read_sources
+from .timings import MODES, common_shape, latency_of, times_of
 
 MIB = 2**20  # what the published table calls MB
-MODES = ("eager", "best")
-HEADLINE_SHAPE = (16, 128)  # batch size, tokens
-LARGE_SHAPE = (64, 128)
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ class Comparison:
     def sweep(self) -> pd.DataFrame:
         """Times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
         columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
-        times = [vars(row) | time for row in self.timed for time in _times(row)]
+        times = [vars(row) | time for row in self.timed for time in times_of(row)]
         return pd.DataFrame(times, columns=columns)
 
 
@@ -153,9 +150,9 @@ def compare_results(
         mend = f"run python {VARIANTS.get(baseline, BASELINE).script_path}, or give --baseline"
         known = ", ".join(sources)
         raise UserError(f"the baseline {baseline} has no results: {mend} one of {known}")
-    shape, looks = _common_shape(sources), style(sources)
+    shape, looks = common_shape(sources), style(sources)
     tests, sizes = _tests(sources, baseline, margin), _sizes(sources, baseline)
-    reference = next(iter(_times(sources[baseline])), {})
+    reference = next(iter(times_of(sources[baseline])), {})
     rows = {
         key: Row(
             **vars(source),
@@ -163,7 +160,7 @@ def compare_results(
             look=looks[key],
             against=tests.get(key, {}),
             size=sizes.get(key, {}),
-            latency=_latency(source, shape, reference),
+            latency=latency_of(source, shape, reference),
         )
         for key, source in sources.items()
     }
@@ -239,67 +236,6 @@ def _size(key: str, record: dict) -> dict:
         "resident_parts": size["parts"],
         "peak_bytes": (record.get("memory") or {}).get("peak_bytes"),
     }
-
-
-def _times(source: Source) -> list[dict]:
-    """Its latencies; a best mode that is the eager one once more is none."""
-    times, variant = source.record.get("latency") or [], VARIANTS.get(source.key)
-    alone = variant and variant.no_best_mode
-    return [time for time in times if time["mode"] == "eager" or not alone]
-
-
-def _shape(time: dict) -> tuple[int, int]:
-    return time["batch_size"], time["seq_len"]
-
-
-def _common_shape(sources: dict[str, Source]) -> tuple[int, int] | None:
-    """The shape most rows were timed at; ties go to the headline shape, then the largest."""
-    counts = Counter(shape for s in sources.values() for shape in set(map(_shape, _times(s))))
-    return max(counts, key=lambda it: (counts[it], it == HEADLINE_SHAPE, it), default=None)
-
-
-def _latency(source: Source, shape: tuple[int, int] | None, reference: dict) -> dict:
-    """Times at `shape` and rates; {} if not timed there. `mark`: how they differ from the time
-    `reference`: * in the process, † in the device, "" not at all.
-    """
-    times: dict[str, dict] = {}
-    large: dict[str, float] = {}
-    for time in _times(source):
-        if _shape(time) == shape:
-            times[time["mode"]] = time | interval_of(time)
-        elif _shape(time) == LARGE_SHAPE:
-            large[time["mode"]] = time["median_ms"]
-    if not times:
-        return {}
-    rates = {}
-    for section, name in (("throughput", "texts_per_s"), ("energy", "joules_per_1000_texts")):
-        measured = source.record.get(section) or {}
-        timed = [mode for mode in MODES if mode in measured and (mode in times or mode == "eager")]
-        rates[name] = {mode: measured[mode][name] for mode in timed}
-        rates[f"{name}_between"] = {mode: _between(measured[mode], name) for mode in timed}
-    mark = ""
-    for sign, field in (("*", "session"), ("†", "device")):
-        if any(time.get(field) != reference.get(field) for time in times.values()):
-            mark = sign
-    kept = {mode: times.get(mode) for mode in MODES} | {"large": large} | rates
-    return {"shape": shape, "mark": mark, "same_session": not mark, **kept}
-
-
-def interval_of(time: dict) -> dict:
-    """The interval of a latency's median: its own, or the values' range where none was found (below
-    six values no two enclose the median with 95%).
-    """
-    low, high = time.get("median_low_ms"), time.get("median_high_ms")
-    if low is None or high is None:
-        low, high = min(time["values_ms"]), max(time["values_ms"])
-    return {"median_low_ms": low, "median_high_ms": high}
-
-
-def _between(measured: dict, name: str) -> tuple[float, float] | None:
-    """The interval of a rate, or the range of its passes; None where neither was kept."""
-    values = [measured.get(f"{name}_low"), measured.get(f"{name}_high")]
-    values = values if None not in values else measured.get(f"values_{name}") or []
-    return (min(values), max(values)) if values else None
 
 
 def _notes(rows: list[Row]) -> list[str]:

@@ -18,7 +18,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 from ..measure.figures import confusion_matrix, reliability
 from ..style import FAINT, INK, WIDEST, look, save
-from .comparison import MIB, MODES, Comparison, Row
+from .comparison import MIB, Comparison, Row
+from .timings import MODES
 
 SCORES = {
     "accuracy": "accuracy",

@@ -11,8 +11,9 @@ import pandas as pd
 
 from ..errors import UserError
 from ..records import write_csv, write_text
-from .comparison import LARGE_SHAPE, MIB, MODES, Comparison, Missing, Row
+from .comparison import MIB, Comparison, Missing, Row
 from .experiment import short, short_paths
+from .timings import LARGE_SHAPE, MODES
 
 README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 PUBLISHED = ["Model", "Accuracy", "F1-Score", "Size (MB)", "Inference (ms)", "Compression"]
