@@ -16,7 +16,7 @@ from sklearn import metrics
 
 from ..data.labels import LABELS
 from ..models.variants import style
-from ..style import FAINT, INK, look, save
+from ..style import FAINT, INK, WIDEST, look, save
 from .scores import reliability as reliability_bins
 
 
@@ -36,7 +36,7 @@ def confusion_matrix(
     names = [textwrap.shorten(name, 32, placeholder="…").replace("$", r"\$") for name in names]
     counts = metrics.confusion_matrix(labels, predicted, labels=range(n_classes))
     fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    cell, worst, words, font = (0.95, 0.8), "", None, None
+    cell, worst, words, font = (0.72, 0.6), "", None, None
     if n_classes <= FULL_CELLS:
         words = np.vectorize("{:,}\n{:.1%}".format)(counts, fraction)
     elif n_classes <= MOST_COUNTED:
@@ -106,8 +106,9 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
     n_rows = -(-len(variants) // columns)
     colours = style([variant["key"] for variant in variants])
     with look():
-        size = (2.35 * columns + 0.4, 2.55 * n_rows + 0.5)
+        size = (min(2.35 * columns + 0.4, WIDEST), 2.4 * n_rows + 0.8)
         figure = Figure(figsize=size, layout="constrained")
+        figure.suptitle("Reliability: accuracy against confidence")
         grid = figure.subplots(n_rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes in grid[len(variants) :]:
             axes.set_visible(False)
@@ -140,26 +141,29 @@ def _circles(axes: Axes, variant: dict, temperature: float, **colours) -> None:
 
 def quantization_error(weights: pd.DataFrame, path: Path) -> list[Path]:
     """SQNR in dB (6 dB are one bit) of every matrix from `error_analysis.weight_errors`: one panel
-    per scheme, kinds of matrix across, layers downward.
+    per scheme, each with a scale of its own, kinds of matrix across, layers downward.
     """
     layers = weights["layer"].map("{:.0f}".format, na_action="ignore").fillna(weights["matrix"])
     by_scheme = weights.assign(layer=layers).groupby("scheme", sort=False)
-    low, high = weights["sqnr_db"].min(), weights["sqnr_db"].max()
+    columns = min(4, len(by_scheme))
+    n_rows = -(-len(by_scheme) // columns)
     with look():
-        size = (1.6 + 1.55 * len(by_scheme), 1.6 + 0.25 * layers.nunique())
+        size = (min(1.2 + 2.3 * columns, WIDEST), n_rows * (1.5 + 0.2 * layers.nunique()) + 0.3)
         figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(by_scheme), sharey=True)
-        for (scheme, rows), axes in zip(by_scheme, panels, strict=True):
+        figure.suptitle("Quantization error of the weights: SQNR (dB), more is better")
+        panels = figure.subplots(n_rows, columns, sharey=True, squeeze=False)
+        for axes in panels.flat[len(by_scheme) :]:
+            axes.set_visible(False)
+        for (scheme, rows), axes in zip(by_scheme, panels.flat, strict=False):
             grid = rows.pivot_table("sqnr_db", "layer", "matrix", sort=False)
             grid = grid.bfill(axis=1).ffill(axis=1)  # an embedding's one value fills its row
             grid = grid.drop(columns=grid.index.intersection(grid.columns))
-            sns.heatmap(grid, vmin=low, vmax=high, cmap="cividis", cbar=False, ax=axes)
+            sns.heatmap(grid, cmap="cividis", ax=axes)
             axes.tick_params(length=0)
             axes.tick_params(axis="y", rotation=0)
             axes.set(xlabel="", ylabel="")
             title = str(scheme).replace(" per ", "\nper ").replace(" least", "\nleast")
-            axes.set_title(f"{title}\n{rows['sqnr_db'].mean():.1f} dB")
-        panels[0].set_ylabel("layer")
-        bar = figure.colorbar(axes.collections[0], ax=panels, shrink=0.9)
-        bar.set_label("SQNR (dB)")
+            axes.set_title(f"{title}\n{rows['sqnr_db'].mean():.1f} dB", fontsize=9)
+        for axes in panels[:, 0]:
+            axes.set_ylabel("layer")
         return save(figure, path)
