@@ -29,11 +29,15 @@ def flags():
     row = f"row to compare with (default: {BASELINE.key})"
     add("--baseline", metavar="KEY", default=BASELINE.key, help=row)
     add("--format", choices=formats, default=formats[0], help="to print in (default: terminal)")
+    points = "largest loss of accuracy that counts as none, in points (default: %(default)g)"
+    add("--margin", type=float, default=0.5, metavar="POINTS", help=points)
     outside = "outside classifiers' predictions (default: none)"
     add("--predictions", type=Path, metavar="FOLDER", help=outside)
     add("--probabilities", action="store_true", help="these are probabilities, not logits")
     add("--write-readme", action="store_true", help="write README.md's table (default: off)")
     args = result.parse_args()
+    if not 0 < args.margin < 100:
+        result.error(f"--margin {args.margin:g} is not between 0 and 100 points")
     args.device = "cpu"  # nothing is run here, so no device is looked for
     return args
 
@@ -57,7 +61,8 @@ def main() -> None:
     from gpt2_quant.records import write_csv, write_text
     from gpt2_quant.reports import findings, metrics_report, quantization_report
 
-    comparison = compare_results(results, args.baseline, args.predictions, args.probabilities)
+    outside = args.predictions, args.probabilities
+    comparison = compare_results(results, args.baseline, *outside, margin=args.margin / 100)
     changed = changed_texts.most_changed(comparison)
     texts = changed_texts.read_test_texts(comparison, args.dataset) if args.dataset else None
     written = tables.write_tables(comparison, results)
