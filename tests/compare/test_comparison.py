@@ -333,39 +333,6 @@ def test_readme_table_is_written_between_its_marks_and_only_once(comparison, tmp
     assert readme.read_text() == "no marks"
 
 
-def test_claims_are_judged_by_what_was_measured(results):
-    def times(key, milliseconds):
-        def change(record):
-            for entry in record["latency"]:
-                entry.update(
-                    median_ms=milliseconds,
-                    median_low_ms=0.99 * milliseconds,
-                    median_high_ms=1.01 * milliseconds,
-                )
-
-        change_record(results, key, change)
-
-    published = {
-        "baseline": 94.13,
-        "baseline_fp16": 50,
-        "nf4_bitsandbytes": 56.37,
-        "int8_bitsandbytes": 247.94,
-    }
-    for key, milliseconds in published.items():
-        times(key, milliseconds)
-    found = verdicts(compare_results(results))
-    assert found["NF4 is 40% faster than FP32"] == "supported"
-    assert found["… and that is due to quantization"] == "not supported"
-    assert found["LLM.int8() is slower than FP32"] == "supported"
-    times("nf4_bitsandbytes", 90)
-    times("int8_bitsandbytes", 90)
-    found = verdicts(compare_results(results))
-    assert found["NF4 is 40% faster than FP32"] == "not supported"
-    assert found["LLM.int8() is slower than FP32"] == "not supported"
-    (results / "records/nf4_bitsandbytes.json").unlink()
-    assert verdicts(compare_results(results))["NF4 is 40% faster than FP32"] == "not measured"
-
-
 def test_most_changed_texts_are_those_of_largest_divergence(comparison):
     rows = most_changed(comparison, 10)
     baseline = logits("baseline")

@@ -87,6 +87,33 @@ def test_equivalence_is_wrong_no_more_often_than_it_says():
     assert share == pytest.approx(0.05, abs=0.014)
 
 
+def drawn(n, discordant, difference):
+    """b and c of 2,000 data sets of n rows."""
+    p = (discordant + difference) / 2, (discordant - difference) / 2, 1 - discordant
+    return np.random.default_rng(6).multinomial(n, p, size=2000)[:, :2].tolist()
+
+
+# Four binomial standard errors of 80% of 2,000 are 3.6 points; two more for exact McNemar, which
+# rejects less often than the normal approximation of the power has it.
+POWER = pytest.approx(0.8, abs=0.056)
+
+
+@pytest.mark.parametrize(("n", "discordant", "alpha"), [(7600, 0.03, 0.05), (2000, 0.1, 0.01)])
+def test_the_minimum_detectable_difference_is_found_8_times_in_10(n, discordant, alpha):
+    difference = paired.minimum_detectable(discordant, n, alpha)
+    assert (
+        np.mean([paired.mcnemar(*bc) < alpha for bc in drawn(n, discordant, difference)]) == POWER
+    )
+    rows, shown = paired.rows_to_decide(discordant, difference, alpha=alpha)
+    assert shown == "a difference" and abs(rows - n) <= 1
+
+
+def test_the_rows_to_decide_show_equivalence_8_times_in_10():
+    rows, shown = paired.rows_to_decide(0.03, 0.0)
+    p_values = [paired.equivalence(b, c, rows) for b, c in drawn(rows, 0.03, 0.0)]
+    assert shown == "equivalence" and np.mean(np.array(p_values) < 0.05) == POWER
+
+
 @pytest.fixture(scope="module")
 def labels():
     return classifier()["labels"]

@@ -20,7 +20,7 @@ from .timings import HEADLINE_SHAPE, interval_of
 
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 NOT_MEASURED = "not measured", "–"
-Judge = Callable[[Comparison, Variant], tuple[str, str]]
+Judge = Callable[[Comparison, Row], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ def published_claims(comparison: Comparison) -> list[Claim]:
 
 
 def _judged(comparison: Comparison, name: str, variant: Variant, judge: Judge) -> Claim:
-    verdict, measured = judge(comparison, variant) if comparison.row(variant.key) else NOT_MEASURED
-    margin = f"±{100 * comparison.margin:g} points"
+    row = comparison.row(variant.key)
+    verdict, measured = judge(comparison, row) if row else NOT_MEASURED
     published = variant.published._asdict() if variant.published else {}
-    values = {"label": variant.label, "margin": margin, **published}
+    values = {"label": variant.label, "margin": comparison.margin_points, **published}
     texts = {name: text.format(**values) for name, text in TEXTS[name].items()}
     why = " ".join(filter(None, [texts.get(verdict, ""), texts["why"]]))
     return Claim(texts["topic"], texts["claim"], texts["published"], measured, verdict, why)
@@ -72,27 +72,25 @@ def claims_scope(comparison: Comparison) -> str:
 def _time_over(other: Variant, least: float, most: float) -> Judge:
     """Whether the variant's time over `other`'s lies within [least, most], shape by shape."""
 
-    def judge(comparison: Comparison, variant: Variant) -> tuple[str, str]:
-        ratios = time_ratios(comparison, variant.key, other.key)
+    def judge(comparison: Comparison, row: Row) -> tuple[str, str]:
+        ratios = time_ratios(comparison, row.key, other.key)
         if not ratios:
             return NOT_MEASURED
-        spans = {shape: ratio[1:] for shape, ratio in ratios.items()}
-        holds = [shape for shape, (low, high) in spans.items() if least <= low and high <= most]
-        fails = [shape for shape, (low, high) in spans.items() if high < least or low > most]
-        every = len(holds) == len(ratios)
-        verdict = "supported" if every else "in part" if holds else "not supported"
-        if not (holds or fails):
-            verdict = "not decided"
+        holds = sum(least <= low and high <= most for _, low, high in ratios.values())
+        fails = sum(high < least or low > most for _, low, high in ratios.values())
+        verdict = "in part" if holds else "not supported" if fails else "not decided"
+        if holds == len(ratios):
+            verdict = "supported"
         ranked = sorted(ratios, key=lambda shape: ratios[shape])
-        shown = {shape: None for shape in (ranked[0], HEADLINE_SHAPE, ranked[-1])}
+        shown = dict.fromkeys([ranked[0], HEADLINE_SHAPE, ranked[-1]])
         figures = ", ".join(
             "{:.2f} [{:.2f}, {:.2f}] at {} x {}".format(*ratios[shape], *shape)
             for shape in shown
             if shape in ratios
         )
-        name = other.label.split()[-1]
-        counts = f"holds at {len(holds)} of {len(ratios)} shapes, fails at {len(fails)}"
-        return verdict, f"{counts}; {figures} (texts x tokens) times {name}'s time"
+        counts = f"holds at {holds} of {len(ratios)} shapes, fails at {fails}"
+        of = f"(texts x tokens) times {other.label.split()[-1]}'s time"
+        return verdict, f"{counts}; {figures} {of}"
 
     return judge
 
@@ -109,53 +107,51 @@ def time_ratios(
         eager = [time | interval_of(time) for time in times if time["mode"] == "eager"]
         found.append({(t["batch_size"], t["seq_len"], t["session"]): t for t in eager})
     ratios = {}
-    for batch, length, session in found[0].keys() & found[1].keys():
+    for batch, length, session in sorted(found[0].keys() & found[1].keys()):
         one, two = (times[batch, length, session] for times in found)
         ratios[batch, length] = (
             one["median_ms"] / two["median_ms"],
             one["median_low_ms"] / two["median_high_ms"],
             one["median_high_ms"] / two["median_low_ms"],
         )
-    return dict(sorted(ratios.items()))
+    return ratios
 
 
-def _times_smaller(comparison: Comparison, variant: Variant) -> float | None:
-    """FP32's stored bytes over the variant's."""
-    whole, row = comparison.row(BASELINE.key), comparison.row(variant.key)
-    if not (whole and row and whole.size and row.size):
-        return None
-    return whole.size["stored_bytes"] / row.size["stored_bytes"]
-
-
-def _as_small(times_smaller: float, published: float) -> bool:
-    return round(times_smaller, 2) >= published  # which has two decimals
-
-
-def _quarter(comparison: Comparison, variant: Variant) -> tuple[str, str]:
-    """Two claims in one: the file's size, and the memory while it runs."""
-    whole, row = comparison.row(BASELINE.key), comparison.row(variant.key)
-    times = _times_smaller(comparison, variant)
-    if not (times and row and whole and variant.published):
-        return NOT_MEASURED
-    resident = row.size["resident_bytes"]
-    saved = whole.size["resident_bytes"] / resident
-    measured = (
-        f"{times:.4f}x stored ({row.size['stored_bytes'] / MIB:.2f} MB); {resident / MIB:.2f} MB "
-        f"resident while running, {saved:.2f}x"
-    )
-    parts = [_as_small(figure, variant.published.compression) for figure in (times, saved)]
-    return "supported" if all(parts) else "in part" if any(parts) else "not supported", measured
-
-
-def _compression(comparison: Comparison, variant: Variant) -> tuple[str, str]:
-    row, times = comparison.row(variant.key), _times_smaller(comparison, variant)
-    if not (row and times and variant.published):
+def _compression(comparison: Comparison, row: Row) -> tuple[str, str]:
+    times = _times_smaller(comparison, row, "stored_bytes")
+    if not times:
         return NOT_MEASURED
     measured = f"{times:.2f}x ({row.size['stored_bytes'] / MIB:.2f} MB)"
     if of_half := row.size["compression_fp16"]:
         measured += f"; {of_half:.2f}x of FP16"
-    as_small = _as_small(times, variant.published.compression)
-    return "supported" if as_small else "not supported", measured
+    return "supported" if _as_small(times, row) else "not supported", measured
+
+
+def _quarter(comparison: Comparison, row: Row) -> tuple[str, str]:
+    """Two claims in one: the file's size, and the memory while it runs."""
+    names = "stored_bytes", "resident_bytes"
+    times, saved = (_times_smaller(comparison, row, name) for name in names)
+    if not (times and saved):
+        return NOT_MEASURED
+    stored, resident = (row.size[name] / MIB for name in names)
+    measured = (
+        f"{times:.4f}x stored ({stored:.2f} MB); {resident:.2f} MB resident while running, "
+        f"{saved:.2f}x"
+    )
+    parts = [_as_small(figure, row) for figure in (times, saved)]
+    return "supported" if all(parts) else "in part" if any(parts) else "not supported", measured
+
+
+def _times_smaller(comparison: Comparison, row: Row, size: str) -> float | None:
+    """FP32's bytes over the row's."""
+    whole = comparison.row(BASELINE.key)
+    return whole.size[size] / row.size[size] if whole and whole.size and row.size else None
+
+
+def _as_small(times_smaller: float, row: Row) -> bool:
+    """Than FP32, as published, with two decimals."""
+    published = VARIANTS[row.key].published
+    return published is not None and round(times_smaller, 2) >= published.compression
 
 
 def _tests(comparison: Comparison, against: str) -> dict[str, dict]:
@@ -164,66 +160,73 @@ def _tests(comparison: Comparison, against: str) -> dict[str, dict]:
     return paired.compare_all(comparison.labels, logits, against, comparison.margin)
 
 
-def _test(comparison: Comparison, variant: Variant) -> tuple[float, bool, bool, str]:
-    """Against FP32: the difference in points, whether McNemar and equivalence reject, figures."""
-    test = _tests(comparison, BASELINE.key)[variant.key]
-    gain = 100 * (test["only_variant_right"] - test["only_baseline_right"]) / test["n"]
-    low, high = (100 * end for end in test["score_interval_90"])
-    measured = (
-        f"{gain:+.2f} points, 90% interval [{low:+.2f}, {high:+.2f}]; "
-        "{flips:,} of {n:,} answers changed".format(**test)
-    )
+def _shown(test: dict) -> tuple[int, bool]:
+    """1 where McNemar shows a gain in accuracy, -1 a loss, else 0; whether equivalence is shown."""
+    gain = test["only_variant_right"] - test["only_baseline_right"]
     different, equivalent = (test[f"{p}_holm_p"] < paired.ALPHA for p in ("mcnemar", "tost"))
-    return gain, different, equivalent, measured
+    return different * ((gain > 0) - (gain < 0)), equivalent
 
 
-def _accuracy_preserved(comparison: Comparison, variant: Variant) -> tuple[str, str]:
-    gain, different, equivalent, measured = _test(comparison, variant)
-    if equivalent or (different and gain > 0):
+def _against_fp32(comparison: Comparison, row: Row) -> tuple[int, bool, str]:
+    """`_shown` and the figures."""
+    test = _tests(comparison, BASELINE.key)[row.key]
+    gain = (test["only_variant_right"] - test["only_baseline_right"]) / test["n"]
+    figures = "{:+.2f} points, 90% interval [{:+.2f}, {:+.2f}]".format(
+        *(100 * end for end in (gain, *test["score_interval_90"]))
+    )
+    return *_shown(test), figures + "; {flips:,} of {n:,} answers changed".format(**test)
+
+
+def _accuracy_preserved(comparison: Comparison, row: Row) -> tuple[str, str]:
+    sign, equivalent, measured = _against_fp32(comparison, row)
+    if equivalent or sign > 0:
         return "supported", measured
-    return "not supported" if different else "not decided", measured
+    return "not supported" if sign else "not decided", measured
 
 
-def _loses_a_little(comparison: Comparison, variant: Variant) -> tuple[str, str]:
+def _loses_a_little(comparison: Comparison, row: Row) -> tuple[str, str]:
     """`in part`: a loss is shown, but not that it is within the margin."""
-    gain, different, equivalent, measured = _test(comparison, variant)
-    if not different:
-        return "not decided", measured
-    if gain > 0:
-        return "not supported", measured
-    return "supported" if equivalent else "in part", measured
+    sign, equivalent, measured = _against_fp32(comparison, row)
+    if sign < 0:
+        return "supported" if equivalent else "in part", measured
+    return "not supported" if sign else "not decided", measured
 
 
-def _best(comparison: Comparison, variant: Variant) -> tuple[str, str]:
+def _best(comparison: Comparison, ours: Row) -> tuple[str, str]:
     """Row by row in size, time and accuracy: supported where none is better in any and it is in
     one; not supported where a row is better in one and as good in the others.
     """
-    ours, tests = comparison.row(variant.key), _tests(comparison, variant.key)
-    against = {
-        row.label: _better(comparison, row, ours, tests[row.key])
-        for row in comparison.rows
-        if ours and row is not ours and row.size and time_ratios(comparison, row.key, variant.key)
-    }
+    against, tests = {}, _tests(comparison, ours.key)
+    for row in comparison.rows:
+        ratios = time_ratios(comparison, row.key, ours.key)
+        if row is not ours and row.size and ratios:
+            ratio = ratios.get(comparison.shape or HEADLINE_SHAPE) or next(iter(ratios.values()))
+            against[row.label] = _better(row, ours, ratio, tests[row.key])
     if not against:
         return NOT_MEASURED
-    aspects = "smaller", "faster", "more accurate"
-    found = {a: [label for label, signs in against.items() if signs[i] == 1]
-             for i, a in enumerate(aspects)}  # fmt: skip
-    figures = "; ".join(f"{aspect}: {', '.join(who) or 'none'}" for aspect, who in found.items())
-    beaten = [s for s in against.values() if 1 in s and None not in s and -1 not in s]
-    leads = all(-1 in s and None not in s and 1 not in s for s in against.values())
-    return "supported" if leads else "not supported" if beaten else "not decided", figures
+    better = {
+        aspect: [label for label, signs in against.items() if signs[i] == 1]
+        for i, aspect in enumerate(("smaller", "faster", "more accurate"))
+    }
+    figures = "; ".join(f"{aspect}: {', '.join(who) or 'none'}" for aspect, who in better.items())
+    signs = list(map(set, against.values()))
+    if all(found in ({-1}, {-1, 0}) for found in signs):
+        return "supported", figures
+    beaten = any(found in ({1}, {1, 0}) for found in signs)
+    return "not supported" if beaten else "not decided", figures
 
 
-def _better(comparison: Comparison, row: Row, ours: Row, test: dict) -> list[int | None]:
+def _better(
+    row: Row, ours: Row, ratio: tuple[float, float, float], test: dict
+) -> tuple[int | None, ...]:
     """In size, time and accuracy: 1 where `row` is shown better than `ours`, -1 worse, 0 as good,
     None where it is not decided.
     """
-    sizes = row.size["stored_bytes"], ours.size["stored_bytes"]
-    ratios = time_ratios(comparison, row.key, ours.key)
-    _, low, high = ratios.get(comparison.shape or HEADLINE_SHAPE) or next(iter(ratios.values()))
-    time = 1 if high < 1 else -1 if low > 1 else None
-    accuracy = 0 if test["tost_holm_p"] < paired.ALPHA else None
-    if test["mcnemar_holm_p"] < paired.ALPHA and accuracy is None:
-        accuracy = 1 if test["only_variant_right"] > test["only_baseline_right"] else -1
-    return [(sizes[0] < sizes[1]) - (sizes[0] > sizes[1]), time, accuracy]
+    bytes_less = ours.size["stored_bytes"] - row.size["stored_bytes"]
+    _, low, high = ratio
+    sign, equivalent = _shown(test)
+    return (
+        (bytes_less > 0) - (bytes_less < 0),
+        1 if high < 1 else -1 if low > 1 else None,
+        0 if equivalent else sign or None,
+    )

@@ -47,11 +47,11 @@ class Row(Source):
 
     look: tuple[str, str]
     metrics: dict
-    temperature: float | None
-    ece_after_temperature: float | None
     against: dict
     size: dict
     latency: dict
+    temperature: float | None = None
+    ece_after_temperature: float | None = None
 
     @property
     def equivalent(self) -> bool:
@@ -62,6 +62,21 @@ class Row(Source):
     def different(self) -> bool:
         """Whether the McNemar test rejects, after Holm."""
         return self.against["mcnemar_holm_p"] < paired.ALPHA
+
+    @property
+    def undecided(self) -> bool:
+        return not (self.equivalent or self.different)
+
+    @property
+    def discordant(self) -> float:
+        """Fraction of the rows that one of the two alone gets right."""
+        test = self.against
+        return (test["only_variant_right"] + test["only_baseline_right"]) / test["n"]
+
+    @property
+    def timed(self) -> bool:
+        """Whether in the baseline's session."""
+        return bool(self.latency) and self.latency["same_session"]
 
     @property
     def points(self) -> float:
@@ -100,12 +115,16 @@ class Comparison:
         return self.baseline.labels
 
     @property
+    def margin_points(self) -> str:
+        return f"±{100 * self.margin:g} points"
+
+    @property
     def classes(self) -> list[str]:
         """Names in the order of the logits, by the record; numbers where none fit."""
         n_classes = self.baseline.logits.shape[1]
         # A record that names none is older than data sets other than AG News.
         names = self.record.get("data", {}).get("classes", LABELS)
-        return [*names] if len(names) == n_classes else [*map(str, range(n_classes))]
+        return list(names if len(names) == n_classes else map(str, range(n_classes)))
 
     @property
     def rows(self) -> list[Row]:
@@ -122,7 +141,7 @@ class Comparison:
     @property
     def timed(self) -> list[Row]:
         """The rows of the baseline's session."""
-        return [row for row in self.rows if row.latency and row.latency["same_session"]]
+        return [row for row in self.rows if row.timed]
 
     def row(self, key: str) -> Row | None:
         return next((row for row in self.rows if row.key == key), None)
@@ -173,8 +192,8 @@ def compare_results(
         )
         for key, source in sources.items()
     }
-    own = [row.record for row in (rows[baseline], *rows.values()) if row.record]
-    record = own[0] if own else {}
+    own = (row.record for row in (rows[baseline], *rows.values()) if row.record)
+    record = next(own, {})
     notes = _notes([*rows.values()])
     return Comparison(rows[baseline], _entries(rows, record), notes, record, shape, margin)
 
@@ -196,12 +215,13 @@ def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
 def _scores(source: Source) -> dict:
     """Scores, and calibration on test at a temperature fitted on validation."""
     # read_sources has checked that a record's scores are of these predictions.
-    labels, logits, temperature, ece = source.labels, source.logits, None, None
-    metrics = source.record.get("metrics") or classification_scores(labels, logits)
-    if source.validation is not None:
-        temperature = fit_temperature(*source.validation)
-        ece = calibration_error(labels, logits / temperature)
-    return {"metrics": metrics, "temperature": temperature, "ece_after_temperature": ece}
+    labels, logits = source.labels, source.logits
+    scores = {"metrics": source.record.get("metrics") or classification_scores(labels, logits)}
+    if source.validation is None:
+        return scores
+    temperature = fit_temperature(*source.validation)
+    ece = calibration_error(labels, logits / temperature)
+    return scores | {"temperature": temperature, "ece_after_temperature": ece}
 
 
 def _tests(sources: dict[str, Source], baseline: str, margin: float) -> dict[str, dict]:
@@ -254,12 +274,12 @@ def _notes(rows: list[Row]) -> list[str]:
         for one, other in combinations(rows, 2)
         if np.array_equal(one.logits, other.logits)
     ]
-    apart = [row.label for row in rows if row.latency.get("mark") == "*"]
-    if elsewhere := [row.label for row in rows if row.latency.get("mark") == "†"]:
-        fault = "latency marked † was timed on another device than the baseline's"
-        notes.insert(0, f"{', '.join(elsewhere)}: {fault}, so no ranking of speeds includes it")
-    if apart:
-        mend = f"run python {FP16.script_path} --overwrite to time all in turns"
-        fault = "latency marked * was timed in another process than the baseline's"
-        notes.insert(0, f"{', '.join(apart)}: {fault} and does not compare; {mend}")
+    mend = f"run python {FP16.script_path} --overwrite to time all in turns"
+    marks = {
+        "†": "on another device than the baseline's, so no ranking of speeds includes it",
+        "*": f"in another process than the baseline's and does not compare; {mend}",
+    }
+    for mark, where in marks.items():
+        if marked := [row.label for row in rows if row.latency.get("mark") == mark]:
+            notes.insert(0, f"{', '.join(marked)}: latency marked {mark} was timed {where}")
     return notes

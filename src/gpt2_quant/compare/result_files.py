@@ -85,10 +85,9 @@ def _check_same_experiment(records: dict[str, dict]) -> None:
 
 def _own(results_dir: Path, key: str, record: dict) -> Source:
     labels, logits = _arrays(load_predictions(results_dir, key), key)
-    n = record["data"]["n"]
-    path, mend = predictions_path(results_dir, key), REDO.format(key)
-    if len(labels) != n:
-        raise UserError(f"{path} has {len(labels)} rows, but its record was made from {n}: {mend}")
+    if len(labels) != (n := record["data"]["n"]):
+        fault = f"{predictions_path(results_dir, key)} has {len(labels)} rows"
+        raise UserError(f"{fault}, but its record was made from {n}: {REDO.format(key)}")
     validation, name = None, f"{key}.validation"
     if predictions_path(results_dir, name).is_file():
         validation = _arrays(load_predictions(results_dir, name), name)
@@ -121,8 +120,7 @@ def _outsiders(folder: Path, taken: list[str], probabilities: bool) -> list[Sour
     validations = {path.stem: path for path in files if path.stem.endswith(".validation")}
     sources: dict[str, Source] = {}
     for path in files:
-        key = path.stem
-        if key in validations:
+        if (key := path.stem) in validations:
             continue
         if len(key) > LONGEST_NAME:
             raise UserError(f"{path}: its name, the row's, has over {LONGEST_NAME} letters; cut it")
@@ -168,11 +166,9 @@ def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     if len(doubled):
         fault = f"{name}: id {doubled.iloc[0]} stands there more than once"
         raise UserError(f"{fault}; give each test row one line")
-    ids = frame["id"][frame["id"] >= 0].to_numpy()
-    absent = max(ids.max(initial=-1) + 1, len(frame)) - len(ids)
-    if absent:
-        first = np.append(np.flatnonzero(ids != np.arange(len(ids))), len(ids))[0]
-        fault = f"{name}: {absent} test rows are missing, the first has id {first}"
+    absent = np.setdiff1d(np.arange(len(frame)), frame["id"])
+    if len(absent):
+        fault = f"{name}: {len(absent)} test rows are missing, the first has id {absent[0]}"
         raise UserError(f"{fault}; predict every row")
     labels, logits = frame["label"].to_numpy(), frame.drop(columns=["id", "label"]).to_numpy()
     check_predictions(labels, logits, name)

@@ -108,22 +108,18 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
     return cells
 
 
-def _chance(record: dict) -> str:
-    """The accuracy of always answering the most frequent class, where the record knows it."""
-    share = (record.get("data") or {}).get("majority_fraction")
-    return f"; always the most frequent class: {share:.4f}" if share else ""
-
-
 def footnotes(comparison: Comparison) -> list[str]:
     record, accuracy = comparison.record, comparison.baseline.metrics["accuracy"]
     half_width = 50 * (accuracy["high"] - accuracy["low"])
+    majority = record.get("data", {}).get("majority_fraction")
+    chance = f"; always the most frequent class: {majority:.4f}" if majority else ""
     lines = [
         f"Test rows: {len(comparison.labels):,}. Accuracy is known to about ±{half_width:.2f} "
-        f"points (95%){_chance(record)}; rows are compared pairwise, not by their intervals.",
+        f"points (95%){chance}; rows are compared pairwise, not by their intervals.",
         f"Diff.: accuracy minus {comparison.baseline.label}'s, with its paired-bootstrap 95% "
         "interval. McNemar: rows only this model gets right : rows only the baseline gets right, "
         "exact p after Holm. Equivalent: two one-sided tests within "
-        f"±{100 * comparison.margin:g} points reject at 5% after Holm.",
+        f"{comparison.margin_points} reject at 5% after Holm.",
     ]
     if record:
         lines.append(
@@ -136,9 +132,9 @@ def footnotes(comparison: Comparison) -> list[str]:
         lines.append(
             f"Inference: median of one eager forward, {texts} texts x {tokens} tokens, {device}."
         )
-        if any(row.latency and row.latency["best"] for row in comparison.rows):
+        if any(row.latency.get("best") for row in comparison.rows):
             lines[-1] += " Fused: compiled or captured as graphs, a dash where neither exists."
-        if any(row.latency and row.latency["large"] for row in comparison.rows):
+        if any(row.latency.get("large") for row in comparison.rows):
             lines.append(f"{LARGE}: eager / fused, of that many texts x tokens.")
     return lines + comparison.notes + [f"{gap.sentence}." for gap in comparison.missing]
 
@@ -201,7 +197,9 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
         head, *body = ["  ".join(row).rstrip() for row in table.drop(columns=dropped).to_numpy()]
         if max(map(len, [head, *body])) <= width:
             break
-    notes = [textwrap.fill(n, width, subsequent_indent="  ") for n in footnotes(comparison)]
+    # The column of LARGE does not fit either.
+    notes = [note for note in footnotes(comparison) if not note.startswith(LARGE)]
+    notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
     return "\n".join([head, "-" * len(head), *body, "", *notes])
 
 

@@ -89,11 +89,11 @@ def minimum_detectable(discordant: float, n: int, alpha: float = ALPHA) -> float
 def rows_to_decide(
     discordant: float, difference: float, margin: float = MARGIN, alpha: float = ALPHA
 ) -> tuple[int, str]:
-    """Rows, and which test ("difference" or "equivalence") decides on them at `alpha` with 80%
-    power, if both fractions stay as they are: the test that needs fewer.
+    """Rows, and what is shown on them ("a difference" or "equivalence") at `alpha` with 80% power,
+    if both fractions stay as they are: by the test that needs fewer.
     """
     size = abs(difference)
-    rows = {"difference": _rows_for_difference(discordant, size, alpha) if size else np.inf}
+    rows = {"a difference": _rows_for_difference(discordant, size, alpha) if size else np.inf}
     if size < margin:
         z = norm.isf(alpha) + norm.isf((1 - POWER) / 2)  # either of the two tests may fail
         variance = max(discordant, margin) - size**2

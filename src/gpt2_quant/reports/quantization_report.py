@@ -16,6 +16,7 @@ from . import compile_report
 from .findings import answer, choices, findings
 
 MOST_COLUMNS = 8  # of a table with a column per class
+CHECKS = "best_check", "batch_invariance"  # the best mode against eager, batch 1 against 16
 
 
 def write_report(
@@ -39,32 +40,35 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
     claims = published_claims(comparison) if claims_apply(comparison) else []
     return {
         "baseline": comparison.baseline.label,
-        "margin": f"±{100 * comparison.margin:g} points",
+        "margin": comparison.margin_points,
         "demo": comparison.record.get("settings", {}).get("preset") == "demo",
         "departures": departures(comparison),
         "n": len(comparison.labels),
         "outside": [row.label for row in rows if not row.record],
         "classes": comparison.classes if len(comparison.classes) <= MOST_COLUMNS else [],
         "facts": _facts(comparison),
-        "experiment": _experiment(comparison.record) if comparison.record else None,
+        "experiment": comparison.record or None,
+        "dataset": short(comparison.record["data"]["name"]) if comparison.record else None,
         "table": {"head": list(printed), "rows": printed.values.tolist()},
         "notes": [note for note in footnotes(comparison) if note not in missing],
         "missing": missing,
         "findings": findings(comparison),
-        "scores": [{"label": row.label, **row.metrics} for row in rows],
+        "scores": [_scores(row) for row in rows],
         "paired": [{"label": row.label, **row.against} for row in comparison.others],
-        "calibration": [_calibration(row) for row in rows],
         "read_back": _read_back(comparison),
         "sizes": [{"label": row.label, **row.size} for row in rows if row.size],
         "latency": [{"label": row.label, **row.latency} for row in rows if row.latency],
-        "timing": comparison.record.get("timing") or {},
         "sweep": _sweep(comparison.sweep()),
         "errors": _errors(results_dir),
         "claims": [asdict(claim) for claim in claims],
         "claims_scope": claims_scope(comparison),
         "choices": choices(comparison),
         "answer": answer(comparison),
-        "checks": [found for row in rows if len(found := _checks(row)) > 1],
+        "checks": [
+            {"label": row.label, **{name: row.record.get(name) for name in CHECKS}}
+            for row in rows
+            if any(map(row.record.get, CHECKS))
+        ],
         "changed": changed.to_dict("records"),
         "provenance": [_provenance(row) for row in rows if row.record],
     }
@@ -86,65 +90,26 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _experiment(record: dict) -> dict:
-    made = record["provenance"]
-    environment = {name: made.get(name) for name in ("device", "driver", "cuda", "python")}
-    packages = made.get("packages") or {}
-    environment["packages"] = {name: version for name, version in packages.items() if version}
-    parts = {name: record.get(name) or {} for name in ("settings", "data", "splits")}
-    parts["data"] = parts["data"] | {"name": short(record["data"]["name"])}
-    return {**parts, "training": _training(record), "environment": environment}
-
-
-def _training(record: dict) -> dict | None:
-    """The training section, and whether the loss on validation ended above its least."""
-    training = record.get("training")
-    if not (training and training.get("validations")):
-        return None
-    losses = [epoch["loss"] for epoch in training["validations"]]
-    overfitted = losses[-1] > min(losses)
-    return training | {"losses": losses, "overfitted": overfitted}
-
-
-def _calibration(row: Row) -> dict:
+def _scores(row: Row) -> dict:
     after = {"temperature": row.temperature, "ece_after": row.ece_after_temperature}
     return {"label": row.label, **after, **row.metrics}
 
 
-def _checks(row: Row) -> dict:
-    """What the record says of the best mode against the eager, and of batch 1 against 16."""
-    names = ("best_check", "batch_invariance")
-    found = {name: row.record.get(name) for name in names}
-    return {"label": row.label, **(found if any(found.values()) else {})}
-
-
 def _read_back(comparison: Comparison) -> list[str]:
     """Rows that store less than the baseline, but hold no less once loaded."""
-    whole = comparison.baseline.size
-    return [
-        row.label
-        for row in comparison.others
-        if whole and row.size and row.size["stored_bytes"] < whole["stored_bytes"]
-        if row.size["resident_bytes"] >= whole["resident_bytes"]
-    ]
+    smaller = [row for row in comparison.others if (row.size.get("compression") or 0) > 1]
+    whole = comparison.baseline.size.get("resident_bytes")
+    return [row.label for row in smaller if row.size["resident_bytes"] >= whole]
 
 
-def _sweep(times: pd.DataFrame) -> list[dict]:
-    """Median ms by row and mode, in tables of at most eight shapes: [{shapes, rows: [{label, mode,
-    values}]}]; none for one shape.
-    """
+def _sweep(times: pd.DataFrame) -> dict:
+    """Median ms by row, mode and shape (tokens, texts)."""
     shape, row = ["seq_len", "batch_size"], ["label", "key", "mode"]
     table = times.pivot_table("median_ms", row, shape, aggfunc="last", sort=False)
     table = table.sort_index(axis=1)
-    if table.shape[1] < 2:
-        return []
-    tables = []
-    for start in range(0, table.shape[1], 8):
-        part = table.iloc[:, start : start + 8]
-        found = zip(part.index, part.to_numpy().tolist(), strict=True)
-        rows = [{"label": label, "mode": mode, "values": ms} for (label, _, mode), ms in found]
-        tables.append({"shapes": list(part.columns), "rows": rows})
-    return tables
+    found = zip(table.index, table.to_numpy().tolist(), strict=True)
+    rows = [{"label": label, "mode": mode, "values": ms} for (label, _, mode), ms in found]
+    return {"shapes": list(table.columns), "rows": rows}
 
 
 def _errors(results_dir: Path) -> dict | None:
@@ -203,15 +168,12 @@ def _table(path: Path) -> pd.DataFrame:
 
 def _provenance(row: Row) -> dict:
     made = row.record["provenance"]
-    commit = made.get("git_commit")
-    changed = " (changed)" if made.get("git_dirty") else ""
     return {
         "label": row.label,
         "key": row.key,
-        "commit": commit[:12] + changed if commit else None,
-        "source": (made.get("source_sha256") or "")[:12],
-        "time": made.get("time_utc"),
-        **{name: made.get(name) for name in ("seed", "device", "packages")},
+        **made,
+        "commit": (made.get("git_commit") or "")[:12],
+        "source": made["source_sha256"][:12],
         "command": short_paths(made["command"]),
         "notes": row.record.get("notes") or [],
     }
