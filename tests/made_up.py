@@ -14,6 +14,10 @@ BYTES = {
 }  # fmt: skip
 
 
+def around(ms, reach=0.01):
+    return ms, ms * (1 - reach), ms * (1 + reach)
+
+
 def answers(better: int, worse: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels [N], and logits [N, 4] of a classifier that gets `better` rows right which the
     baseline does not, and `worse` the other way round; the seed moves logits, not answers.

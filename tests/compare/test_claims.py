@@ -1,7 +1,7 @@
 """Every verdict of every published claim can come out, and does, from made-up figures."""
 
 import pytest
-from made_up import SHAPES, make
+from made_up import SHAPES, around, make
 from result_folders import change_record
 
 from gpt2_quant.compare.claims import published_claims
@@ -11,10 +11,6 @@ from gpt2_quant.models.variants import BASELINE, FP16, INT8, LIBRARY_NF4, LLM_IN
 
 FP32, NF4, INT8_LIBRARY = BASELINE.key, LIBRARY_NF4.key, LLM_INT8.key
 SMALL, MIDDLE, LARGE = SHAPES
-
-
-def around(ms, reach=0.01):
-    return ms, ms * (1 - reach), ms * (1 + reach)
 
 
 def by_shape(*times):
@@ -28,11 +24,8 @@ def wide(ms):
 EQUAL = around(10)
 FASTER, DUE, SLOWER = "NF4 is 40%", "… and that is due", "LLM.int8() is slower"
 QUARTER, SMALLER = "INT8 Scratch is 4.00x", "NF4 BitsAndBytes is 3.71x"
-PRESERVES, LOSES, BEST = (
-    "NF4 BitsAndBytes preserves",
-    "NF4 loses a little",
-    "NF4 BitsAndBytes is the",
-)
+PRESERVES, BEST = "NF4 BitsAndBytes preserves", "NF4 BitsAndBytes is the"
+LOSES = "NF4 loses a little"
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,8 @@ POWER = pytest.approx(0.8, abs=0.056)
 @pytest.mark.parametrize(("n", "discordant", "alpha"), [(7600, 0.03, 0.05), (2000, 0.1, 0.01)])
 def test_the_minimum_detectable_difference_is_found_8_times_in_10(n, discordant, alpha):
     difference = paired.minimum_detectable(discordant, n, alpha)
-    assert (
-        np.mean([paired.mcnemar(*bc) < alpha for bc in drawn(n, discordant, difference)]) == POWER
-    )
+    found = [paired.mcnemar(b, c) < alpha for b, c in drawn(n, discordant, difference)]
+    assert np.mean(found) == POWER
     rows, shown = paired.rows_to_decide(discordant, difference, alpha=alpha)
     assert shown == "a difference" and abs(rows - n) <= 1
 

@@ -50,18 +50,11 @@ def pages(path):
 
 def test_every_file_is_there(made):
     folder, _ = made
-    names = [
-        "comparison_table.csv",
-        "comparison_table.md",
-        "comparison_table.tex",
-        "changed_texts.csv",
-        "answer.txt",
-        "report_2.pdf",
-    ]
+    names = [f"comparison_table.{kind}" for kind in ("csv", "md", "tex")]
+    names += ["changed_texts.csv", "answer.txt", "report_2.pdf"]
     names += [f"{name}{suffix}" for name in PUBLISHED_FIGURES for suffix in (".png", ".pdf")]
-    names += [
-        f"{name}.png" for name in ("pareto", "paired_differences", "latency_sweep", "reliability")
-    ]
+    more = "pareto", "paired_differences", "latency_sweep", "reliability"
+    names += [f"{name}.png" for name in more]
     assert [name for name in names if not (folder / name).is_file()] == []
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
@@ -137,14 +130,8 @@ def test_the_report_shows_script_2s_error_analysis(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "quantization_error.csv", index=False)
     outlier = {"layer": 0, "matrix": "attn.c_attn", "top_channel": 42, "outlier_ratio": 12.5}
     pd.DataFrame([outlier]).to_csv(tmp_path / "activation_outliers.csv", index=False)
-    effect = {
-        "scheme": "W8A8",
-        "part": "all",
-        "kl_nats": 3.4e-5,
-        "accuracy": 0.9,
-        "agreement": 0.99,
-        "n": 512,
-    }
+    effect = {"scheme": "W8A8", "part": "all", "kl_nats": 3.4e-5, "accuracy": 0.9}
+    effect |= {"agreement": 0.99, "n": 512}
     pd.DataFrame([effect]).to_csv(tmp_path / "quantization_effect.csv", index=False)
     choice = {**effect, "choice": "absmax scales", "taken": True}
     pd.DataFrame([choice]).to_csv(tmp_path / "quantization_choices.csv", index=False)
@@ -163,15 +150,8 @@ def test_someone_elses_predictions_alone(tmp_path, run_script):
         frame.assign(logits=[str(row.tolist()) for row in values]).to_csv(
             tmp_path / "theirs" / f"{name}.csv", index=False
         )
-    done = run_script(
-        SCRIPT,
-        "--results-dir",
-        tmp_path,
-        "--predictions",
-        tmp_path / "theirs",
-        "--baseline",
-        "float",
-    )
+    theirs = "--predictions", tmp_path / "theirs", "--baseline", "float"
+    done = run_script(SCRIPT, "--results-dir", tmp_path, *theirs)
     assert done.returncode == 0, done.stderr
     assert "four bits" in done.stdout
     assert (tmp_path / "four_bits_confusion_matrix.png").is_file()

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pypdf
 import pytest
-from made_up import BYTES, make
+from made_up import BYTES, around, make
 from result_folders import change_record
 
 from gpt2_quant.compare import tables
@@ -21,10 +21,6 @@ SCRIPT = "src/5_compare_all_models.py"
 FP32, FP16, NF4 = "baseline", "baseline_fp16", "nf4_bitsandbytes"
 
 
-def around(ms, reach=0.01):
-    return ms, ms * (1 - reach), ms * (1 + reach)
-
-
 def said(comparison):
     """All sentences that depend on figures."""
     chosen = choices(comparison)
@@ -36,6 +32,10 @@ def said(comparison):
 
 def typeset(comparison, folder):
     write_report(comparison, most_changed(comparison), {}, folder)
+    return words_of(folder)
+
+
+def words_of(folder):
     pages = pypdf.PdfReader(folder / "report_2.pdf").pages
     return " ".join(" ".join(page.extract_text() for page in pages).replace("\u00a0", " ").split())
 
@@ -48,10 +48,7 @@ def test_nf4_at_minus_4_8_points(tmp_path, run_script):
     table = (tmp_path / "comparison_table.md").read_text()
     row = next(line for line in table.splitlines() if line.startswith("| NF4 BitsAndBytes"))
     assert "-4.80 [" in row and "4:100 p=<.001" in row and row.endswith("not shown |")
-    report = " ".join(
-        page.extract_text() for page in pypdf.PdfReader(tmp_path / "report_2.pdf").pages
-    )
-    report = " ".join(report.replace("\u00a0", " ").split())
+    report = words_of(tmp_path)
     assert "Different from it (exact McNemar, Holm): NF4 BitsAndBytes (−4.80 points)." in report
     assert not re.search(r"Equivalent to it[^.]*\.5[^.]*NF4 BitsAndBytes", report)
     assert "1.3000x stored" in report
@@ -66,7 +63,11 @@ def test_ties_are_named_as_ties(tmp_path):
     keys = (FP32, "int8_scratch", "nf4_scratch")
     times = {FP32: around(10), "int8_scratch": around(5), "nf4_scratch": around(5.02)}
     sizes = {"int8_scratch": 900_000, "nf4_scratch": 900_000}
-    text = said(compare_results(make(tmp_path, keys, sizes=sizes, ms=times)))
+    comparison = compare_results(make(tmp_path, keys, sizes=sizes, ms=times))
+    # The terminal has no room for that column, and so no note on it.
+    assert tables.LARGE in tables.markdown(comparison)
+    assert tables.LARGE not in tables.terminal(comparison)
+    text = said(comparison)
     assert "INT8 Scratch and NF4 Scratch with 0.86 MB each" in text
     assert "are not told apart as the fastest: their intervals overlap" in text
     assert "the fastest is" not in text
@@ -264,11 +265,7 @@ def test_damaged_files_beside_the_records_are_one_sentence(made, tmp_path, run_s
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        (
-            "a",
-            lambda f: f.assign(id=f["id"].replace(5, 10**12)),
-            "test rows are missing, the first",
-        ),
+        ("a", lambda f: f.assign(id=f["id"].replace(5, 10**12)), "the first has id 5"),
         ("a", lambda f: f.assign(id=f["id"].where(f["id"] != 5)), "cannot be read as predictions"),
         ("a", lambda f: f.assign(label=f["label"] + 0.5), "a fraction where a whole number"),
         ("a", lambda f: f.assign(label=None), "cannot be read as predictions"),

@@ -262,7 +262,6 @@ def _size(key: str, record: dict) -> dict:
         "header_bytes": stored.get("header_bytes"),
         "file_bytes": size["file_bytes"] if own_file else None,
         "resident_bytes": size["resident_bytes"],
-        "resident_parts": size["parts"],
         "peak_bytes": (record.get("memory") or {}).get("peak_bytes"),
     }
 

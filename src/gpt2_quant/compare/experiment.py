@@ -42,7 +42,7 @@ def departures(comparison: Comparison) -> list[str]:
     elif data["n"] != TEST_ROWS:
         found.append(f"it is tested on {data['n']:,} rows of AG News, not on {TEST_ROWS:,}")
     splits = record.get("splits") or {}
-    n_train = sum(splits[name]["n"] for name in ("train", "validation") if name in splits)
+    n_train = sum(split["n"] for name, split in splits.items() if name != "test")
     if n_train and n_train != TRAIN_ROWS:
         found.append(f"{n_train:,} rows are for training and validation, not {TRAIN_ROWS:,}")
     used = record.get("training") or {}
@@ -63,7 +63,7 @@ def claims_apply(comparison: Comparison) -> bool:
     if not (record and row and row.size and published):
         return False
     said = record["settings"]
-    if said["base_model"] == PAPER.base_model and said["dataset"] == PAPER.dataset:
+    if (said["base_model"], said["dataset"]) == (PAPER.base_model, PAPER.dataset):
         return True
     same_bytes = round(row.size["stored_bytes"] / MIB, 2) == published.size_mb
     return same_bytes and record["data"]["sha256"] == TEST_SHA256

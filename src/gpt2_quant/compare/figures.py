@@ -28,7 +28,6 @@ SCORES = {
     "f1_macro": "macro F1",
 }
 LINES = {"eager": "-", "best": ":"}
-NAMES = {"eager": "eager (filled)", "best": "fused (open)"}
 
 
 def _rows_figure(
@@ -141,8 +140,7 @@ def _draw_time(axes: Axes, y: float, height: float, row: Row, mode: str) -> None
     colour = row.look[0]
     hatch, fill = ("////", "none") if mode == "best" else ("", colour)
     axes.barh(y, value, height, facecolor=fill, edgecolor=colour, hatch=hatch)
-    reach = [[value - low], [high - value]]
-    axes.errorbar(value, y, xerr=reach, fmt="none", elinewidth=0.8, ecolor=INK)
+    axes.hlines(y, low, high, color=INK, linewidth=0.8)
     apart = {"*": "* other session", "†": "† other device"}.get(row.latency["mark"], "")
     axes.text(high, y, f"  {value:.2f}{apart}", va="center", fontsize=8)
 
@@ -229,9 +227,8 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
         axes.grid()
     panels[0].set_ylabel("ms a forward, median (log scale)")
     if "best" in set(sweep["mode"]):
-        for mode, line in LINES.items():
-            fill = INK if mode == "eager" else "white"
-            panels[0].plot([], [], "o" + line, color=INK, markerfacecolor=fill, label=NAMES[mode])
+        for line, fill, label in (("-", INK, "eager (filled)"), (":", "white", "fused (open)")):
+            panels[0].plot([], [], "o" + line, color=INK, markerfacecolor=fill, label=label)
     _legend(figure)
     return figure
 

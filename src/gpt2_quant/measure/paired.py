@@ -127,9 +127,7 @@ def bootstrap_differences(
     mean_losses = dict(zip(logits, np.swapaxes(means, 0, 1), strict=True))
 
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for key in logits:
-        if key == baseline:
-            continue
+    for key in [key for key in logits if key != baseline]:
         predicted = logits[baseline].argmax(axis=1), logits[key].argmax(axis=1)
         answers = np.column_stack([labels, *predicted])
         (truth, before, after), counts = draw_counts(answers, resamples, seed)
