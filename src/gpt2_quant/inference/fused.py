@@ -27,11 +27,9 @@ class Codes:
         self.dtype = dtype
 
     def embed(self, transformer, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        wte, wpe = transformer.wte, transformer.wpe
-        positions = wpe.weight.view(self.dtype), wpe.weight_scale
-        return kernels.read_rows(
-            ids, wte.weight.view(self.dtype), wte.weight_scale, dtype, *positions
-        )
+        tables = transformer.wte, transformer.wpe
+        token, position = ((x.weight.view(self.dtype), x.weight_scale) for x in tables)
+        return kernels.read_rows(ids, *token, dtype, *position)
 
     def normalize(self, norm, x: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, self.dtype)

@@ -5,20 +5,24 @@
 Codes are int8, summed in int32, exact for K up to 133,000; or e4m3, summed in float32, of which
 Hopper keeps 14 bits (arXiv 2412.19437, section 3.5.2): of 32 products and their sum so far each is
 cut 2^-13 below the largest, so the error stays under 33 ceil(K / 32) 2^-13 of the largest. Cut
-towards zero that is 0.1% of the results' root mean square for normal data at K = 3,072, where
-rounding to e4m3 costs 3.8%; moving partial sums to full registers would not be seen.
+towards zero that is, computed for normal data at K = 3,072, 0.1% of the results' root mean square;
+rounding to e4m3 costs 3.8%. So partial sums are not moved to full registers (a second tile of
+them, `max_num_imprecise_acc`).
 
 Weights are `[out, in]`, since Hopper's 8-bit wgmma requires k as both operands' fastest axis in
 shared memory. Its copy engine (TMA) moves the tiles, without masks at the edge.
 
 GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132 multiprocessors.
 Two to four smaller tiles on each overlap computing with loading and storing. A block's four
-products with bias and residual, in microseconds on an H100 (torch 2.11, Triton 3.6):
+products with bias and residual, in microseconds on an H100 (torch 2.11, Triton 3.6), tiles chosen
+by `tile_sizes`:
 
     tokens x width    int8  e4m3  torch._scaled_mm (fast sums)  FP16 addmm
     2,048 x 768         49    45    58 (55)                       64
     8,192 x 768        145   138   162 (144)                     205
-    2,048 x 1,600      159   144   162 (135)                     216
+    2,048 x 1,600      159   150   162 (135)                     216
+
+The library sums e4m3 as here only when asked for fast sums, and adds the residual in a second pass.
 """
 
 import torch
@@ -125,9 +129,9 @@ def _gemm_kernel(
 def tile_sizes(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[str, int]:
     """The tile for `[m, k] x [n, k]` of codes in `dtype`.
 
-    Chosen from 14 candidates by their times on an H100 (torch 2.11, Triton 3.6), at the four
+    Chosen from up to 14 candidates by their times on an H100 (torch 2.11, Triton 3.6), at the four
     products of all GPT-2 widths and nine numbers of tokens, 1 to 16,384: on average 1% (e4m3: 2%)
-    slower than the fastest candidate, at the worst shape 11% (13%).
+    slower than the fastest candidate, at the worst shape 11% (14%).
 
     PERSISTENT: so many programs a multiprocessor, each of which takes tile after tile and loads the
     next while it stores; 0: a program a tile. REST_N: a second, narrower sum makes tiles 192 wide,
@@ -147,7 +151,7 @@ def tile_sizes(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[
         sizes = (64, 128, 128, 3)  # three
     elif 1088 < tiles <= 1188:
         sizes, rest = (64, 128, 128, 2), 64
-    elif floats and n != k and tiles >= (800 if k > 4096 else 1600):
+    elif floats and tiles >= 1600 and n > k:  # a residual would not fit
         sizes, warps, persistent = (128, 256, 128, 3), 8, 1
     else:
         sizes, persistent = (128, 128, 128, 3), 2 if n > k else 0
