@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from ..cache import Cache
 from ..data.hub import fetch_model_folder
@@ -61,33 +60,29 @@ class LanguageModel:
         """-log p of each token in nats, float64 [T] per sequence."""
         ends = np.cumsum([len(sequence) for sequence in ids])
         result = np.empty(ends[-1])
-        for tokens, logits, targets in self.scored_tokens(ids, None):
+        for tokens, logits, targets in self.scored_tokens(ids):
             nll = cross_entropy(logits, targets, reduction="none")
             result[tokens] = nll.double().cpu().numpy()
         return np.split(result, ends[:-1])
 
     @torch.inference_mode()
     def scored_tokens(
-        self, ids: Sequence[Sequence[int]], what: str | None
+        self, ids: Sequence[Sequence[int]]
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
         """Yields (tokens [m], logits float32 [m, V], targets [m]); `tokens` indexes the
-        concatenated sequences. `what` names the progress bar, None hides it.
+        concatenated sequences.
         """
         flat = np.concatenate(ids).astype(np.int64)
         lengths = [len(sequence) for sequence in ids]
         starts = np.cumsum([0, *lengths])
-        windows = _windows(lengths, self.context)
-        windows.sort(key=lambda window: -window[2])
-        hidden = what is None or len(ids) < 50
-        with tqdm(total=len(flat), desc=what, unit="token", disable=hidden, leave=False) as bar:
-            while windows:
-                size = max(1, BATCH_TOKENS[self.device] // windows[0][2])
-                batch, windows = windows[:size], windows[size:]
-                ends = [(starts[i] + first + length, count) for i, first, length, count in batch]
-                tokens = np.concatenate([np.arange(end - count, end) for end, count in ends])
-                targets = torch.from_numpy(flat[tokens]).to(self.device)
-                yield tokens, self._logits(ids, batch), targets
-                bar.update(len(tokens))
+        windows = sorted(_windows(lengths, self.context), key=lambda window: -window[2])
+        while windows:
+            size = max(1, BATCH_TOKENS[self.device] // windows[0][2])
+            batch, windows = windows[:size], windows[size:]
+            ends = [(starts[i] + first + length, count) for i, first, length, count in batch]
+            tokens = np.concatenate([np.arange(end - count, end) for end, count in ends])
+            targets = torch.from_numpy(flat[tokens]).to(self.device)
+            yield tokens, self._logits(ids, batch), targets
 
     def _logits(self, ids: Sequence[Sequence[int]], batch: list[Window]) -> torch.Tensor:
         """Logits float32 [m, V] at the scored positions of these windows."""

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..cache import Cache
-from .scored import References, Scored, cached_rows, check_pairs, version
+from .scored import References, Scored, cached_rows, pair_items, version
 from .sentences import split_sentences
 
 LABELS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
@@ -58,7 +58,6 @@ def rouge(
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    check_pairs(candidates, references)
     tokenizer = UnicodeTokenizer()
     scorer = RougeScorer(list(variants), tokenizer=tokenizer)
     signature = version("rouge-score")
@@ -69,7 +68,6 @@ def rouge(
     def score(candidate: str, *group: str) -> np.ndarray:
         """Precision, recall, F [variants, 3]."""
         row = np.full((len(variants), 3), np.nan)
-        group = tuple(filter(n_tokens, group))
         if group and n_tokens(candidate):
             best = scorer.score_multi([lines(text) for text in group], lines(candidate))
             row[:] = [best[name] for name in variants]
@@ -81,7 +79,7 @@ def rouge(
     def compute(missing):
         return [score(*item).ravel() for item in missing]
 
-    items = [(text, *group) for text, group in zip(candidates, references, strict=True)]
+    items = pair_items(candidates, references, keep=n_tokens)
     table, width = "rouge_" + "_".join(variants), 3 * len(variants)
     rows = cached_rows(cache, table, signature, items, compute, width)
     rows = rows.reshape(-1, len(variants), 3)

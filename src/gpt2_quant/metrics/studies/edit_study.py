@@ -88,7 +88,7 @@ def score_edits(
 
 def _scores(texts: list[str], references: list[str], tools: Tools) -> pd.DataFrame:
     groups, metrics = [[reference] for reference in references], coherence_metrics(tools)
-    values = overlap_values(texts, groups, tools, ("rouge1", "rouge2", "rougeL"))
+    values = overlap_values(texts, groups, tools, rouges=("rouge1", "rouge2", "rougeL"))
     others = {"Perplexity": metrics["perplexity"](texts), "SCS": metrics["SCS"](texts)}
     return pd.DataFrame(values | others)
 

@@ -50,8 +50,7 @@ def summeval_metrics(data: SummEval, tools: Tools) -> Values:
         values = overlap_values(summaries, references, tools)
         result |= {f"{name}, {label}": column for name, column in values.items()}
     sources = [[source] for source in data.sources for _ in data.systems]
-    against_source = bertscore(summaries, sources, tools.encoder, tools.cache)
-    result[SOURCE] = against_source.parts["precision"]
+    result[SOURCE] = bertscore(summaries, sources, tools.encoder, tools.cache).parts["precision"]
     metrics = coherence_metrics(tools)
     gain = context_gain(summaries, tools.language_model, tools.cache).values
     result |= {"perplexity": metrics.pop("perplexity")(summaries), "context gain": gain}
