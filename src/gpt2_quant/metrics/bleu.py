@@ -48,9 +48,8 @@ def _sacrebleu(name, sentence, corpus, settings, candidates, references, cache) 
         defined = group and has_words(candidate)
         return sentence.sentence_score(candidate, group).score if defined else np.nan
 
-    values = cached_rows(
-        cache, name.lower(), fixed, items, lambda some: [score(*item) for item in some]
-    )[:, 0]
+    rows = cached_rows(cache, name.lower(), fixed, items, lambda some: [score(*i) for i in some])
+    values = rows[:, 0]
     defined = [item for item, value in zip(items, values, strict=True) if np.isfinite(value)]
     if not defined:
         return Scored(name, values, fixed)

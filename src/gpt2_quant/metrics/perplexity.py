@@ -3,8 +3,8 @@
     PPL = exp( -1/T * sum over t of log p(x_t | x_<t) )
 
 The first token is scored given the end-of-text token, as between GPT-2's training documents. Beyond
-the context, windows move by half a context: each token is scored once and, past the first window,
-with at least half a context before it. Per token it depends on the tokenizer; across models compare
+the context, windows move by half of it: each token is scored once and, past the first window, with
+at least half a context before it. Per token it depends on the tokenizer; across models compare
 
     per word (white space) = exp(NLL / words),   bits per byte of UTF-8 = NLL / (ln 2 * bytes)
 
@@ -37,7 +37,7 @@ Window = tuple[int, int, int, int]  # sequence, first position, length, scored
 
 @dataclass
 class LanguageModel:
-    """GPT-2, its tokenizer, a name with its weights' hash; `start_id` stands before each text."""
+    """GPT-2; `signature` names its weights, `start_id` stands before each text."""
 
     model: Any
     tokenizer: Any
@@ -86,8 +86,7 @@ class LanguageModel:
 
     def _logits(self, ids: Sequence[Sequence[int]], batch: list[Window]) -> torch.Tensor:
         """Logits float32 [m, V] at the scored positions of these windows."""
-        # Position j of a window reads token first+j-1 and predicts token first+j; before token 0
-        # stands start_id.
+        # Position j reads token first+j-1 (before token 0: start_id) and predicts the next.
         read = [[self.start_id, *ids[i]][first : first + length] for i, first, length, _ in batch]
         input_ids = pad_sequence([torch.tensor(row) for row in read], True, self.start_id)
         position = torch.arange(input_ids.shape[1])

@@ -29,9 +29,7 @@ _ASCII_WORD = re.compile(r"[a-z0-9]{4,}")
 
 
 class UnicodeTokenizer:
-    """rouge-score's `tokenizer` for every alphabet; a Chinese or Japanese character, and an emoji,
-    is a token.
-    """
+    """rouge-score's `tokenizer` for every alphabet; a CJK character or an emoji is a token."""
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer
@@ -76,12 +74,11 @@ def rouge(
                 row[[name == "rouge2" for name in variants]] = np.nan
         return row
 
-    def compute(missing):
-        return [score(*item).ravel() for item in missing]
-
     items = pair_items(candidates, references, keep=n_tokens)
     table, width = "rouge_" + "_".join(variants), 3 * len(variants)
-    rows = cached_rows(cache, table, signature, items, compute, width)
+    rows = cached_rows(
+        cache, table, signature, items, lambda some: [score(*i) for i in some], width
+    )
     rows = rows.reshape(-1, len(variants), 3)
     scored = {}
     for name, (precision, recall, f) in zip(variants, rows.transpose(1, 2, 0), strict=True):

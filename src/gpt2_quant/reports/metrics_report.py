@@ -112,7 +112,7 @@ def _edits(section: dict) -> dict:
         "n_high": table["n"].max(),
         "n_edits": table["edit"].nunique(),
         "ranking": ranking,
-        "strengths": [STRENGTH_NAMES[strength] for strength in dose],
+        "strengths": [STRENGTH_NAMES[int(strength)] for strength in dose.columns],
         "dose": _rows(dose),
         "story": EDIT_STORY,
         "edited": [

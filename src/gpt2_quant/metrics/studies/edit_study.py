@@ -105,11 +105,8 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
 
 def meaning_ranking(pairs: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """For each metric the fraction of (text, meaning-keeping edit, meaning-breaking edit) where the
-    kept meaning scores higher (0.5 is chance).
-
-    Each pair of kinds, as synonyms and negation, weighs the same, however many texts allow both:
-    the mean over texts and strengths, then over pairs of kinds. Its interval is bootstrapped over
-    documents.
+    kept meaning scores higher (0.5 is chance): the mean over texts and strengths, then over pairs
+    of kinds, as synonyms and negation. Intervals are bootstrapped over documents.
     """
     columns = ["text", "document", "edit", "score"]
     rows = []

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,11 +86,14 @@ def _substitute(*rules: Rule, fractions=FRACTIONS) -> Apply:
     return apply
 
 
+def _synonym(template: str, match: re.Match, rng: Generator) -> str:
+    return match.expand(template)
+
+
 # A pattern asks for the neighbours that leave a word one meaning, as "about" before a number; "last
 # week" and "won the game" have no safe synonym and no entry.
 _SYNONYMS: list[Rule] = [
-    (re.compile(pattern), lambda match, rng, template=template: match.expand(template))
-    for pattern, template in _WORDS["synonyms"]
+    (re.compile(pattern), partial(_synonym, template)) for pattern, template in _WORDS["synonyms"]
 ]
 
 

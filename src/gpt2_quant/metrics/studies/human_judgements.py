@@ -76,15 +76,15 @@ def load_human_judgements(where: str) -> People:
     if where == "hub":
         return _summeval_from_hub(), _stsb_from_hub()
     summeval, stsb = Path(where) / "summeval.jsonl", Path(where) / "stsb_test.csv"
-    for file in (summeval, stsb):
-        if not file.is_file():
-            fault = f"--human-judgements {where} has no {file.name}"
-            raise UserError(f"{fault}: give the folder that holds it, or hub")
+    flag = f"--human-judgements {where}"
     try:
         return _summeval_from_folder(summeval), _stsb_from_folder(stsb)
-    except (ValueError, KeyError, TypeError, IndexError) as fault:
-        fault_of = f"--human-judgements {where} is not in the stated form ({fault!r})"
-        raise UserError(f"{fault_of}: see metrics/studies/human_judgements.py") from fault
+    except OSError as fault:
+        name = Path(fault.filename).name
+        raise UserError(f"{flag} has no {name}: give the folder that holds it, or hub") from fault
+    except (ValueError, LookupError, TypeError) as fault:
+        form = "see metrics/studies/human_judgements.py"
+        raise UserError(f"{flag} is not in the stated form ({fault!r}): {form}") from fault
 
 
 def _summeval_from_folder(path: Path) -> SummEval:

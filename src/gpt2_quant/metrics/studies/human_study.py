@@ -5,9 +5,8 @@ all eleven; BERTScore's precision also against the source, with no reference at 
 one sentence has no coherence score: SCS is compared with its rivals on the others. Holm's
 correction is per table.
 
-A metric that gives all of a document's summaries one score, as novelty often does, ranks nothing
-there and counts as correlation 0: leaving such documents out would compare metrics over different
-texts.
+A metric that gives all of a document's summaries one score ranks nothing there and counts as
+correlation 0: leaving such documents out would compare metrics over different texts.
 """
 
 import numpy as np
@@ -92,8 +91,8 @@ def undefined(values: np.ndarray) -> int:
 
 def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
     """SCS minus each rival on SummEval's coherence, with and without control for the number of
-    sentences. The strongest metric against references is among them, `strongest` in its rows: it is
-    picked by these ratings, which can only favour it.
+    sentences. `strongest` marks the best metric against references, which being picked by these
+    ratings can only favour.
     """
     drawn, ratings = draws(len(data.summaries)), data.ratings["coherence"]
     defined = np.isfinite(metrics["SCS"])
@@ -121,10 +120,9 @@ def stsb_table(data: SentencePairs, tools: Tools) -> pd.DataFrame:
     best = float(spearman(cosine, data.similarity))
     rows = []
     for name, column in values.items():
-        rank = float(spearman(column, data.similarity))
+        linear, rank = (float(r(column, data.similarity)) for r in (meta.pearson, spearman))
         shared = float(spearman(cosine, column))
         p = 1.0 if name == COSINE else meta.williams(best, rank, shared, len(cosine))
-        linear = float(meta.pearson(column, data.similarity))
         rows.append((name, linear, rank, int(np.isfinite(column).sum()), p))
     table = pd.DataFrame(rows, columns=["metric", "pearson", "spearman", "n", "p_cosine"])
     return table.assign(p_holm=holm(list(table["p_cosine"])))
