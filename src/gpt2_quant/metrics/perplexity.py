@@ -156,8 +156,7 @@ def perplexity(
     nll, tokens = np.where([[has_words(text)] for text in texts], rows, np.nan).T
     words = [len(text.split()) or np.nan for text in texts]
     size = [len(text.encode("utf-8", "surrogatepass")) or np.nan for text in texts]
-    # Beyond 700 float64 overflows.
-    per_word = np.exp(np.minimum(nll / words, 700))
+    per_word = np.exp(np.minimum(nll / words, 700))  # beyond, float64 overflows
     bits = nll / np.log(2) / size
     parts = {"per_word": per_word, "bits_per_byte": bits, "tokens": tokens, "nll": nll}
 

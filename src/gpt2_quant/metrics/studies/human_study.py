@@ -19,7 +19,6 @@ from ..sentences import split_sentences
 from ..suite import Tools
 from . import meta_evaluation as meta
 from .human_judgements import QUALITIES, SentencePairs, SummEval
-from .meta_evaluation import spearman
 from .resampling import draws
 from .values import Values, coherence_metrics, overlap_values
 
@@ -117,11 +116,11 @@ def stsb_table(data: SentencePairs, tools: Tools) -> pd.DataFrame:
     values = overlap_values(data.first, [[text] for text in data.second], tools)
     first, second = map(tools.encoder.sentence_vectors, (data.first, data.second))
     cosine = values[COSINE] = (first * second).sum(1).astype(np.float64)
-    best = float(spearman(cosine, data.similarity))
+    best = float(meta.spearman(cosine, data.similarity))
     rows = []
     for name, column in values.items():
-        linear, rank = (float(r(column, data.similarity)) for r in (meta.pearson, spearman))
-        shared = float(spearman(cosine, column))
+        linear, rank = (float(r(column, data.similarity)) for r in (meta.pearson, meta.spearman))
+        shared = float(meta.spearman(cosine, column))
         p = 1.0 if name == COSINE else meta.williams(best, rank, shared, len(cosine))
         rows.append((name, linear, rank, int(np.isfinite(column).sum()), p))
     table = pd.DataFrame(rows, columns=["metric", "pearson", "spearman", "n", "p_cosine"])
