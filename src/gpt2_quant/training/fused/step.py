@@ -146,17 +146,18 @@ class FusedStep:
         block, heads, length = self.buffers.blocks[layer], self.config.n_head, self.length
         programs, head = self.texts * heads, self.width // heads
         if length <= attention.WHOLE:
-            size, grid, warps = max(16, next_power_of_2(length)), (programs,), 4 + 4 * (length > 64)
+            size, tiles, warps = max(16, next_power_of_2(length)), 1, 4 + 4 * (length > 64)
             kernel = attention.whole_backward if gradients else attention.whole
             tensors = gradients or (block.o,)
         else:
             size = attention.TILE
-            grid, warps = (programs, cdiv(length, size)), 4 + 4 * (head > 64)
+            tiles, warps = cdiv(length, size), 4 + 4 * (head > 64)
             kernel = attention.tiled_backward if gradients else attention.tiled
             tensors = block.o, block.log_sum, *gradients
         self.lanes.run(
-            kernel, grid, block.qkv, *tensors, self.random, 3 * layer + 1, self.process * programs,
-            head**-0.5, length, self.width, HEADS=heads, HEAD=head, BLOCK=size, num_warps=warps,
+            kernel, (programs, tiles), block.qkv, *tensors, self.random, 3 * layer + 1,
+            self.process * programs, head**-0.5, length, self.width, HEADS=heads, HEAD=head,
+            BLOCK=size, num_warps=warps,
         )  # fmt: skip
 
     def _add_norm(self, x: Tensor, y: Tensor, i: int, site: int, rows: int, embed=False) -> None:
