@@ -27,7 +27,8 @@ from gpt2_quant.models.variants import VARIANTS
 SCRIPTS = {int(path.name[0]): path for path in sorted((common.ROOT / "src").glob("[1-5]_*.py"))}
 SHARED = (
     "preset", "base_model", "models_dir", "results_dir", "device", "batch_size", "max_length",
-    "seed", "max_train_samples", "max_test_samples",
+    "seed", "max_train_samples", "max_test_samples", "task", "dataset_config", "text_columns",
+    "label_column", "train_split", "validation_split", "test_split",
 )  # fmt: skip
 OWN_FLAGS = {
     "epochs": (1,),
@@ -95,8 +96,8 @@ def flags():
         "--from", **number, default=1, dest="start", help="begin with this one (default: 1)"
     )
     add = parser.add_argument_group("handed on to the scripts that have them").add_argument
-    positive, precisions = common.positive_int, ("auto", "bf16", "fp32")
-    add("--epochs", type=positive, metavar="N", help="script 1: passes over the train rows")
+    precisions = ("auto", "bf16", "fp32")
+    add("--epochs", type=common.epochs, metavar="N", help="script 1: passes over the train rows")
     add("--learning-rate", type=float, metavar="RATE", help="script 1: AdamW's peak rate")
     add("--precision", choices=precisions, help="script 1: arithmetic of training")
     add("--checkpoint", metavar="ID|FOLDER", help="scripts 2 and 3: classifier to quantize")
@@ -111,7 +112,8 @@ def arguments_of(parser, args, number: int) -> list[str]:
     for name in [*SHARED, *own]:
         value = getattr(args, name)
         if value != parser.get_default(name):
-            arguments += [f"--{name.replace('_', '-')}", str(value)]
+            values = value if isinstance(value, list) else [value]
+            arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
     return arguments + ["--overwrite"] * args.overwrite
 
 

@@ -12,7 +12,7 @@ at any moment, the same command goes on from its last checkpoint.
 
 from dataclasses import replace
 
-from gpt2_quant.cli import parser, positive_int, seed_everything, settings_from
+from gpt2_quant.cli import epochs, parser, positive_int, seed, seed_everything, settings_from
 from gpt2_quant.errors import run
 from gpt2_quant.models.variants import BASELINE, TFIDF
 from gpt2_quant.training import MAIN_PROCESS, learning_rate
@@ -22,12 +22,12 @@ def flags():
     result = parser(__doc__)
     add = result.add_argument_group("training flags").add_argument
     # fmt: off
-    add("--epochs", type=positive_int, metavar="N", help="passes over the train rows (default: 3)")
+    add("--epochs", type=epochs, metavar="N", help="passes over the train rows (default: 3)")
     add("--learning-rate", type=learning_rate, metavar="N", help="(default: 2e-5; demo: 5e-4)")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto",
         help="auto takes bf16 on GPUs that have it (default: auto)")
     add("--max-steps", type=positive_int, metavar="N", help="end after N updates (default: never)")
-    add("--seeds", type=int, nargs="+", metavar="N", help="one training each (default: --seed)")
+    add("--seeds", type=seed, nargs="+", metavar="N", help="one training each (default: --seed)")
     add("--checkpoint-minutes", type=float, default=3.0, metavar="N", help="(default: 3)")
     add("--report-to", choices=("none", "tensorboard"), default="none",
         help="log the curve there too (default: none)")
@@ -43,13 +43,14 @@ def main() -> None:
     publish = args.push_to_hub and MAIN_PROCESS
 
     from gpt2_quant.cache import Step
-    from gpt2_quant.data import hub
+    from gpt2_quant.data import hub, tables
 
     if publish:
         hub.check_login(args.push_to_hub)
     folder = settings.models_dir / BASELINE.folder
     asked = {name: value for name, value in vars(args).items() if name != "push_to_hub"}
-    step = Step(settings.results_dir, "1_baseline_finetuning", asked)
+    inputs = tables.data_files(args)
+    step = Step(settings.results_dir, "1_baseline_finetuning", asked, inputs)
     records = [settings.results_dir / f"records/{v.key}.json" for v in (BASELINE, TFIDF)]
     if settings.overwrite or not (step.complete() and all(path.is_file() for path in records)):
         fine_tune(args, settings, seeds, folder, step)
@@ -79,19 +80,18 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
                 demo.prepare(settings)
             splits = load_splits(settings)
             base = fetch_model_folder(settings.base_model, settings.base_revision)
-            check_float(base, new_head=True)
-            tokenizer = load_tokenizer(base)
+            tokenizer, classes = load_tokenizer(check_float(base, True)), splits["train"].classes
             tokens = {n: tokenize(tokenizer, s, settings.max_length) for n, s in splits.items()}
         scorer = Scorer(accelerator, tokens, tokenizer.pad_token_id)
         outcomes = []
-        for seed in seeds:
-            this = replace(plan, seed=seed)
+        for number in seeds:
+            this = replace(plan, seed=number)
             checkpoints = training.checkpoints(args, settings, this, base, splits)
-            kept = folder if seed == seeds[0] else checkpoints.folder / "model"
+            kept = folder if number == seeds[0] else checkpoints.folder / "model"
             outcome = training.finished(checkpoints, kept)
             if outcome is None:
-                seed_everything(seed)  # draws the head, which the base lacks
-                model = load_classifier(base, device, new_head=True)
+                seed_everything(number)  # draws the head, which the base lacks
+                model = load_classifier(base, device, new_head=True, classes=classes)
                 outcome, curve = training.fine_tune(model, this, checkpoints, scorer)
                 if MAIN_PROCESS:
                     save_model(model, tokenizer, kept, card="")  # it follows with the scores
@@ -100,10 +100,10 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
                         training.save_curve(curve, settings.results_dir)
                 accelerator.wait_for_everyone()
             if len(seeds) > 1:
-                outcome["test"] = scorer.test(load_classifier(kept, device))
+                outcome["test"] = scorer.test(load_classifier(kept, device, classes=classes))
             outcomes.append(outcome)
 
-        model = load_classifier(folder, device)
+        model = load_classifier(folder, device, classes=classes)
         if MAIN_PROCESS:
             record = evaluate_variant(
                 settings, BASELINE.key, model, tokenizer, splits, folder=folder, baseline=folder,

@@ -38,13 +38,15 @@ def main() -> None:
     results, variants = settings.results_dir, made_by(2)
 
     from gpt2_quant.cache import Step
+    from gpt2_quant.data.tables import data_files
     from gpt2_quant.models.checkpoints import weights_files
     from gpt2_quant.models.loading import baseline_folder
 
     baseline = baseline_folder(settings.models_dir, args.checkpoint)
     # --skip-timing changes no file that this script promises.
     asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
-    step = Step(results, "2_quantization_scratch", asked, weights_files(baseline))
+    inputs = [*weights_files(baseline), *data_files(args)]
+    step = Step(results, "2_quantization_scratch", asked, inputs)
     if step.complete():
         return
 
@@ -62,14 +64,15 @@ def main() -> None:
         demo.prepare(settings)
     seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
-    model = load_classifier(baseline, settings.device)
+    classes = splits["train"].classes
+    model = load_classifier(baseline, settings.device, classes=classes)
 
     outputs = []
     for variant in variants:
         folder = settings.models_dir / variant.folder
         quantized = variant.how.quantize(variant.key, model, baseline, torch.float32)
         save_model(quantized, tokenizer, folder, card="")  # it follows with the scores
-        loaded = load_variant(variant.key, settings.models_dir, settings.device)
+        loaded = load_variant(variant.key, settings.models_dir, settings.device, classes=classes)
         record = evaluate_variant(
             settings, variant.key, loaded, tokenizer, splits, folder=folder, baseline=baseline,
             extra={"quantization": variant.how.facts(loaded)},

@@ -35,13 +35,14 @@ def main() -> None:
     models, results, variants = settings.models_dir, settings.results_dir, made_by(3)
 
     from gpt2_quant.cache import Step
+    from gpt2_quant.data.tables import data_files
     from gpt2_quant.models.checkpoints import weights_files
     from gpt2_quant.models.loading import baseline_folder
 
     baseline = baseline_folder(models, args.checkpoint)
     others = [v for v in VARIANTS.values() if v.method and v not in variants]  # timed here, too
     inputs = [*weights_files(baseline), *(models / v.folder / "model.safetensors" for v in others)]
-    step = Step(results, "3_bitsandbytes_quant", vars(args), inputs)
+    step = Step(results, "3_bitsandbytes_quant", vars(args), [*inputs, *data_files(args)])
     if step.complete():
         return
 
@@ -61,7 +62,8 @@ def main() -> None:
         demo.prepare(settings)
     seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
-    model = load_classifier(baseline, settings.device)
+    classes = splits["train"].classes
+    model = load_classifier(baseline, settings.device, classes=classes)
 
     outputs = []
     for variant in [v for v in variants if unavailable(v, settings.device)]:
@@ -76,7 +78,7 @@ def main() -> None:
             save_model(quantized, tokenizer, folder, card="")  # it follows with the scores
             outputs += [folder / "model.safetensors"]
             del quantized
-        loaded = load_variant(variant.key, models, settings.device, args.checkpoint)
+        loaded = load_variant(variant.key, models, settings.device, args.checkpoint, classes)
         if variant.method:
             facts = {"quantization": variant.how.facts(loaded)}
         record = evaluate_variant(

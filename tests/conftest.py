@@ -6,10 +6,13 @@ Nothing here needs the hub: HF_HUB_OFFLINE is set before any library reads it.
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_arrow = tempfile.TemporaryDirectory()  # where `datasets` keeps what it has read, until the end
+os.environ.setdefault("HF_DATASETS_CACHE", _arrow.name)
 # pytest-xdist's processes, and the scripts that they run, share the cores.
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))

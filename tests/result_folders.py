@@ -34,7 +34,7 @@ STEPS = {
     "nf4_bitsandbytes": 0.5,
     "tfidf": 0.3,
 }
-DTYPES = {"baseline": np.float32, "baseline_fp16": np.float32, "nf4_scratch": np.int8}
+DTYPES = {"baseline": np.float32, "nf4_scratch": np.int8}
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Presets, flags, folders, device and seed of every script.
+"""Presets, tasks, flags, folders, device and seed of every script.
 
 A *preset* names an experiment. `paper`: GPT-2 and AG News from the hub, each pinned to a commit.
-`demo`: the same code on a generated corpus and miniature GPT-2, in folders of its own. Flags
-override the preset.
+`demo`: the same code on a generated corpus and miniature GPT-2, in folders of its own. A *task*
+names a data set and how it is read. Flags override both.
 """
 
 import argparse
@@ -13,12 +13,47 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_FOLDER = "there is no such folder; give an existing folder or a hub id like owner/name"
+NO_FOLDER = "there is no such folder or file; give one that exists or a hub id like owner/name"
+DATA_FILES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+
+
+class Task(NamedTuple):
+    """A data set of the hub, pinned to a commit, and how it is read."""
+
+    dataset: str
+    revision: str
+    config: str | None
+    text_columns: tuple[str, ...]
+    label_column: str
+    max_length: int
+    n_classes: int
+
+
+# fmt: off
+TASKS = {
+    "ag_news": Task("fancyzhx/ag_news", "eb185aade064a813bc0b7f42de02595523103ca4",
+                    None, ("text",), "label", 128, 4),
+    "imdb": Task("stanfordnlp/imdb", "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
+                 "plain_text", ("text",), "label", 512, 2),
+    "dbpedia_14": Task("fancyzhx/dbpedia_14", "9abd46cf7fc8b4c64290f26993c540b92aa145ac",
+                       "dbpedia_14", ("title", "content"), "label", 128, 14),
+    "emotion": Task("dair-ai/emotion", "cab853a1dbdf4c42c2b3ef2173804746df8825fe",
+                    "split", ("text",), "label", 128, 6),
+    "banking77": Task("legacy-datasets/banking77", "f54121560de48f2852f90be299010d1d6dc612ec",
+                      None, ("text",), "label", 128, 77),
+}
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -43,8 +78,8 @@ PRESETS = {
         learning_rate=2e-5,
         base_model="openai-community/gpt2",
         base_revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
-        dataset="fancyzhx/ag_news",
-        dataset_revision="eb185aade064a813bc0b7f42de02595523103ca4",
+        dataset=TASKS["ag_news"].dataset,
+        dataset_revision=TASKS["ag_news"].revision,
     ),
     "demo": Preset(ROOT / "models/demo", ROOT / "results/demo", epochs=2, learning_rate=5e-4),
 }
@@ -66,6 +101,13 @@ class Settings:
     max_train_samples: int | None
     max_test_samples: int | None
     overwrite: bool
+    task: str | None = None
+    dataset_config: str | None = None
+    text_columns: tuple[str, ...] | None = None
+    label_column: str | None = None
+    train_split: str | None = None
+    validation_split: str | None = None
+    test_split: str | None = None
 
     def as_dict(self) -> dict:
         """For a record: folders inside the repository relative to its root."""
@@ -88,6 +130,21 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def epochs(text: str) -> int:
+    if (number := positive_int(text)) > MOST_EPOCHS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_EPOCHS:,} epochs")
+    return number
+
+
+def seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+MOST_EPOCHS = 10_000
+
+
 def parser(docstring: str) -> argparse.ArgumentParser:
     """`docstring` is the help text."""
     result = _Parser(
@@ -102,13 +159,22 @@ def parser(docstring: str) -> argparse.ArgumentParser:
     devices, paper = ("auto", "cuda", "cpu"), PRESETS["paper"]
     add("--preset", choices=PRESETS, default="paper", help="experiment to run (default: paper)")
     add("--base-model", **place, help=f"GPT-2 to start from (paper: {paper.base_model})")
-    add("--dataset", **place, help=f"AG News or alike (paper: {paper.dataset})")
+    add("--task", choices=TASKS, help="a known data set with its columns (default: the preset's)")
+    where: dict[str, Any] = {"metavar": "ID|FOLDER|FILE"}
+    add("--dataset", **where, help=f"CSV, TSV, JSON or parquet (paper: {paper.dataset})")
+    split: dict[str, Any] = {"metavar": "NAME"}
+    add("--dataset-config", **split, help="configuration of a hub data set (default: its only one)")
+    add("--text-columns", nargs="+", **split, help="joined by a space (default: the only one)")
+    add("--label-column", **split, help="(default: label or labels)")
+    add("--train-split", **split, help="(default: train)")
+    add("--validation-split", **split, help="(default: validation, else 5%% of train)")
+    add("--test-split", **split, help="(default: test, else 10%% of train)")
     add("--models-dir", **folder, help="of models (default: models; demo: models/demo)")
     add("--results-dir", **folder, help="of results (default: results; demo: results/demo)")
     add("--device", choices=devices, default="auto", help="auto: CUDA if there (default: auto)")
     add("--batch-size", **count, default=16, help="texts per batch (default: 16)")
-    add("--max-length", **count, default=128, help="tokens a text is cut at (default: 128)")
-    add("--seed", type=int, default=0, metavar="N", help="of every random choice (default: 0)")
+    add("--max-length", **count, help="tokens a text is cut at (default: 128, or the task's)")
+    add("--seed", type=seed, default=0, metavar="N", help="of every random choice (default: 0)")
     add("--max-train-samples", **count, help="train on N rows only (default: all)")
     add("--max-test-samples", **count, help="test on N rows only (default: all)")
     add("--overwrite", action="store_true", help="redo what is already complete (default: off)")
@@ -117,12 +183,17 @@ def parser(docstring: str) -> argparse.ArgumentParser:
 
 def settings_from(args: argparse.Namespace) -> Settings:
     """Raises UserError for flags that cannot be met."""
-    preset = PRESETS[args.preset]
-    if (length := args.max_length) > 1024:
+    preset, task = PRESETS[args.preset], TASKS.get(args.task)
+    length = args.max_length or (task.max_length if task else 128)
+    if length > 1024:
         raise UserError(f"--max-length {length} is beyond GPT-2's 1,024 positions: give less")
     for flag, value in (("--base-model", args.base_model), ("--dataset", args.dataset)):
-        if value and looks_like_path(value) and not Path(value).is_dir():
-            raise UserError(f"{flag} {value}: {NO_FOLDER}")
+        if value and looks_like_path(value):
+            is_data_file = flag == "--dataset" and Path(value).is_file()
+            if not (Path(value).is_dir() or is_data_file):
+                raise UserError(f"{flag} {value}: {NO_FOLDER}")
+            if is_data_file and Path(value).suffix.lower() not in DATA_FILES:
+                raise UserError(f"{flag} {value} must end in {', '.join(DATA_FILES)}: rename it")
     models_dir = args.models_dir or preset.models_dir
     results_dir = args.results_dir or preset.results_dir
     _check_writable("--models-dir", models_dir)
@@ -130,16 +201,24 @@ def settings_from(args: argparse.Namespace) -> Settings:
     values: dict[str, Any] = {f.name: getattr(args, f.name, None) for f in fields(Settings)}
     values["base_model"] = args.base_model or preset.base_model or str(models_dir / "base_gpt2")
     values["base_revision"] = None if args.base_model else preset.base_revision
-    values["dataset"] = args.dataset or preset.dataset or str(models_dir / "dataset")
-    values["dataset_revision"] = None if args.dataset else preset.dataset_revision
-    values |= {"models_dir": models_dir, "results_dir": results_dir}
+    known, revision = preset.dataset, preset.dataset_revision
+    if task:
+        known, revision = task.dataset, task.revision
+        values["dataset_config"] = args.dataset_config or (None if args.dataset else task.config)
+        values["text_columns"] = args.text_columns or task.text_columns
+        values["label_column"] = args.label_column or task.label_column
+    values["text_columns"] = tuple(values["text_columns"] or ()) or None
+    values["dataset"] = args.dataset or known or str(models_dir / "dataset")
+    values["dataset_revision"] = None if args.dataset else revision
+    values |= {"models_dir": models_dir, "results_dir": results_dir, "max_length": length}
     return Settings(**values | {"device": resolve_device(args.device)})
 
 
 def looks_like_path(name: str) -> bool:
     """A hub id has at most one slash, no leading dot."""
     outside = name.startswith((".", "/", "~")) or "\\" in name
-    return outside or name.count("/") > 1 or Path(name).is_dir()
+    path = Path(name)
+    return outside or name.count("/") > 1 or path.suffix.lower() in DATA_FILES or path.exists()
 
 
 def resolve_device(name: str) -> str:

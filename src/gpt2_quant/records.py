@@ -20,11 +20,50 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .cli import ROOT, Settings
 from .errors import UserError
 
 SCHEMA_VERSION = 1
+
+
+class Positive(float):
+    """A number above 0."""
+
+
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", Positive: "above 0"}
+# What a variant's record holds at the least: name -> type, a dict of such, or a list of one; "*"
+# stands for any name, "?" for a part that may be absent or null.
+SCORE = {"value": float, "low": float, "high": float}
+SIZES = {"parts": {"*": int}, "tensor_bytes": Positive}
+VARIANT_RECORD: dict = {
+    "key": str,
+    "variant": {"label": str, "dtype?": str},
+    "settings": {
+        "preset": str, "base_model": str, "base_revision?": str, "dataset": str,
+        "dataset_revision?": str, "max_length": int,
+    },
+    "checkpoint": {"base_model": str, "baseline_sha256": str},
+    "data": {"name": str, "n": int, "sha256": str, "revision?": str},
+    "splits?": {"*": {"n": int, "sha256": str}},
+    "metrics": {"accuracy": SCORE, "f1_macro": SCORE, "*": SCORE},
+    "size": {
+        **SIZES, "file_bytes?": int, "resident_bytes": Positive,
+        "stored?": {**SIZES, "header_bytes": int},
+    },
+    "memory?": {"peak_bytes?": int},
+    "latency?": [{
+        "batch_size": int, "seq_len": int, "mode": str, "session": str, "median_ms": Positive,
+        "p95_ms?": float, "median_low_ms?": Positive, "median_high_ms?": Positive,
+        "values_ms": [Positive],
+    }],
+    "throughput?": {"*": {"texts_per_s": float}},
+    "energy?": {"*": {"joules_per_1000_texts": float}},
+    "best_check?": {"*": float},
+    "notes?": [str],
+    "provenance": {"command": str, "time_utc": str, "source_sha256": str, "device?": str},
+}  # fmt: skip
 # Renewed by latency.py when all variants are timed together.
 TIMED_SECTIONS = (
     "latency", "throughput", "memory", "energy", "best_check", "notes", "timing",
@@ -114,12 +153,36 @@ def load_record(path: Path) -> dict:
         newer = record["schema_version"] > SCHEMA_VERSION
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the script that writes it") from None
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is not a record: delete it and run its script again") from None
     if newer:
         fault = f"{path} has schema version {record['schema_version']}, newer than this code"
         raise UserError(f"{fault}: update the code, or delete the file and run its script again")
     return record
+
+
+def schema_fault(value: object, schema: Any, name: str = "") -> str:
+    """What in `value` is not of `schema` (see VARIANT_RECORD), in words; "" where nothing."""
+    if isinstance(schema, list):
+        if not isinstance(value, list):
+            return f"{name} is no list"
+        return next(filter(None, (schema_fault(v, schema[0], f"{name}[]") for v in value)), "")
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return f"{name} is missing or no section"
+        parts = {part.rstrip("?"): part for part in schema if part != "*"}
+        names = [*parts, *(part for part in value if part not in parts and "*" in schema)]
+        for part in names:
+            key = parts.get(part, "*")
+            if key[-1] == "?" and value.get(part) is None:
+                continue
+            if fault := schema_fault(value.get(part), schema[key], f"{name}.{part}".lstrip(".")):
+                return fault
+        return ""
+    number = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    whole, above = number and isinstance(value, int), number and value > 0  # type: ignore[operator]
+    fits = {str: isinstance(value, str), int: whole, float: number, Positive: above}[schema]
+    return "" if fits else f"{name} is {value!r:.40}, not {TYPE_NAMES[schema]}"
 
 
 def load_records(results_dir: Path) -> dict[str, dict]:

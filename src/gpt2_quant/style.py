@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from .records import atomic_path
 
 INK, FAINT = "#222222", "#8a8f94"
+# Inches: in a report, 6.6 of text, letters of 8 points come out at 6, the least that print allows.
+WIDEST = 8.8
 RC = {
     "font.size": 9,
     "axes.titlesize": 10,

@@ -14,6 +14,7 @@ import pytest
 
 from gpt2_quant.cli import Settings
 from gpt2_quant.data import datasets as data
+from gpt2_quant.data.ag_news import read_csv
 from gpt2_quant.data.demo import write_ag_news
 from gpt2_quant.data.demo_corpus import generate_corpus
 from gpt2_quant.data.tokens import (
@@ -56,7 +57,7 @@ def test_csv_quotes_commas_and_lines_inside_a_field(tmp_path):
         tmp_path / "train.csv",
         '"3","A ""quoted"" title, with comma","two\nlines \\ and a backslash"\n"1","b",""\r\n',
     )
-    assert data.read_csv(path) == (
+    assert read_csv(path) == (
         ['A "quoted" title, with comma two\nlines \\ and a backslash', "b "],
         [2, 0],
     )
@@ -64,7 +65,7 @@ def test_csv_quotes_commas_and_lines_inside_a_field(tmp_path):
 
 def test_csv_keeps_empty_and_very_long_texts(tmp_path, tiny_tokenizer):
     path = write(tmp_path / "test.csv", f'"2","",""\n"4","long","{"word " * 40_000}"\n')
-    texts, labels = data.read_csv(path)
+    texts, labels = read_csv(path)
     assert (texts[0], len(texts[1]), labels) == ("", 200_005, [1, 3])
     tokens = tokenize(tiny_tokenizer, data.Split("test", texts, labels, "x"), 128)
     assert tokens.lengths.tolist() == [1, 128] and tokens.truncated == 1
@@ -89,7 +90,7 @@ def test_csv_faults_name_file_and_line(tmp_path, content, complaint):
     path = tmp_path / "train.csv"
     path.write_bytes(content)
     with pytest.raises(UserError, match=complaint) as fault:
-        data.read_csv(path)
+        read_csv(path)
     assert str(path) in str(fault.value) and "\n" not in str(fault.value)
 
 
@@ -149,7 +150,7 @@ def test_fingerprint_sees_text_label_and_order():
 def test_parquet_folder_gives_the_same_split(folder, tmp_path):
     (tmp_path / "data").mkdir()
     for name in ("train", "test"):
-        texts, labels = data.read_csv(folder / f"{name}.csv")
+        texts, labels = read_csv(folder / f"{name}.csv")
         table = pyarrow.table({"text": texts, "label": labels})
         half = len(texts) // 2
         pyarrow.parquet.write_table(
@@ -220,7 +221,7 @@ def test_tokenizer_pads_right_with_the_end_of_text(tiny_tokenizer, tmp_path):
 
 def test_real_ag_news(ag_news_dir):
     """The published counts: 7,600 test rows, 1,900 a class, train balanced too."""
-    texts, labels = data.read_csv(ag_news_dir / "test.csv")
+    texts, labels = read_csv(ag_news_dir / "test.csv")
     assert len(texts) == 7600 and set(Counter(labels).values()) == {1900}
     assert texts[0].startswith("Fears for T N pension after talks ")
     assert labels[0] == data.LABELS.index("Business")

@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from gpt2_quant.data import demo
-from gpt2_quant.data.datasets import read_csv
+from gpt2_quant.data.ag_news import read_csv
 from gpt2_quant.data.demo_corpus import draw_cast, generate_corpus, grammar
 from gpt2_quant.data.labels import LABELS
 

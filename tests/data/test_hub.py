@@ -29,9 +29,9 @@ folder = fetch_model_folder({MODEL!r}, revision)
 print(json.dumps({{"commit": folder.name, "files": sorted(p.name for p in folder.iterdir())}}))
 """
 READ = f"""
-from gpt2_quant.data.datasets import _read_hub
-rows = _read_hub({DATASET!r}, revision)
-print(json.dumps([[len(texts), texts[0], labels[:4]] for texts, labels in rows]))
+from gpt2_quant.data.tables import read_hub
+tables = read_hub({DATASET!r}, revision, None)
+print(json.dumps([[len(t), t[0]["text"], t["label"][:4]] for t in tables.values()]))
 """
 
 
@@ -79,6 +79,7 @@ def ask(
     program += "".join(f"    {line}\n" for line in code.strip().splitlines()) + "run(main)\n"
     environment = {
         "HF_HOME": str(home),
+        "HF_DATASETS_CACHE": str(home / "datasets"),
         "HF_ENDPOINT": endpoint,
         "HF_HUB_OFFLINE": offline,
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

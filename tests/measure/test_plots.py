@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from drawn_figures import keep_figures, outside, overlaps
+from matplotlib.text import Text
 from result_folders import classifier, logits
 
 from gpt2_quant.measure import figures as plots
@@ -35,6 +36,31 @@ def test_confusion_matrix_shows_the_counts(drawn, tmp_path):
         for j in range(4)
     ]
     assert shown == expected
+
+
+@pytest.mark.parametrize("n_classes", [2, 20, 150])
+def test_confusion_matrix_can_be_read_at_any_number_of_classes(drawn, tmp_path, n_classes):
+    """No text covers another or leaves the figure, none is below 6 points, and beyond 20 classes
+    the most frequent confusion (of the first class for the last) is listed and put side by side.
+    """
+    labels = np.arange(n_classes * 20) % n_classes
+    values = 4.0 * np.eye(n_classes)[labels]
+    mistaken = np.flatnonzero(labels == 0)[:9]
+    values[mistaken, -1] = 9
+    names = [f"a $ class, number {i}" for i in range(n_classes)]
+    plots.confusion_matrix(labels, values, "NF4", tmp_path / "a.png", names)
+    (figure,) = drawn
+    assert overlaps(figure) + outside(figure) == []
+    assert min(text.get_fontsize() for text in figure.findobj(Text)) >= 6
+    shown = [tick.get_text().replace("\\", "") for tick in figure.axes[0].get_yticklabels()]
+    assert sorted(shown) == sorted(names)
+    listed = any(
+        f"number 0 → a \\$ class, number {n_classes - 1}: 9, 45%" in text.get_text()
+        for text in figure.findobj(Text)
+    )
+    assert listed == (n_classes > 20)
+    if listed:
+        assert abs(shown.index(names[0]) - shown.index(names[-1])) == 1
 
 
 def test_png_and_pdf_are_written_alike_each_time(tmp_path):

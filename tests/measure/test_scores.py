@@ -33,6 +33,7 @@ def test_values_are_scikit_learns(outside, scored):
         "precision_macro": precision.mean(),
         "recall_macro": recall.mean(),
         "f1_macro": metrics.f1_score(labels, predicted, average="macro"),
+        "f1_weighted": metrics.f1_score(labels, predicted, average="weighted"),
         "nll": metrics.log_loss(labels, probability),
         "brier": metrics.brier_score_loss(labels, probability, scale_by_half=False),
     }

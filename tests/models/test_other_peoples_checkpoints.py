@@ -52,6 +52,31 @@ def test_names_of_other_classes_are_refused(folder):
         load_classifier(folder, "cpu")
 
 
+@pytest.mark.parametrize(
+    "theirs, classes, said",
+    [
+        (None, ("a", "b", "c", "d"), True),  # LABEL_0 … by number
+        (["y", "x", "w", "z"], ("0", "1", "2", "3"), True),
+        (["D", "c", "b", "a"], ("a", "b", "c", "d"), False),
+    ],
+)
+def test_classes_of_any_data_set_fit_by_name_else_by_number(folder, theirs, classes, said, capsys):
+    before = load_classifier(folder, "cpu").score.weight.detach().clone()
+    if theirs:
+        change_config(folder, id2label=dict(enumerate(theirs)))
+    capsys.readouterr()
+    model = load_classifier(folder, "cpu", classes=classes)
+    assert ("matched with the data set's by number" in capsys.readouterr().out) == said
+    expected = before if said else before.flip(0)
+    assert torch.equal(model.score.weight, expected)
+    assert model.config.id2label == dict(enumerate(classes))
+
+
+def test_another_number_of_classes_is_refused(folder):
+    with pytest.raises(UserError, match="has 4 labels where 3 are needed, one for each class"):
+        load_classifier(folder, "cpu", classes=("a", "b", "c"))
+
+
 def test_a_padding_token_of_its_own_pads_and_is_saved(tiny_tokenizer, tmp_path):
     import copy
 

@@ -22,10 +22,11 @@ TRAIN, QUANTIZE, BITSANDBYTES, METRICS, COMPARE = sorted(
     path.relative_to(ROOT).as_posix() for path in ROOT.glob("src/[1-5]_*.py")
 )
 GOOD_ROW = b'"1","a title","a text"\n'
+OWN_HEAD = b"text,label\n"
 FILE_LIMIT_BYTES = 64 << 10  # more than a record, less than the tiny model's weights
 
 DATASETS = {
-    "without the files": ({}, "neither train.csv nor train"),
+    "without the files": ({}, "holds no train.csv, .tsv, .jsonl, .json or .parquet"),
     "two columns": ({"train.csv": GOOD_ROW + b'"1","title"\n'}, "train.csv, line 2 has 2 columns"),
     "class 0": ({"train.csv": b'"0","a","b"\n'}, "begins with '0'"),
     "class 5": (
@@ -35,8 +36,13 @@ DATASETS = {
     "empty file": ({"train.csv": b""}, "train.csv is empty"),
     "header row": (
         {"train.csv": b"Class Index,Title,Description\n" + GOOD_ROW},
-        "remove the header row",
+        "it has Class Index, Title, Description: name it with --label-column",
     ),
+    "class of test alone": (
+        {"train.csv": OWN_HEAD + b"a,x\nb,y\n", "test.csv": OWN_HEAD + b"c,z\n"},
+        "1 test rows have labels that train does not have ('z')",
+    ),
+    "not parquet": ({"train.parquet": GOOD_ROW}, "train.parquet cannot be read as its name says"),
     "not UTF-8": ({"train.csv": b'"1","caf\xe9","b"\n'}, "is not UTF-8"),
     "NUL": ({"train.csv": b'"1","a\x00b","b"\n'}, "train.csv, line 1"),
 }
@@ -108,6 +114,11 @@ def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
         "hub out of reach": (TRAIN, ["--base-model", "nobody/nothing", "--dataset", news]),
         "no such folder": (TRAIN, ["--base-model", "./nowhere/at/all"]),
         "learning rate": (TRAIN, [*good, "--learning-rate", "-1"]),
+        "a column that is not there": (TRAIN, [*good, "--label-column", "topic"]),
+        "seed -1": (TRAIN, [*good, "--seed", "-1"]),
+        "seed 2**64": (METRICS, ["--seed", str(2**64)]),
+        "seeds 0 -5": (TRAIN, [*good, "--seeds", "0", "-5"]),
+        "epochs": (TRAIN, [*good, "--epochs", str(10**12)]),
         "base model empty": (TRAIN, ["--base-model", models["empty"], "--dataset", news]),
         "script 2 too early": (QUANTIZE, good),
         "script 3 too early": (BITSANDBYTES, good),
@@ -194,6 +205,11 @@ def test_dataset(outcomes, name):
         ("hub out of reach", "out of reach"),
         ("no such folder", "there is no such folder"),
         ("learning rate", "--learning-rate -1.0 is not between 0 and 1"),
+        ("a column that is not there", "--label-column topic"),
+        ("seed -1", "'-1' is not a whole number from 0 to 2^63 - 1"),
+        ("seed 2**64", "is not a whole number from 0 to 2^63 - 1"),
+        ("seeds 0 -5", "'-5' is not a whole number from 0 to 2^63 - 1"),
+        ("epochs", "more than 10,000 epochs"),
         ("base model empty", "holds no config.json"),
         ("script 2 too early", "run python src/1_baseline_finetuning.py"),
         ("script 3 too early", "run python src/1_baseline_finetuning.py"),

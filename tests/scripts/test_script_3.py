@@ -111,7 +111,7 @@ def test_what_is_measured_is_what_lies_on_the_disk(ground, finished):
     """The logits on record are those of the folder, loaded here once more."""
     import numpy as np
 
-    from gpt2_quant.data.datasets import read_csv
+    from gpt2_quant.data.ag_news import read_csv
     from gpt2_quant.data.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(ground / "classifier")

@@ -5,6 +5,7 @@ nats. Files name test rows by id; the texts, their owner's, appear in the termin
 """
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from scipy.special import softmax
 
 from ..cli import Settings
 from ..data.datasets import load_splits
-from ..data.labels import LABELS
 from ..errors import UserError
 from ..measure import paired
 from .comparison import Comparison
@@ -33,8 +33,7 @@ def most_changed(comparison: Comparison, count: int = 10) -> pd.DataFrame:
     kl = np.stack([paired.divergence(baseline, variant) for variant in logits])
     ids = np.argsort(-kl.max(axis=0), kind="stable")[:count]
     by = kl[:, ids].argmax(axis=0)
-    n_classes = baseline.shape[1]
-    names = np.array(LABELS if n_classes == len(LABELS) else [*map(str, range(n_classes))])
+    names = np.array(comparison.classes)
     by_label = [comparison.others[i].label for i in by]
     found = {"id": ids, "label": names[comparison.labels[ids]], "by": by_label, "kl": kl[by, ids]}
     for when, answers in (("before", baseline[ids]), ("after", logits[by, ids])):
@@ -44,7 +43,7 @@ def most_changed(comparison: Comparison, count: int = 10) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
+def read_test_texts(comparison: Comparison, dataset: str) -> Sequence[str]:
     """The test set's texts from `dataset`, a folder or a hub id.
 
     Raises UserError where it cannot be read, no record names the test set, or it is another.
@@ -65,7 +64,7 @@ def read_test_texts(comparison: Comparison, dataset: str) -> list[str]:
     return split.texts
 
 
-def printed(changed: pd.DataFrame, texts: list[str], width: int = 100) -> str:
+def printed(changed: pd.DataFrame, texts: Sequence[str], width: int = 100) -> str:
     lines = ["The texts whose answer changes most:"]
     for row in changed.to_dict("records"):
         still = "still " * (row["after"] == row["before"])

@@ -1,149 +1,229 @@
-"""The published README's claims (`claims.toml`) against our measurements. The verdict `not decided`
-means too few test rows. Speed is judged by the intervals of the two medians, accuracy by the
-equivalence test, size by bytes.
+"""The published README's claims against what was measured.
+
+A claim is an entry of `claims.toml` (as published, and why each verdict may come out) and a judge
+below, which returns the verdict and our figures. `not decided` means that intervals overlap or test
+rows are too few. Speed is asked at every shape timed, eagerly, by the ends of both medians'
+intervals; accuracy by McNemar and equivalence against FP32, whichever row is the baseline; size by
+bytes.
 """
 
 import tomllib
-from dataclasses import dataclass, replace
-from operator import le
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..measure import paired
 from ..models.variants import BASELINE, FP16, INT8, LIBRARY_NF4, LLM_INT8, VARIANTS, Variant
-from .comparison import MIB, Comparison
+from .comparison import MIB, Comparison, Row
+from .experiment import departures
+from .timings import HEADLINE_SHAPE, interval_of
 
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+NOT_MEASURED = "not measured", "–"
+Judge = Callable[[Comparison, Variant], tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What was published, what that figure rests on, and our measurement."""
+    """What was published, our figures, the verdict, and what it rests on."""
 
+    topic: str
     claim: str
     published: str
+    measured: str
+    verdict: str
     why: str
-    measured: str = "–"
-    verdict: str = "not measured"
-
-    def judged(self, measured: str, holds: bool) -> "Claim":
-        return replace(self, measured=measured, verdict="supported" if holds else "not supported")
 
 
 def published_claims(comparison: Comparison) -> list[Claim]:
     """Every claim, judged."""
     quantized = [v for v in VARIANTS.values() if v.published and v is not BASELINE]
-    return [
-        _speed(comparison, "faster", LIBRARY_NF4, BASELINE, lambda low, high: high <= 0.65),
-        _speed(comparison, "by_quantization", LIBRARY_NF4, FP16, lambda low, high: high < 1),
-        _quarter(comparison),
-        *(_compression(comparison, variant) for variant in (LLM_INT8, LIBRARY_NF4)),
-        *(_accuracy_preserved(comparison, variant) for variant in quantized),
-        _one_row(comparison),
-        _speed(comparison, "slower", LLM_INT8, BASELINE, lambda low, high: low > 1),
-        _best(comparison),
+    cases: list[tuple[str, Variant, Judge]] = [
+        ("faster", LIBRARY_NF4, _time_over(BASELINE, 0, 0.65)),
+        ("by_quantization", LIBRARY_NF4, _time_over(FP16, 0, 1)),
+        ("quarter", INT8, _quarter),
+        *(("compression", variant, _compression) for variant in (LLM_INT8, LIBRARY_NF4)),
+        *(("accuracy", variant, _accuracy_preserved) for variant in quantized),
+        ("one_row", LIBRARY_NF4, _loses_a_little),
+        ("slower", LLM_INT8, _time_over(BASELINE, 1, float("inf"))),
+        ("best", LIBRARY_NF4, _best),
     ]
+    return [_judged(comparison, *case) for case in cases]
+
+
+def _judged(comparison: Comparison, name: str, variant: Variant, judge: Judge) -> Claim:
+    verdict, measured = judge(comparison, variant) if comparison.row(variant.key) else NOT_MEASURED
+    margin = f"±{100 * comparison.margin:g} points"
+    published = variant.published._asdict() if variant.published else {}
+    values = {"label": variant.label, "margin": margin, **published}
+    texts = {name: text.format(**values) for name, text in TEXTS[name].items()}
+    why = " ".join(filter(None, [texts.get(verdict, ""), texts["why"]]))
+    return Claim(texts["topic"], texts["claim"], texts["published"], measured, verdict, why)
 
 
 def claims_scope(comparison: Comparison) -> str:
-    size, published = _size(comparison, BASELINE), BASELINE.published
-    if not (size and published):
-        return "Nothing is known of sizes and times here, so most claims stay open."
-    megabytes, device = size["stored_bytes"] / MIB, comparison.record["provenance"].get("device")
-    if abs(megabytes / published.size_mb - 1) < 0.01:
-        return f"Times were measured on {device}; the published ones on a GPU that is not named."
-    return (
-        f"This run's model is not the published one ({megabytes:.2f} MB against "
-        f"{published.size_mb} in FP32), and it was timed on {device}: the verdicts below are about "
-        "this run and do not settle the published claims."
-    )
+    device = (comparison.record.get("provenance") or {}).get("device") or "an unnamed device"
+    where = f"Times were measured on {device}; the published ones on a device that is not named."
+    if departures(comparison):
+        return f"{where} This is not the published experiment: the verdicts are about this run."
+    return where
 
 
-def _claim(name: str, variant: Variant | None = None) -> Claim:
-    """A claim of claims.toml, filled from what was published of `variant`."""
-    if not (variant and variant.published):
-        return Claim(**TEXTS[name])
-    values = {"label": variant.label, **variant.published._asdict()}
-    return Claim(**{field: text.format(**values) for field, text in TEXTS[name].items()})
+def _time_over(other: Variant, least: float, most: float) -> Judge:
+    """Whether the variant's time over `other`'s lies within [least, most], shape by shape."""
+
+    def judge(comparison: Comparison, variant: Variant) -> tuple[str, str]:
+        ratios = time_ratios(comparison, variant.key, other.key)
+        if not ratios:
+            return NOT_MEASURED
+        spans = {shape: ratio[1:] for shape, ratio in ratios.items()}
+        holds = [shape for shape, (low, high) in spans.items() if least <= low and high <= most]
+        fails = [shape for shape, (low, high) in spans.items() if high < least or low > most]
+        every = len(holds) == len(ratios)
+        verdict = "supported" if every else "in part" if holds else "not supported"
+        if not (holds or fails):
+            verdict = "not decided"
+        ranked = sorted(ratios, key=lambda shape: ratios[shape])
+        shown = {shape: None for shape in (ranked[0], HEADLINE_SHAPE, ranked[-1])}
+        figures = ", ".join(
+            "{:.2f} [{:.2f}, {:.2f}] at {} x {}".format(*ratios[shape], *shape)
+            for shape in shown
+            if shape in ratios
+        )
+        name = other.label.split()[-1]
+        counts = f"holds at {len(holds)} of {len(ratios)} shapes, fails at {len(fails)}"
+        return verdict, f"{counts}; {figures} (texts x tokens) times {name}'s time"
+
+    return judge
 
 
-def _size(comparison: Comparison, variant: Variant) -> dict:
-    row = comparison.row(variant.key)
-    return row.size if row else {}
-
-
-def _speed(comparison: Comparison, name: str, variant: Variant, other: Variant, holds) -> Claim:
-    """`holds` is asked of the ratio's (low, high) from the ends of the eager medians' 95%
-    intervals, wider than the ratio's own interval. Both must be of one session.
+def time_ratios(
+    comparison: Comparison, key: str, other: str
+) -> dict[tuple[int, int], tuple[float, float, float]]:
+    """Eager time over the other row's of one session, by (batch size, tokens): value, low, high
+    from the ends of the medians' intervals, wider than the ratio's own interval.
     """
-    rows = comparison.row(variant.key), comparison.row(other.key)
-    one, two = (row.latency.get("eager") if row else None for row in rows)
-    if not (one and two and one["session"] == two["session"]):
-        return _claim(name)
-    ratio = one["median_ms"] / two["median_ms"]
-    low = one["median_low_ms"] / two["median_high_ms"]
-    high = one["median_high_ms"] / two["median_low_ms"]
-    measured = f"{ratio:.2f} [{low:.2f}, {high:.2f}] times {other.label.split()[-1]}'s time"
-    return _claim(name).judged(measured, holds(low, high))
+    found = []
+    for row in (comparison.row(key), comparison.row(other)):
+        times = (row.record.get("latency") or []) if row else []
+        eager = [time | interval_of(time) for time in times if time["mode"] == "eager"]
+        found.append({(t["batch_size"], t["seq_len"], t["session"]): t for t in eager})
+    ratios = {}
+    for batch, length, session in found[0].keys() & found[1].keys():
+        one, two = (times[batch, length, session] for times in found)
+        ratios[batch, length] = (
+            one["median_ms"] / two["median_ms"],
+            one["median_low_ms"] / two["median_high_ms"],
+            one["median_high_ms"] / two["median_low_ms"],
+        )
+    return dict(sorted(ratios.items()))
 
 
-def _quarter(comparison: Comparison) -> Claim:
-    claim, size = _claim("quarter"), _size(comparison, INT8)
-    if not size.get("compression"):
-        return replace(claim, claim=claim.claim.split(",")[0], why="No record of this variant.")
-    stored, resident = size["stored_bytes"], size["resident_bytes"]
-    state = size["stored_parts"]["quantization_state"]
+def _times_smaller(comparison: Comparison, variant: Variant) -> float | None:
+    """FP32's stored bytes over the variant's."""
+    whole, row = comparison.row(BASELINE.key), comparison.row(variant.key)
+    if not (whole and row and whole.size and row.size):
+        return None
+    return whole.size["stored_bytes"] / row.size["stored_bytes"]
+
+
+def _as_small(times_smaller: float, published: float) -> bool:
+    return round(times_smaller, 2) >= published  # which has two decimals
+
+
+def _quarter(comparison: Comparison, variant: Variant) -> tuple[str, str]:
+    """Two claims in one: the file's size, and the memory while it runs."""
+    whole, row = comparison.row(BASELINE.key), comparison.row(variant.key)
+    times = _times_smaller(comparison, variant)
+    if not (times and row and whole and variant.published):
+        return NOT_MEASURED
+    resident = row.size["resident_bytes"]
+    saved = whole.size["resident_bytes"] / resident
     measured = (
-        f"{size['compression']:.4f}x stored ({stored / MIB:.2f} MB, {state:,} bytes of it scales "
-        f"and zero-points); {resident / MIB:.2f} MB resident while running"
+        f"{times:.4f}x stored ({row.size['stored_bytes'] / MIB:.2f} MB); {resident / MIB:.2f} MB "
+        f"resident while running, {saved:.2f}x"
     )
-    verdict = "in part" if resident > 1.1 * stored else "supported"
-    return replace(claim, measured=measured, verdict=verdict)
+    parts = [_as_small(figure, variant.published.compression) for figure in (times, saved)]
+    return "supported" if all(parts) else "in part" if any(parts) else "not supported", measured
 
 
-def _compression(comparison: Comparison, variant: Variant) -> Claim:
-    claim, size = _claim("compression", variant), _size(comparison, variant)
-    if not (size.get("compression") and variant.published):
-        return claim
-    measured = f"{size['compression']:.2f}x ({size['stored_bytes'] / MIB:.2f} MB)"
-    if of_half := size["compression_fp16"]:
+def _compression(comparison: Comparison, variant: Variant) -> tuple[str, str]:
+    row, times = comparison.row(variant.key), _times_smaller(comparison, variant)
+    if not (row and times and variant.published):
+        return NOT_MEASURED
+    measured = f"{times:.2f}x ({row.size['stored_bytes'] / MIB:.2f} MB)"
+    if of_half := row.size["compression_fp16"]:
         measured += f"; {of_half:.2f}x of FP16"
-    return claim.judged(measured, size["compression"] >= variant.published.compression)
+    as_small = _as_small(times, variant.published.compression)
+    return "supported" if as_small else "not supported", measured
 
 
-def _accuracy_preserved(comparison: Comparison, variant: Variant) -> Claim:
-    claim, row = _claim("accuracy", variant), comparison.row(variant.key)
-    if not (row and row.against):
-        return claim
-    low, high = (100 * end for end in row.against["score_interval_90"])
+def _tests(comparison: Comparison, against: str) -> dict[str, dict]:
+    """Paired tests of every row against the row `against`, Holm-adjusted."""
+    logits = {row.key: row.logits for row in comparison.rows}
+    return paired.compare_all(comparison.labels, logits, against, comparison.margin)
+
+
+def _test(comparison: Comparison, variant: Variant) -> tuple[float, bool, bool, str]:
+    """Against FP32: the difference in points, whether McNemar and equivalence reject, figures."""
+    test = _tests(comparison, BASELINE.key)[variant.key]
+    gain = 100 * (test["only_variant_right"] - test["only_baseline_right"]) / test["n"]
+    low, high = (100 * end for end in test["score_interval_90"])
     measured = (
-        f"{row.points:+.2f} points, 90% interval [{low:+.2f}, {high:+.2f}]; "
-        "{flips:,} of {n:,} answers changed".format(**row.against)
+        f"{gain:+.2f} points, 90% interval [{low:+.2f}, {high:+.2f}]; "
+        "{flips:,} of {n:,} answers changed".format(**test)
     )
-    claim = claim.judged(measured, row.equivalent)
-    decided = row.equivalent or row.different
-    return claim if decided else replace(claim, verdict="not decided")
+    different, equivalent = (test[f"{p}_holm_p"] < paired.ALPHA for p in ("mcnemar", "tost"))
+    return gain, different, equivalent, measured
 
 
-def _one_row(comparison: Comparison) -> Claim:
-    accuracy, n = comparison.baseline.metrics["accuracy"], len(comparison.labels)
-    half = f"{50 * (accuracy['high'] - accuracy['low']):.2f} points at n = {n:,}"
-    measured = f"half a 95% interval is {half}; one text is {100 / n:.3f}"
-    return _claim("one_row").judged(measured, holds=False)
+def _accuracy_preserved(comparison: Comparison, variant: Variant) -> tuple[str, str]:
+    gain, different, equivalent, measured = _test(comparison, variant)
+    if equivalent or (different and gain > 0):
+        return "supported", measured
+    return "not supported" if different else "not decided", measured
 
 
-def _best(comparison: Comparison) -> Claim:
-    costs, claim = {}, _claim("best")
-    for row in comparison.timed:
-        if row.size and (eager := row.latency["eager"]):
-            accuracy = row.metrics["accuracy"]["value"]
-            costs[row.label] = (row.size["stored_bytes"], eager["median_ms"], -accuracy)
-    nf4 = costs.pop(LIBRARY_NF4.label, None)
-    if not (nf4 and costs):
-        return claim
-    better = ", ".join(label for label, other in costs.items() if _dominates(other, nf4))
-    measured = f"in size, time and accuracy by {better}" if better else "by none"
-    best = all(_dominates(nf4, other) for other in costs.values())
-    return claim.judged(f"beaten at once {measured}", best)
+def _loses_a_little(comparison: Comparison, variant: Variant) -> tuple[str, str]:
+    """`in part`: a loss is shown, but not that it is within the margin."""
+    gain, different, equivalent, measured = _test(comparison, variant)
+    if not different:
+        return "not decided", measured
+    if gain > 0:
+        return "not supported", measured
+    return "supported" if equivalent else "in part", measured
 
 
-def _dominates(costs: tuple, others: tuple) -> bool:
-    return costs != others and all(map(le, costs, others))
+def _best(comparison: Comparison, variant: Variant) -> tuple[str, str]:
+    """Row by row in size, time and accuracy: supported where none is better in any and it is in
+    one; not supported where a row is better in one and as good in the others.
+    """
+    ours, tests = comparison.row(variant.key), _tests(comparison, variant.key)
+    against = {
+        row.label: _better(comparison, row, ours, tests[row.key])
+        for row in comparison.rows
+        if ours and row is not ours and row.size and time_ratios(comparison, row.key, variant.key)
+    }
+    if not against:
+        return NOT_MEASURED
+    aspects = "smaller", "faster", "more accurate"
+    found = {a: [label for label, signs in against.items() if signs[i] == 1]
+             for i, a in enumerate(aspects)}  # fmt: skip
+    figures = "; ".join(f"{aspect}: {', '.join(who) or 'none'}" for aspect, who in found.items())
+    beaten = [s for s in against.values() if 1 in s and None not in s and -1 not in s]
+    leads = all(-1 in s and None not in s and 1 not in s for s in against.values())
+    return "supported" if leads else "not supported" if beaten else "not decided", figures
+
+
+def _better(comparison: Comparison, row: Row, ours: Row, test: dict) -> list[int | None]:
+    """In size, time and accuracy: 1 where `row` is shown better than `ours`, -1 worse, 0 as good,
+    None where it is not decided.
+    """
+    sizes = row.size["stored_bytes"], ours.size["stored_bytes"]
+    ratios = time_ratios(comparison, row.key, ours.key)
+    _, low, high = ratios.get(comparison.shape or HEADLINE_SHAPE) or next(iter(ratios.values()))
+    time = 1 if high < 1 else -1 if low > 1 else None
+    accuracy = 0 if test["tost_holm_p"] < paired.ALPHA else None
+    if test["mcnemar_holm_p"] < paired.ALPHA and accuracy is None:
+        accuracy = 1 if test["only_variant_right"] > test["only_baseline_right"] else -1
+    return [(sizes[0] < sizes[1]) - (sizes[0] > sizes[1]), time, accuracy]

@@ -7,7 +7,6 @@
 * Latencies compare only within one `session`: one process that timed the rows in turns.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,16 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.labels import LABELS
 from ..errors import UserError
 from ..measure import paired
 from ..measure.scores import calibration_error, classification_scores, fit_temperature
 from ..models.variants import BASELINE, FP16, VARIANTS, style
 from .result_files import REDO, Source, read_sources
+from .timings import MODES, common_shape, latency_of, times_of
 
 MIB = 2**20  # what the published table calls MB
-ALPHA = 0.05
-MODES = ("eager", "best")
-HEADLINE_SHAPE = (16, 128)  # batch size, tokens
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,22 @@ class Row(Source):
     @property
     def equivalent(self) -> bool:
         """Whether the equivalence test rejects, after Holm."""
-        return self.against["tost_holm_p"] < ALPHA
+        return self.against["tost_holm_p"] < paired.ALPHA
 
     @property
     def different(self) -> bool:
         """Whether the McNemar test rejects, after Holm."""
-        return self.against["mcnemar_holm_p"] < ALPHA
+        return self.against["mcnemar_holm_p"] < paired.ALPHA
 
     @property
     def points(self) -> float:
         """Accuracy minus the baseline's, in points."""
         return 100 * self.against["difference"]["accuracy"]["value"]
+
+    @property
+    def within(self) -> float:
+        """Points that the difference stays within, by its 90% score interval."""
+        return 100 * max(map(abs, self.against["score_interval_90"]))
 
     @property
     def fastest(self) -> dict:
@@ -81,7 +84,7 @@ class Comparison:
     """The table's entries in order, and sentences below it.
 
     record is the baseline's, else another row's ({} for outsiders alone); shape is the (batch size,
-    tokens) of the table's latencies.
+    tokens) of the table's latencies; margin is that of the equivalence test, a fraction.
     """
 
     baseline: Row
@@ -89,11 +92,20 @@ class Comparison:
     notes: list[str]
     record: dict
     shape: tuple[int, int] | None
+    margin: float
 
     @property
     def labels(self) -> np.ndarray:
         """Test labels [n], shared by all rows."""
         return self.baseline.labels
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in the order of the logits, by the record; numbers where none fit."""
+        n_classes = self.baseline.logits.shape[1]
+        # A record that names none is older than data sets other than AG News.
+        names = self.record.get("data", {}).get("classes", LABELS)
+        return [*names] if len(names) == n_classes else [*map(str, range(n_classes))]
 
     @property
     def rows(self) -> list[Row]:
@@ -118,7 +130,7 @@ class Comparison:
     def sweep(self) -> pd.DataFrame:
         """Times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
         columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
-        times = [vars(row) | time for row in self.timed for time in row.record["latency"]]
+        times = [vars(row) | time for row in self.timed for time in times_of(row)]
         return pd.DataFrame(times, columns=columns)
 
 
@@ -127,6 +139,7 @@ def compare_results(
     baseline: str = BASELINE.key,
     predictions: Path | None = None,
     probabilities: bool = False,
+    margin: float = paired.MARGIN,
 ) -> Comparison:
     """Compare all results below `results_dir` and outside `predictions` (logits, or
     `probabilities`) with the row `baseline`.
@@ -135,6 +148,10 @@ def compare_results(
     """
     found = read_sources(results_dir, predictions, probabilities)
     sources = {source.key: source for source in found}
+    # A device that computes it in float32 has no float16 row: it would be FP32 once more.
+    half = sources.get(FP16.key)
+    if half and "float32" in (half.record["variant"].get("dtype") or ""):
+        del sources[FP16.key]
     if not sources:
         fault = f"{results_dir} holds no results to compare"
         raise UserError(f"{fault}: run python {BASELINE.script_path} first")
@@ -142,9 +159,9 @@ def compare_results(
         mend = f"run python {VARIANTS.get(baseline, BASELINE).script_path}, or give --baseline"
         known = ", ".join(sources)
         raise UserError(f"the baseline {baseline} has no results: {mend} one of {known}")
-    shape, looks = _common_shape(sources), style(sources)
-    tests, sizes = _tests(sources, baseline), _sizes(sources, baseline)
-    session = next((time["session"] for time in _times(sources[baseline])), None)
+    shape, looks = common_shape(sources), style(sources)
+    tests, sizes = _tests(sources, baseline, margin), _sizes(sources, baseline)
+    reference = next(iter(times_of(sources[baseline])), {})
     rows = {
         key: Row(
             **vars(source),
@@ -152,14 +169,14 @@ def compare_results(
             look=looks[key],
             against=tests.get(key, {}),
             size=sizes.get(key, {}),
-            latency=_latency(source, shape, session),
+            latency=latency_of(source, shape, reference),
         )
         for key, source in sources.items()
     }
     own = [row.record for row in (rows[baseline], *rows.values()) if row.record]
     record = own[0] if own else {}
     notes = _notes([*rows.values()])
-    return Comparison(rows[baseline], _entries(rows, record), notes, record, shape)
+    return Comparison(rows[baseline], _entries(rows, record), notes, record, shape, margin)
 
 
 def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
@@ -187,18 +204,13 @@ def _scores(source: Source) -> dict:
     return {"metrics": metrics, "temperature": temperature, "ece_after_temperature": ece}
 
 
-def _tests(sources: dict[str, Source], baseline: str) -> dict[str, dict]:
+def _tests(sources: dict[str, Source], baseline: str, margin: float) -> dict[str, dict]:
     """Paired results against the baseline, Holm-adjusted."""
     labels = sources[baseline].labels
     logits = {key: source.logits for key, source in sources.items()}
-    tests = {
-        key: paired.compare(labels, logits[baseline], logits[key]) | {"difference": difference}
-        for key, difference in paired.bootstrap_differences(labels, logits, baseline).items()
-    }
-    for name in ("mcnemar", "tost"):
-        adjusted = paired.holm([test[f"{name}_p"] for test in tests.values()])
-        for test, p_value in zip(tests.values(), adjusted, strict=True):
-            test[f"{name}_holm_p"] = p_value
+    tests = paired.compare_all(labels, logits, baseline, margin)
+    for key, difference in paired.bootstrap_differences(labels, logits, baseline).items():
+        tests[key]["difference"] = difference
     return tests
 
 
@@ -235,41 +247,6 @@ def _size(key: str, record: dict) -> dict:
     }
 
 
-def _times(source: Source) -> list[dict]:
-    return source.record.get("latency", [])
-
-
-def _shape(time: dict) -> tuple[int, int]:
-    return time["batch_size"], time["seq_len"]
-
-
-def _common_shape(sources: dict[str, Source]) -> tuple[int, int] | None:
-    """The shape most rows were timed at; ties go to the headline shape, then the largest."""
-    counts = Counter(shape for s in sources.values() for shape in set(map(_shape, _times(s))))
-    return max(counts, key=lambda it: (counts[it], it == HEADLINE_SHAPE, it), default=None)
-
-
-def _latency(source: Source, shape: tuple[int, int] | None, session: str | None) -> dict:
-    """Times at `shape` and rates; {} if not timed there."""
-    times: dict[str, dict] = {}
-    for time in _times(source):
-        if _shape(time) == shape:
-            times[time["mode"]] = time
-            # Below six values no two enclose the median with 95%: the range stands.
-            if time["median_low_ms"] is None:
-                low, high = min(time["values_ms"]), max(time["values_ms"])
-                times[time["mode"]] = time | {"median_low_ms": low, "median_high_ms": high}
-    if not times:
-        return {}
-    rates = {}
-    for section, name in (("throughput", "texts_per_s"), ("energy", "joules_per_1000_texts")):
-        measured = source.record.get(section) or {}
-        rates[name] = {mode: measured[mode][name] for mode in MODES if mode in measured}
-    same_session = all(time["session"] == session for time in times.values())
-    by_mode = {mode: times.get(mode) for mode in MODES}
-    return {"shape": shape, **by_mode, "same_session": same_session, **rates}
-
-
 def _notes(rows: list[Row]) -> list[str]:
     notes = [
         f"{one.label} and {other.label} answer with identical logits on every row: "
@@ -277,7 +254,10 @@ def _notes(rows: list[Row]) -> list[str]:
         for one, other in combinations(rows, 2)
         if np.array_equal(one.logits, other.logits)
     ]
-    apart = [row.label for row in rows if row.latency and not row.latency["same_session"]]
+    apart = [row.label for row in rows if row.latency.get("mark") == "*"]
+    if elsewhere := [row.label for row in rows if row.latency.get("mark") == "†"]:
+        fault = "latency marked † was timed on another device than the baseline's"
+        notes.insert(0, f"{', '.join(elsewhere)}: {fault}, so no ranking of speeds includes it")
     if apart:
         mend = f"run python {FP16.script_path} --overwrite to time all in turns"
         fault = "latency marked * was timed in another process than the baseline's"

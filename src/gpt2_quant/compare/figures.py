@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -16,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from ..measure.figures import confusion_matrix, reliability
-from ..style import FAINT, INK, look, save
-from .comparison import MIB, MODES, Comparison, Row
+from ..style import FAINT, INK, WIDEST, look, save
+from .comparison import MIB, Comparison, Row
+from .timings import MODES
 
 SCORES = {
     "accuracy": "accuracy",
@@ -26,19 +28,20 @@ SCORES = {
     "f1_macro": "macro F1",
 }
 LINES = {"eager": "-", "best": ":"}
-SIDE_BY_SIDE = 0.03  # closer costs are drawn side by side
+NAMES = {"eager": "eager (filled)", "best": "fused (open)"}
 
 
 def _rows_figure(
-    rows: list[Row], titles: list[str], width: float, caption: str = ""
+    rows: list[Row], heading: str, titles: list[str], caption: str = ""
 ) -> tuple[Figure, np.ndarray]:
     """A panel per title, a line per row."""
-    figure = Figure(figsize=(width, 0.36 * len(rows) + 1.1), layout="constrained")
+    figure = Figure(figsize=(WIDEST, 0.36 * len(rows) + 1.4), layout="constrained")
+    figure.suptitle(heading)
     panels = figure.subplots(1, len(titles), sharey=True)
     for axes, title in zip(panels, titles, strict=True):
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.set_title(title, loc="left")
     panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
@@ -79,7 +82,8 @@ def _log_ticks(axis: Axis) -> None:
 def performance_comparison(comparison: Comparison) -> Figure:
     """Accuracy and macro precision, recall and F1 with 95% intervals."""
     rows, caption = comparison.rows, "score, 95% interval; axes truncated (they do not begin at 0)"
-    figure, panels = _rows_figure(rows, [*SCORES.values()], 11.5, caption)
+    heading = f"Scores on {len(comparison.labels):,} test texts"
+    figure, panels = _rows_figure(rows, heading, [*SCORES.values()], caption)
     for axes, name in zip(panels, SCORES, strict=True):
         reference = comparison.baseline.metrics[name]["value"]
         axes.axvline(reference, color=FAINT, linewidth=0.8, linestyle="--")
@@ -94,10 +98,10 @@ def paired_differences(comparison: Comparison) -> Figure | None:
     rows, names = comparison.others, ("accuracy", "f1_macro")
     if not rows:
         return None
-    titles = [f"{SCORES[name]} minus {comparison.baseline.label}'s" for name in names]
+    heading = f"Differences from {comparison.baseline.label}, paired"
     caption = "points; 95% interval of the paired bootstrap; shaded: the margin of equivalence"
-    figure, panels = _rows_figure(rows, titles, 10, caption)
-    margin = 100 * rows[0].against["margin"]
+    figure, panels = _rows_figure(rows, heading, [SCORES[name] for name in names], caption)
+    margin = 100 * comparison.margin
     for axes, name in zip(panels, names, strict=True):
         axes.axvspan(-margin, margin, color="#e8eef3", zorder=0)
         axes.axvline(0, color=FAINT, linewidth=0.8)
@@ -109,7 +113,8 @@ def efficiency_comparison(comparison: Comparison) -> Figure:
     """Stored size, and eager and best latency with its median's 95% interval."""
     rows, shape = comparison.rows, comparison.shape
     what = f", {shape[0]} texts x {shape[1]} tokens" if shape else ""
-    figure, (sizes, times) = _rows_figure(rows, ["stored size", f"time of a forward{what}"], 10)
+    titles = ["stored size", f"time of a forward{what}"]
+    figure, (sizes, times) = _rows_figure(rows, "Size and time", titles)
     modes = [mode for mode in MODES if any(row.latency.get(mode) for row in rows)]
     height, small = 0.8 / max(len(modes), 1), {"va": "center", "fontsize": 8}
     for y, row in enumerate(rows):
@@ -123,8 +128,8 @@ def efficiency_comparison(comparison: Comparison) -> Figure:
             if row.latency.get(mode):
                 _draw_time(times, y - 0.4 + (number + 0.5) * height, height, row, mode)
     sizes.set_xlabel("MB (2^20 bytes), and compression")
-    kinds = "solid: eager, hatched: best mode" if "best" in modes else "eager"
-    times.set_xlabel(f"ms, median and its 95% interval; {kinds}")
+    kinds = "solid: eager, hatched: fused" if "best" in modes else "eager"
+    times.set_xlabel(f"ms, 95% interval; {kinds}")
     for axes in (sizes, times):
         axes.margins(x=0.24)
         axes.set_xlim(left=0)
@@ -138,8 +143,8 @@ def _draw_time(axes: Axes, y: float, height: float, row: Row, mode: str) -> None
     axes.barh(y, value, height, facecolor=fill, edgecolor=colour, hatch=hatch)
     reach = [[value - low], [high - value]]
     axes.errorbar(value, y, xerr=reach, fmt="none", elinewidth=0.8, ecolor=INK)
-    apart = "" if row.latency["same_session"] else " * other session"
-    axes.text(high, y, f"  {value:.2f}{apart}", va="center", fontsize=7)
+    apart = {"*": "* other session", "†": "† other device"}.get(row.latency["mark"], "")
+    axes.text(high, y, f"  {value:.2f}{apart}", va="center", fontsize=8)
 
 
 def pareto(comparison: Comparison) -> Figure | None:
@@ -150,7 +155,9 @@ def pareto(comparison: Comparison) -> Figure | None:
     timed = [(row.fastest["median_ms"], row) for row in comparison.timed]
     if not (sized or timed):
         return None
-    figure = Figure(figsize=(10, 3.6 + 0.05 * len(comparison.rows)), layout="constrained")
+    size = (WIDEST, 3.8 + 0.05 * len(comparison.rows))
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle("Accuracy against cost (dotted: the front)")
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_trade_off(left, sized, "stored size, MB (2^20 bytes), log scale")
     _draw_trade_off(right, timed, "time of a forward, faster mode, ms, log scale")
@@ -165,13 +172,16 @@ def _draw_trade_off(axes: Axes, costs: list[tuple[float, Row]], label: str) -> N
     if not costs:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=FAINT)
         return
-    points, x = [], 0.0
+    points = []
     for cost, row in sorted(costs, key=itemgetter(0)):
         value, reach = _interval(row.metrics["accuracy"])
         points.append((cost, value))
-        x = max(cost, x * (1 + SIDE_BY_SIDE))
         colour, marker = row.look
-        axes.errorbar(x, value, reach, color=colour, fmt=marker, capsize=2.5, label=row.label)
+        # Open markers: where two points coincide, both are seen.
+        axes.errorbar(
+            cost, value, reach, color=colour, fmt=marker, markersize=8, markerfacecolor="none",
+            markeredgewidth=1.4, elinewidth=0.8, capsize=2.5, label=row.label,
+        )  # fmt: skip
     axes.step(*zip(*pareto_front(points), strict=True), ":", where="post", color=FAINT, zorder=0)
     axes.set_xscale("log")
     _log_ticks(axes.xaxis)
@@ -193,8 +203,9 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
     if len(sweep[["batch_size", "seq_len"]].drop_duplicates()) < 2:
         return None
     lengths, sizes = sorted(sweep["seq_len"].unique()), sweep["batch_size"].unique()
-    size = (3.4 * len(lengths) + 1.2, 3.4 + 0.05 * len(rows))
+    size = (min(3 * len(lengths) + 1.2, WIDEST), 3.6 + 0.05 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle("Time of a forward by batch size and text length")
     panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
     for axes, length in zip(panels, lengths, strict=True):
         for row, (mode, line) in product(rows, LINES.items()):
@@ -202,7 +213,12 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
             curve = sweep[of_row & (sweep["seq_len"] == length)]
             x, y, (colour, marker) = curve["batch_size"], curve["median_ms"], row.look
             name = row.label if mode == "eager" else None
-            axes.plot(x, y, marker + line, color=colour, markersize=4, linewidth=1.1, label=name)
+            # The baseline's line is broad, so that one which lies upon it leaves it visible.
+            broad = 3.2 if row is comparison.baseline else 1.1
+            axes.plot(
+                x, y, marker + line, color=colour, markersize=5, linewidth=broad, label=name,
+                markerfacecolor=colour if mode == "eager" else "white",
+            )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, sizes)
@@ -214,7 +230,8 @@ def latency_sweep(comparison: Comparison) -> Figure | None:
     panels[0].set_ylabel("ms a forward, median (log scale)")
     if "best" in set(sweep["mode"]):
         for mode, line in LINES.items():
-            panels[0].plot([], [], line, color=INK, label=mode)
+            fill = INK if mode == "eager" else "white"
+            panels[0].plot([], [], "o" + line, color=INK, markerfacecolor=fill, label=NAMES[mode])
     _legend(figure)
     return figure
 
@@ -223,15 +240,16 @@ def draw_all(comparison: Comparison, results_dir: Path) -> dict[str, Path]:
     """Draw every figure that is not empty; figure name -> its PDF, in the report's order."""
     drawn = {}
     first = performance_comparison, efficiency_comparison
-    with look():
+    # Names are another's: a dollar sign in one begins no formula.
+    with look(), rc_context({"text.parse_math": False}):
         for draw in (*first, pareto, paired_differences, latency_sweep):
             if figure := draw(comparison):
                 drawn[draw.__name__] = save(figure, results_dir / f"{draw.__name__}.png")[-1]
-    calibrated = [{**vars(row), "ece": row.metrics["ece"]["value"]} for row in comparison.rows]
-    drawn["reliability"] = reliability(calibrated, results_dir / "reliability.png")[-1]
-    for row in comparison.rows:
-        png = results_dir / f"{row.key}_confusion_matrix.png"
-        pdf = drawn[png.stem] = png.with_suffix(".pdf")
-        if not (row.record and png.is_file() and pdf.is_file()):
-            confusion_matrix(row.labels, row.logits, row.label, png)
+        calibrated = [{**vars(row), "ece": row.metrics["ece"]["value"]} for row in comparison.rows]
+        drawn["reliability"] = reliability(calibrated, results_dir / "reliability.png")[-1]
+        for row in comparison.rows:
+            png = results_dir / f"{row.key}_confusion_matrix.png"
+            pdf = drawn[png.stem] = png.with_suffix(".pdf")
+            if not (row.record and png.is_file() and pdf.is_file()):
+                confusion_matrix(row.labels, row.logits, row.label, png, comparison.classes)
     return drawn

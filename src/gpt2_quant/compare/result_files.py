@@ -13,9 +13,9 @@ import pandas as pd
 
 from ..errors import UserError
 from ..measure.predictions import load_predictions, predictions_path
-from ..measure.scores import check_predictions
+from ..measure.scores import check_predictions, classification_scores
 from ..models.variants import VARIANTS
-from ..records import load_records
+from ..records import VARIANT_RECORD, load_records, schema_fault
 
 # What records in one table must agree in, and where a record says it.
 SAME = {
@@ -24,6 +24,7 @@ SAME = {
     "test sets": ("data", "sha256"),
     "text lengths (--max-length)": ("settings", "max_length"),
 }
+LONGEST_NAME = 60  # letters of an outside classifier's: it names figures and table rows
 SMALLEST_PROBABILITY = 1e-12  # what a softmax rounded to 0, so that its logarithm is finite
 REDO = "run the script that makes {} with --overwrite"
 
@@ -50,6 +51,10 @@ def read_sources(
     Raises UserError when two may not stand in one table, or one cannot be scored.
     """
     records = load_records(results_dir)
+    for key in VARIANTS:
+        if key not in records and (results_dir / "records" / f"{key}.json").exists():
+            fault = f"records/{key}.json does not say which variant it is of"
+            raise UserError(f"{fault}; {REDO.format(key)}")
     _check_same_experiment(records)
     order = [key for key in VARIANTS if key in records] + sorted(set(records) - set(VARIANTS))
     sources = [_own(results_dir, key, records[key]) for key in order]
@@ -57,21 +62,21 @@ def read_sources(
         sources += _outsiders(predictions, order, probabilities)
     for source in sources[1:]:
         _check_same_texts(sources[0], source)
+    for source in sources:
+        _check_scores(source, predictions_path(results_dir, source.key))
     return sources
 
 
 def _check_same_experiment(records: dict[str, dict]) -> None:
     for key, record in records.items():
+        if fault := schema_fault(record, VARIANT_RECORD):
+            raise UserError(f"records/{key}.json: {fault}; {REDO.format(key)}")
         if (said := record.get("key")) != key:
             raise UserError(f"records/{key}.json is a copy of the record of {said}: delete it")
     for what, (section, field) in SAME.items():
         holders: dict[object, str] = {}  # value -> the first key that has it
         for key, record in records.items():
-            try:
-                holders.setdefault(record[section][field], key)
-            except (KeyError, TypeError):
-                fault = f"records/{key}.json lacks what a variant's record holds"
-                raise UserError(f"{fault}: {REDO.format(key)}") from None
+            holders.setdefault(record[section][field], key)
         if len(holders) > 1:
             said = " and ".join(f"{key} has {str(v)[:12]}" for v, key in [*holders.items()][:2])
             mend = "keep each in its own --results-dir, or run the scripts again with --overwrite"
@@ -80,18 +85,29 @@ def _check_same_experiment(records: dict[str, dict]) -> None:
 
 def _own(results_dir: Path, key: str, record: dict) -> Source:
     labels, logits = _arrays(load_predictions(results_dir, key), key)
-    n, accuracy = record["data"]["n"], record["metrics"]["accuracy"]["value"]
+    n = record["data"]["n"]
     path, mend = predictions_path(results_dir, key), REDO.format(key)
     if len(labels) != n:
         raise UserError(f"{path} has {len(labels)} rows, but its record was made from {n}: {mend}")
-    found = (logits.argmax(axis=1) == labels).mean()
-    if abs(found - accuracy) > 1e-9:
-        fault = f"{path} gives accuracy {found:.6f}, but its record says {accuracy:.6f}"
-        raise UserError(f"{fault}: {mend}")
     validation, name = None, f"{key}.validation"
     if predictions_path(results_dir, name).is_file():
         validation = _arrays(load_predictions(results_dir, name), name)
     return Source(key, record["variant"]["label"], labels, logits, validation, record)
+
+
+def _check_scores(source: Source, path: Path) -> None:
+    """That every score of a record, and its interval, is what the predictions give."""
+    recorded = source.record.get("metrics") or {}
+    scores = classification_scores(source.labels, source.logits, 1000) if recorded else {}
+    for name, score in scores.items():
+        for part in {"value", "low", "high"} & set(recorded.get(name, ())):
+            # An interval is drawn again, from fewer samples: it moves by a fraction of its width.
+            slack = 1e-6 + (part != "value") * 0.25 * (score["high"] - score["low"])
+            said = recorded[name][part]
+            if abs(said - score[part]) > slack:
+                what = name if part == "value" else f"{name} ({part} end of its interval)"
+                fault = f"{path} gives {what} {score[part]:.6f}, but its record says {said:.6f}"
+                raise UserError(f"{fault}: {REDO.format(source.key)}")
 
 
 def _outsiders(folder: Path, taken: list[str], probabilities: bool) -> list[Source]:
@@ -108,6 +124,8 @@ def _outsiders(folder: Path, taken: list[str], probabilities: bool) -> list[Sour
         key = path.stem
         if key in validations:
             continue
+        if len(key) > LONGEST_NAME:
+            raise UserError(f"{path}: its name, the row's, has over {LONGEST_NAME} letters; cut it")
         if key in [*taken, *sources]:
             raise UserError(f"{path}: there is a row named {key} already; give it another name")
         beside = validations.get(f"{key}.validation")
@@ -133,7 +151,10 @@ def _outside_frame(path: Path) -> pd.DataFrame:
             raise ValueError(f"its columns are {', '.join(map(str, frame.columns[:8]))}")
         dtypes: dict[str, type] = {"id": np.int64, "label": np.int64}
         dtypes |= {f"logit_{i}": np.float64 for i in range(n_logits)}
-        return frame[[*dtypes]].astype(dtypes)
+        typed = frame[[*dtypes]].astype(dtypes)
+        if not (typed[["id", "label"]] == frame[["id", "label"]].astype(float)).all(axis=None):
+            raise ValueError("a fraction where a whole number belongs")
+        return typed
     except (OSError, ValueError, KeyError, TypeError, IndexError) as fault:
         said = f"{path} cannot be read as predictions ({str(fault).splitlines()[0][:80]})"
         form = "logit_0, logit_1, … or one column logits with lists of one length"
@@ -147,10 +168,11 @@ def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     if len(doubled):
         fault = f"{name}: id {doubled.iloc[0]} stands there more than once"
         raise UserError(f"{fault}; give each test row one line")
-    ids = frame["id"].to_numpy()
-    absent = np.setdiff1d(np.arange(max(ids.max(initial=-1) + 1, len(ids))), ids)
-    if len(absent):
-        fault = f"{name}: {len(absent)} test rows are missing, the first has id {absent[0]}"
+    ids = frame["id"][frame["id"] >= 0].to_numpy()
+    absent = max(ids.max(initial=-1) + 1, len(frame)) - len(ids)
+    if absent:
+        first = np.append(np.flatnonzero(ids != np.arange(len(ids))), len(ids))[0]
+        fault = f"{name}: {absent} test rows are missing, the first has id {first}"
         raise UserError(f"{fault}; predict every row")
     labels, logits = frame["label"].to_numpy(), frame.drop(columns=["id", "label"]).to_numpy()
     check_predictions(labels, logits, name)

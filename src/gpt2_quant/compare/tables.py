@@ -11,69 +11,74 @@ import pandas as pd
 
 from ..errors import UserError
 from ..records import write_csv, write_text
-from .comparison import MIB, MODES, Comparison, Missing, Row
+from .comparison import MIB, Comparison, Missing, Row
+from .experiment import short, short_paths
+from .timings import LARGE_SHAPE, MODES
 
 README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 PUBLISHED = ["Model", "Accuracy", "F1-Score", "Size (MB)", "Inference (ms)", "Compression"]
+FUSED, LARGE = "Fused (ms)", "{} x {} (ms)".format(*LARGE_SHAPE)
 DIFFERENCE, EQUIVALENT = "Diff. (points)", "Equivalent"
-SHAPE = "Latency batch x tokens"
 TERMINAL_TITLES = {
     "Model": "Model", "Accuracy": "Acc.", "F1-Score": "F1", "Size (MB)": "MB",
-    "Compression": "compr.", "Inference (ms)": "ms", "Best (ms)": "best",
+    "Compression": "compr.", "Inference (ms)": "ms", FUSED: "fused",
     DIFFERENCE: "diff. [95%] points", "McNemar": "McNemar", EQUIVALENT: "equiv.",
 }  # fmt: skip
+LABEL_LETTERS = 17  # of a name in the terminal
 
 
 def _csv_columns() -> dict[str, str]:
     """CSV column behind the published ones -> its path in a row's dicts."""
 
-    def plain(path: str, names: str, title: str = "") -> dict[str, str]:
-        return {title + name: f"{path}.{name}" for name in names.split()}
+    def plain(path: str, names: str, prefix: str = "") -> dict[str, str]:
+        return {prefix + name: f"{path}.{name}" for name in names.split()}
 
-    def intervals(path: str, names: str, title: str = "") -> dict[str, str]:
-        pairs = product(names.split(), (("", "value"), (" low", "low"), (" high", "high")))
-        return {f"{name}{title}{end}": f"{path}.{name}.{part}" for name, (end, part) in pairs}
+    def intervals(path: str, names: str, suffix: str = "") -> dict[str, str]:
+        pairs = product(names.split(), ("value", "low", "high"))
+        return {f"{name}{suffix}_{part}": f"{path}.{name}.{part}" for name, part in pairs}
 
     scores = "accuracy f1_macro precision_macro recall_macro nll brier ece ece_adaptive"
     tests = "only_variant_right only_baseline_right mcnemar_p mcnemar_holm_p tost_p tost_holm_p"
     sizes = "stored_bytes file_bytes resident_bytes peak_bytes compression_fp16"
     columns = intervals("metrics", scores)
-    columns |= {"Temperature": "temperature", "ece after temperature": "ece_after_temperature"}
-    columns |= intervals("against.difference", "accuracy f1_macro nll brier", " minus baseline")
-    columns |= plain("against", f"{tests} agreement flips kl_mean kl_p99 kl_max")
-    columns |= plain("size", sizes) | {SHAPE: "latency.shape"}
-    times = "median_ms median_low_ms median_high_ms p95_ms"
+    columns |= {name: name for name in ("temperature", "ece_after_temperature")}
+    columns |= intervals("against.difference", "accuracy f1_macro nll brier", "_minus_baseline")
+    columns |= plain("against", f"{tests} margin agreement flips kl_mean kl_p99 kl_max")
+    columns |= {"compression_value": "size.compression"} | plain("size", sizes)
+    columns["latency_shape"] = "latency.shape"
+    times = "median_ms median_low_ms median_high_ms p95_ms device_median_ms"
     for mode in MODES:
-        columns |= plain(f"latency.{mode}", times, f"{mode} ")
-    columns["Timed with the baseline"] = "latency.same_session"
-    for mode in MODES:
-        columns[f"{mode} texts/s"] = f"latency.texts_per_s.{mode}"
-        columns[f"{mode} J per 1000 texts"] = f"latency.joules_per_1000_texts.{mode}"
+        columns |= plain(f"latency.{mode}", times, f"{mode}_")
+        columns[f"{mode}_median_ms_{'x'.join(map(str, LARGE_SHAPE))}"] = f"latency.large.{mode}"
+    columns["timed_with_the_baseline"] = "latency.same_session"
+    for name, mode in product(("texts_per_s", "joules_per_1000_texts"), MODES):
+        columns[f"{mode}_{name}"] = f"latency.{name}.{mode}"
     return columns
 
 
 def _csv_frame(comparison: Comparison) -> pd.DataFrame:
-    """Published columns as text, the others as numbers or NaN."""
+    """Published columns as printed, the others in full; columns without any figure are left out."""
     columns, entries = _csv_columns(), comparison.entries
     fields = ("metrics", "temperature", "ece_after_temperature", "against", "size", "latency")
     figures = pd.json_normalize([{f: getattr(entry, f, None) for f in fields} for entry in entries])
     figures = figures.reindex(columns=list(columns.values())).set_axis(list(columns), axis=1)
-    figures[SHAPE] = figures[SHAPE].map("{0[0]} x {0[1]}".format, na_action="ignore")
+    shape = "latency_shape"
+    figures[shape] = figures[shape].map("{0[0]}x{0[1]}".format, na_action="ignore")
     frame = printed_table(comparison)[PUBLISHED]
-    frame["Inference (ms)"] = frame["Inference (ms)"].str.rstrip("*")
-    frame["Key"] = [entry.key for entry in entries]
-    frame = frame.join(figures)
-    frame["Note"] = [getattr(entry, "sentence", None) for entry in entries]
-    return frame.convert_dtypes()
+    for title, beyond in (("Inference (ms)", "*†"), ("Compression", "x")):
+        frame[title] = frame[title].str.rstrip(beyond)
+    frame["key"] = [entry.key for entry in entries]
+    figures["note"] = [getattr(entry, "sentence", None) for entry in entries]
+    return frame.join(figures.dropna(axis=1, how="all")).convert_dtypes()
 
 
 def printed_table(comparison: Comparison) -> pd.DataFrame:
     """The columns that fit a page, as text; "" for no figure."""
-    columns = [*PUBLISHED, "Best (ms)", DIFFERENCE, "McNemar", EQUIVALENT]
+    columns = [*PUBLISHED, FUSED, LARGE, DIFFERENCE, "McNemar", EQUIVALENT]
     cells = [_cells(entry) for entry in comparison.entries]
     table = pd.DataFrame(cells, columns=columns, dtype=object).fillna("")
     table.loc[comparison.entries.index(comparison.baseline), DIFFERENCE] = "baseline"
-    return table
+    return table if table[LARGE].any() else table.drop(columns=LARGE)
 
 
 def _cells(entry: Row | Missing) -> dict[str, str]:
@@ -87,11 +92,11 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
         cells["Size (MB)"] = f"{size['stored_bytes'] / MIB:.2f}"
     if size.get("compression"):
         cells["Compression"] = f"{size['compression']:.2f}x"
-    for title, mode in (("Inference (ms)", "eager"), ("Best (ms)", "best")):
+    for title, mode in (("Inference (ms)", "eager"), (FUSED, "best")):
         if latency.get(mode):
-            cells[title] = f"{latency[mode]['median_ms']:.2f}"
-            if mode == "eager" and not latency["same_session"]:
-                cells[title] += "*"
+            cells[title] = f"{latency[mode]['median_ms']:.2f}{latency['mark']}"
+    if latency and (large := latency["large"]):
+        cells[LARGE] = " / ".join(f"{large[m]:.2f}" if m in large else "–" for m in MODES)
     if against:
         score, p = against["difference"]["accuracy"], against["mcnemar_holm_p"]
         low, high = 100 * score["low"], 100 * score["high"]
@@ -103,16 +108,22 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
     return cells
 
 
+def _chance(record: dict) -> str:
+    """The accuracy of always answering the most frequent class, where the record knows it."""
+    share = (record.get("data") or {}).get("majority_fraction")
+    return f"; always the most frequent class: {share:.4f}" if share else ""
+
+
 def footnotes(comparison: Comparison) -> list[str]:
     record, accuracy = comparison.record, comparison.baseline.metrics["accuracy"]
     half_width = 50 * (accuracy["high"] - accuracy["low"])
     lines = [
         f"Test rows: {len(comparison.labels):,}. Accuracy is known to about ±{half_width:.2f} "
-        "points (95%); rows are compared pairwise, not by their intervals.",
+        f"points (95%){_chance(record)}; rows are compared pairwise, not by their intervals.",
         f"Diff.: accuracy minus {comparison.baseline.label}'s, with its paired-bootstrap 95% "
         "interval. McNemar: rows only this model gets right : rows only the baseline gets right, "
-        "exact p after Holm. Equivalent: two one-sided tests within ±0.5 points reject at 5% "
-        "after Holm.",
+        "exact p after Holm. Equivalent: two one-sided tests within "
+        f"±{100 * comparison.margin:g} points reject at 5% after Holm.",
     ]
     if record:
         lines.append(
@@ -123,9 +134,12 @@ def footnotes(comparison: Comparison) -> list[str]:
         texts, tokens = comparison.shape
         device = record["provenance"].get("device", "an unnamed device")
         lines.append(
-            f"Inference: median of one eager forward, {texts} texts x {tokens} tokens, {device}; "
-            "Best: compiled and captured where the layers allow it, else eager once more."
+            f"Inference: median of one eager forward, {texts} texts x {tokens} tokens, {device}."
         )
+        if any(row.latency and row.latency["best"] for row in comparison.rows):
+            lines[-1] += " Fused: compiled or captured as graphs, a dash where neither exists."
+        if any(row.latency and row.latency["large"] for row in comparison.rows):
+            lines.append(f"{LARGE}: eager / fused, of that many texts x tokens.")
     return lines + comparison.notes + [f"{gap.sentence}." for gap in comparison.missing]
 
 
@@ -138,13 +152,15 @@ def _origins(comparison: Comparison) -> list[str]:
     commands: dict[str, list[str]] = {}
     for row in comparison.rows:
         if row.record:
-            commands.setdefault(row.record["provenance"]["command"], []).append(row.label)
+            command = short_paths(row.record["provenance"]["command"])
+            commands.setdefault(command, []).append(row.label)
     made = [f"`python {command}` ({', '.join(labels)})" for command, labels in commands.items()]
     made.append("this table: `python src/5_compare_all_models.py --write-readme`.")
     return [
-        f"Checkpoint: fine-tuned from `{checkpoint['base_model']}` (weights sha256 "
-        f"`{checkpoint['baseline_sha256'][:16]}`); test set: `{data['name']}`, {data['n']:,} rows "
-        f"(sha256 `{data['sha256'][:16]}`); made on {record['provenance'].get('device')}.",
+        f"Checkpoint: fine-tuned from `{short(checkpoint['base_model'])}` (weights sha256 "
+        f"`{checkpoint['baseline_sha256'][:16]}`); test set: `{short(data['name'])}`, "
+        f"{data['n']:,} rows (sha256 `{data['sha256'][:16]}`); made "
+        f"on {record['provenance'].get('device')}.",
         f"Commands: {'; '.join(made)}",
     ]
 
@@ -168,24 +184,29 @@ def latex(comparison: Comparison) -> str:
 
 
 def terminal(comparison: Comparison, width: int = 100) -> str:
-    """The printed table in at most `width` columns, footnotes wrapped beneath. Names are cut at 17
-    letters and times to three digits; still too wide, `best` and then `F1` are left out.
+    """The printed table in at most `width` columns, footnotes wrapped beneath. Long names are cut,
+    long times rounded; still too wide, `F1` and then `fused` are left out.
     """
     table = printed_table(comparison)[[*TERMINAL_TITLES]]
-    table["Model"] = table["Model"].str[:17]
-    table[EQUIVALENT] = table[EQUIVALENT].replace("not shown", "no")
+    table["Model"] = [f"{x[:16]}…" if len(x) > LABEL_LETTERS else x for x in table["Model"]]
     table["Accuracy"] = table["Accuracy"].replace("", "missing")
-    for name in ("Inference (ms)", "Best (ms)"):
-        table[name] = table[name].str.replace(r"^(\d{3,})\.\d+", r"\1", regex=True)
+    for name in ("Inference (ms)", FUSED):
+        table[name] = table[name].str.replace(r"^\d{3,}\.\d+", _rounded, regex=True)
+        table[name] = table[name].replace("", "–")
     table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
-    table["Model"] = table["Model"].str.ljust(table["Model"].str.len().max())
-    for dropped in ([], ["Best (ms)"], ["Best (ms)", "F1-Score"]):
-        text = table.drop(columns=dropped).to_string(index=False, header=False)
-        head, *body = text.splitlines()
-        if len(head) <= width:
+    for title in TERMINAL_TITLES:
+        cells, letters = table[title].str, table[title].str.len().max()
+        table[title] = cells.ljust(letters) if title == "Model" else cells.rjust(letters)
+    for dropped in ([], ["F1-Score"], ["F1-Score", FUSED]):
+        head, *body = ["  ".join(row).rstrip() for row in table.drop(columns=dropped).to_numpy()]
+        if max(map(len, [head, *body])) <= width:
             break
     notes = [textwrap.fill(n, width, subsequent_indent="  ") for n in footnotes(comparison)]
-    return "\n".join([head, "-" * len(head), *map(str.rstrip, body), "", *notes])
+    return "\n".join([head, "-" * len(head), *body, "", *notes])
+
+
+def _rounded(found: re.Match) -> str:
+    return f"{float(found[0]):.0f}"
 
 
 FORMATS = {"terminal": terminal, "markdown": markdown, "latex": latex}

@@ -1,39 +1,48 @@
-"""AG News as text, from the hub or from a folder.
+"""A data set's splits: texts and labels from the hub, a folder or a file.
 
-The validation split, which serves all selection (best epoch, temperature), is cut from train by
-content: rows whose text's sha256, as a number, is divisible by 20 (5%). It is the same in every
-run, and no copy of a text lands on the other side. `--max-*-samples N` likewise keeps the N rows
-with the smallest hashes.
+Where a split is missing it is cut from train by content: rows whose text's sha256, as a number,
+leaves 0 when divided by 20 (5%) are validation, which serves all selection (best epoch,
+temperature), 1 or 2 (10%) test. A cut is the same in every run and with any seed, and no copy of a
+text lands on the other side. `--max-*-samples N` likewise keeps the N rows with the smallest
+hashes. AG News in its own form (a CSV of class, title, description without header) is known by it.
 """
 
-import csv
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..cli import Settings, looks_like_path
+from ..cli import TASKS, Settings, looks_like_path
 from ..errors import UserError
-from .hub import hub_faults, retried
+from . import ag_news, tables
+from .classes import classes_of, codes
 from .labels import LABELS
 
-VALIDATION_DIVISOR = 20
-Rows = tuple[list[str], list[int]]  # texts, and their labels 0–3
+DIVISOR = 20
+CUTS = {"validation": (0,), "test": (1, 2)}  # remainders
 
 
 @dataclass(frozen=True)
 class Split:
-    """Texts and labels (0–3) from `source` at `revision`; `cache`, if given, keeps tokens."""
+    """Texts and labels 0 … C-1, whose names are `classes`, from `source` at `revision`.
+
+    `cache`, if given, keeps tokens; `facts` say how the data set was read.
+    """
 
     name: str
-    texts: list[str]
+    texts: Sequence[str]
     labels: list[int]
     source: str
     revision: str | None = None
     cache: Path | None = None
+    classes: tuple[str, ...] = LABELS
+    facts: dict = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str:
@@ -43,48 +52,109 @@ class Split:
             digest.update(f"{label}\t{text}\0".encode())
         return digest.hexdigest()
 
+    @cached_property
+    def empty_texts(self) -> int:
+        return sum(not text.strip() for text in self.texts)
+
     def take(self, rows: Sequence[int] | np.ndarray) -> "Split":
-        texts, labels = [self.texts[i] for i in rows], [self.labels[i] for i in rows]
-        return replace(self, texts=texts, labels=labels)
+        """These rows, in this order."""
+        texts = self.texts
+        chosen = texts.take(rows) if isinstance(texts, tables.Texts) else [texts[i] for i in rows]
+        return replace(self, texts=chosen, labels=[self.labels[i] for i in rows])
 
     def describe(self) -> dict:
+        label, count = Counter(self.labels).most_common(1)[0]
         return {
             "name": self.source,
             "revision": self.revision,
             "split": self.name,
             "n": len(self.texts),
             "sha256": self.sha256,
-            "empty_texts": sum(not text.strip() for text in self.texts),
+            "empty_texts": self.empty_texts,
+            "n_classes": len(self.classes),
+            "majority_class": self.classes[label],
+            "majority_fraction": count / len(self.labels),
         }
 
 
+class _Source(NamedTuple):
+    """All that decides what is read."""
+
+    name: str
+    revision: str | None
+    config: str | None
+    texts: tuple[str, ...]
+    label: str | None
+    splits: tuple[tuple[str, str | None], ...]  # ours, the name asked for
+    cache: Path
+
+
 def load_splits(settings: Settings) -> dict[str, Split]:
-    """Raises UserError for missing or malformed files, other classes, an unknown or unreachable hub
-    id, or fewer rows than asked for.
+    """train, validation and test. Raises UserError, one sentence, for a data set that is not there
+    or out of reach, files, columns or labels that do not serve, and fewer rows than asked for.
     """
-    name, revision = settings.dataset, settings.dataset_revision
-    if looks_like_path(name):
-        revision, rows = None, [_read_local(Path(name), split) for split in ("train", "test")]
-    else:
-        rows = _read_hub(name, revision)
-    kept = settings.results_dir / "cache"
-    train, test = (
-        Split(split, *found, name, revision, kept)
-        for split, found in zip(("train", "test"), rows, strict=True)
+    name, asked = settings.dataset, vars(settings)
+    splits = _load(
+        _Source(
+            name,
+            None if looks_like_path(name) else settings.dataset_revision,
+            settings.dataset_config,
+            tuple(settings.text_columns or ()),
+            settings.label_column,
+            tuple((split, asked[f"{split}_split"]) for split in ("train", *CUTS)),
+            settings.results_dir / "cache",
+        )
     )
-    held_out = np.array([_digest(text) % VALIDATION_DIVISOR == 0 for text in train.texts])
-    if not held_out.any():
-        fault = f"--dataset {name}: its {len(held_out)} train rows leave none for validation"
-        raise UserError(f"{fault}; give more rows")
-    return {
-        "train": _fewer(train.take(np.flatnonzero(~held_out)), settings.max_train_samples),
-        "validation": replace(train.take(np.flatnonzero(held_out)), name="validation"),
-        "test": _fewer(test, settings.max_test_samples),
+    n_classes = len(splits["train"].classes)
+    if settings.task and n_classes != (needed := TASKS[settings.task].n_classes):
+        fault = f"--task {settings.task} has {needed} classes and --dataset {name} {n_classes}"
+        raise UserError(f"{fault}: leave one of the two out")
+    return splits | {
+        "train": _fewer(splits["train"], settings.max_train_samples),
+        "test": _fewer(splits["test"], settings.max_test_samples),
     }
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+@cache
+def _load(source: _Source) -> dict[str, Split]:
+    whole, notes = _read(source)
+    hashes = {name: _hashes(split.texts) for name, split in whole.items()}
+    _, remainder = hashes["train"]
+    rows = {name: np.arange(len(split.texts)) for name, split in whole.items()}
+    for name in [split for split in CUTS if split not in whole]:
+        rows[name] = np.flatnonzero(np.isin(remainder, CUTS[name]))
+        if not len(rows[name]):
+            fault = f"--dataset {source.name}: its {len(remainder)} train rows leave none for"
+            raise UserError(f"{fault} {name}; give more rows")
+        rows["train"] = np.setdiff1d(rows["train"], rows[name])
+        whole[name] = replace(whole["train"], name=name)
+        hashes[name] = hashes["train"]
+        share = len(CUTS[name]) / DIVISOR
+        notes.append(f"there is no {name} split: {share:.0%} of train, by content, serve as one")
+    if not len(rows["train"]):
+        fault = f"--dataset {source.name}: all its {len(remainder)} train rows are held out"
+        raise UserError(f"{fault}; give more rows")
+    kept = {name: hashes[name][0][rows[name]] for name in ("train", *CUTS)}
+    shared = {}
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if count := int(np.isin(kept[other], kept[one]).sum()):
+            shared[f"{one}, {other}"] = count
+            notes.append(f"{count:,} of the {len(kept[other]):,} {other} texts are in {one}, too")
+    if notes and os.environ.get("RANK", "0") == "0":
+        print(f"{source.name}: {'; '.join(notes)}.")
+    facts = whole["train"].facts | {"notes": notes, "shared_texts": shared}
+    return {name: replace(whole[name].take(rows[name]), facts=facts) for name in kept}
+
+
+def _hashes(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each text's sha256: the first 64 bits, uint64 [n], and the remainder, uint8 [n]."""
+
+    def parts(text: str) -> tuple[int, int]:
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+        return number >> 192, number % DIVISOR
+
+    found = np.fromiter(map(parts, texts), dtype=[("high", np.uint64), ("remainder", np.uint8)])
+    return found["high"], found["remainder"]
 
 
 def _fewer(split: Split, limit: int | None) -> Split:
@@ -93,89 +163,74 @@ def _fewer(split: Split, limit: int | None) -> Split:
     if limit > (n := len(split.texts)):
         fault = f"--max-{split.name}-samples {limit} asks for more than the {n} {split.name} rows"
         raise UserError(f"{fault} there are: give {n} or less")
-    lowest = sorted(range(n), key=lambda i: _digest(split.texts[i]))[:limit]
-    return split.take(sorted(lowest))
+    lowest = np.argsort(_hashes(split.texts)[0], kind="stable")[:limit]
+    return split.take(np.sort(lowest))
 
 
-@cache
-def _read_local(folder: Path, split: str) -> Rows:
-    """From `<split>.csv` in AG News' form, or the hub's parquet files."""
-    path = folder / f"{split}.csv"
-    if path.is_file():
-        return read_csv(path)
-    shards = sorted(folder.rglob(f"{split}*.parquet"))
-    if not shards:
-        fault = f"--dataset {folder} has neither {split}.csv nor {split}-*.parquet"
-        raise UserError(f"{fault}: name a folder that holds AG News")
-    import pyarrow.dataset
+def _read(source: _Source) -> tuple[dict[str, Split], list[str]]:
+    """The splits that the data set itself has, and in sentences what was guessed."""
+    named, names = [*source.texts, *filter(None, [source.label])], None
+    origin: dict[str, Any] = {"source": source.name, "revision": source.revision}
+    origin["cache"] = source.cache
+    if looks_like_path(source.name):
+        names, files = tables.names_of_file(Path(source.name)), _files(source)
+        if not named and names in (None, LABELS) and ag_news.is_form(files["train"][0]):
+            origin["facts"] = {"classes": LABELS}
+            notes = [f"it has AG News' form, so its classes are {', '.join(LABELS)}"]
+            rows = {split: ag_news.read_csv(paths[0]) for split, paths in files.items()}
+            return {split: Split(split, *rows[split], **origin) for split in rows}, (
+                [] if names else notes
+            )
+        found = {split: tables.read_files(f, named) for split, f in files.items()}
+    else:
+        found = tables.read_hub(source.name, source.revision, source.config)
+        found = {split: found[name] for split, name in _named_splits(source, found)}
+    columns, label = tables.choose_columns(found["train"], source.texts, source.label, source.name)
+    notes = [f"texts are read from column {' and '.join(columns)}, labels from {label}"]
+    values = {}
+    for split, table in found.items():
+        where = f"{source.name}, {split}"
+        tables.choose_columns(table, columns, label, where)
+        tables.check_texts(table, columns, where)
+        values[split], by_feature = tables.read_labels(table, label, where)
+        names = by_feature or names
+    classes = classes_of(values, names, source.name)
+    origin["classes"] = classes.names
+    origin["facts"] = {"text_columns": columns, "label_column": label, "classes": classes.names}
+    splits = {}
+    for split, table in found.items():
+        splits[split] = Split(
+            split, tables.Texts(table, columns), codes(values[split], classes), **origin
+        )
+        if blank := splits[split].empty_texts:
+            fault = f"{source.name}, {split}: {blank:,} of {len(table):,} rows have an empty text"
+            raise UserError(f"{fault}; remove these rows")
+    return splits, [] if source.texts and source.label else notes
 
-    try:
-        table = pyarrow.dataset.dataset(shards).to_table(columns=["text", "label"])
-    except (pyarrow.ArrowException, OSError) as fault:
-        wrong = f"{shards[0].parent}: {split} files are damaged or lack columns text and label"
-        raise UserError(f"{wrong}; fetch them again") from fault
-    labels = table["label"].to_pylist()
-    _check_labels(labels, str(shards[0].parent))
-    return table["text"].to_pylist(), labels
 
-
-FORM = "a row is a class from 1 to 4, a title and a description"
-
-
-def read_csv(path: Path) -> Rows:
-    """Texts (title, space, description) and labels 0–3 from AG News' CSV: class 1–4, title,
-    description, quoted, no header, UTF-8. Raises UserError naming file and line.
+def _named_splits(source: _Source, there: Iterable[str]) -> list[tuple[str, str]]:
+    """Our name and theirs of each split that is there. Raises UserError where one is asked for in
+    vain, or train is missing.
     """
-    csv.field_size_limit(1 << 30)
-    texts, labels = [], []
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            for row in reader:
-                if wrong := _fault_of(row, reader.line_num):
-                    raise UserError(f"{path}, line {reader.line_num} {wrong}")
-                labels.append(int(row[0]) - 1)
-                texts.append(" ".join(row[1:]) if any(row[1:]) else "")
-        except UnicodeDecodeError as fault:
-            wrong = f"{path} is not UTF-8 (byte {fault.start} after some text)"
-            raise UserError(f"{wrong}: convert it, with iconv, say") from fault
-        except csv.Error as fault:
-            wrong = f"{path}, line {reader.line_num}, is not well-formed CSV ({fault})"
-            raise UserError(f"{wrong}: mend it or fetch it again") from fault
-    if not texts:
-        raise UserError(f"{path} is empty: fetch it again")
-    return texts, labels
+    pairs = [(split, asked or split) for split, asked in source.splits]
+    for (split, name), (_, asked) in zip(pairs, source.splits, strict=True):
+        if name not in there and (asked or split == "train"):
+            fault = f"--dataset {source.name} has no {name} split; it has {', '.join(there)}"
+            raise UserError(f"{fault}: name one with --{split}-split")
+    return [(split, name) for split, name in pairs if name in there]
 
 
-def _fault_of(row: list[str], line: int) -> str | None:
-    if any("\0" in field for field in row):
-        return "holds a NUL byte: remove it, the file is damaged"
-    if len(row) != 3:
-        return f"has {len(row)} columns where three are needed ({FORM}): mend the file"
-    if row[0] not in ("1", "2", "3", "4"):
-        header = line == 1 and not row[0].lstrip("-").isdigit()
-        mend = "remove the header row" if header else "mend the row"
-        return f"begins with {row[0][:40]!r} where a class is expected ({FORM}): {mend}"
-    return None
-
-
-def _read_hub(name: str, revision: str | None) -> list[Rows]:
-    from datasets import load_dataset
-
-    with hub_faults(name, "--dataset"):
-        loaded = retried(lambda: load_dataset(name, revision=revision))
-    rows = []
-    for split in ("train", "test"):
-        if split not in loaded or not {"text", "label"} <= set(loaded[split].column_names):
-            fault = f"--dataset {name} has no {split} split with the columns text and label"
-            raise UserError(f"{fault}: name another dataset")
-        rows.append((list(loaded[split]["text"]), list(loaded[split]["label"])))
-        _check_labels(rows[-1][1], name)
-    return rows
-
-
-def _check_labels(labels: list[int], where: str) -> None:
-    found = sorted(set(labels), key=str)
-    if not labels or not set(found) <= set(range(len(LABELS))):
-        fault = f"{where} has labels {found[:9]} where 0 to 3 are needed"
-        raise UserError(f"{fault}: name a dataset with AG News' four classes")
+def _files(source: _Source) -> dict[str, list[Path]]:
+    """The files of each split that is there; a file alone is train."""
+    place = Path(source.name)
+    if place.is_file():
+        return {"train": [place]}
+    found = {}
+    for split, asked in source.splits:
+        if files := tables.split_files(place, asked or split):
+            found[split] = files
+        elif asked or split == "train":
+            forms = f"{asked or split}.csv, .tsv, .jsonl, .json or .parquet"
+            mend = "name a folder that does, or the file itself"
+            raise UserError(f"--dataset {place} holds no {forms}: {mend}")
+    return found

@@ -1,4 +1,4 @@
-"""AG News as tokens, cached, and in batches of similar length.
+"""Texts as tokens, cached, and in batches of similar length.
 
 *Tokens.* `GPT2ForSequenceClassification` classifies from the last token that is not padding, so
 tokenizer and config must mean the same one: a checkpoint's own, else end-of-text, since GPT-2 has
@@ -10,7 +10,9 @@ similar length share a batch (Khomenko et al., 2016, arXiv 1708.05604): a shuffl
 pools of 50 batches, each sorted by length, and the batches are shuffled again.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -23,7 +25,8 @@ from ..errors import UserError
 from .datasets import Split
 
 POOL_BATCHES = 50
-FORMAT = 2  # raise it when a file's contents change
+CHUNK = 10_000  # texts tokenized at a time: Python's numbers take ten times an array's memory
+FORMAT = 3  # raise it when a file's contents change
 
 
 def load_tokenizer(folder: Path):
@@ -73,13 +76,15 @@ def load_tokenizer(folder: Path):
 class Tokens:
     """A tokenized split, flat: row i is `flat[offsets[i]:offsets[i + 1]]`.
 
-    flat int32; offsets int64 [n + 1]; labels int64 [n]; `truncated` counts texts that were cut.
+    flat int32; offsets int64 [n + 1]; labels int64 [n]; `truncated` counts texts that were cut,
+    `truncated_tokens` what they lost.
     """
 
     flat: np.ndarray
     offsets: np.ndarray
     labels: np.ndarray
     truncated: int
+    truncated_tokens: int = 0
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -88,6 +93,10 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def cut(self) -> dict[str, int]:
+        """For a record: how many texts were cut, and by how many tokens together."""
+        return {"truncated_texts": self.truncated, "truncated_tokens": self.truncated_tokens}
 
     def row(self, i: int) -> np.ndarray:
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
@@ -110,28 +119,32 @@ def tokenize(tokenizer, split: Split, max_length: int) -> Tokens:
         arrays = _encode(tokenizer, split.texts, max_length)
         if path:
             save_arrays(path, dict(zip(KEPT, arrays, strict=True)))
-    flat, offsets, truncated = arrays
-    return Tokens(flat, offsets, np.asarray(split.labels, dtype=np.int64), int(truncated))
+    flat, offsets, lost = arrays
+    labels = np.asarray(split.labels, dtype=np.int64)
+    return Tokens(flat, offsets, labels, *map(int, lost))
 
 
-KEPT = ("flat", "offsets", "truncated")
+KEPT = ("flat", "offsets", "lost")  # lost: texts that were cut, tokens that they lost
 
 
-def _encode(tokenizer, texts: list[str], max_length: int) -> list[np.ndarray]:
-    # One token more than kept shows which texts are cut.
-    cut = {"truncation": True, "max_length": max_length + 1, "add_special_tokens": False}
-    encoded = tokenizer(texts, **cut)["input_ids"]
-    told_apart = len(set(map(tuple, encoded))) >= len(set(texts))
-    if not told_apart and not any(len(set(ids)) > 1 for ids in encoded):
-        raise UserError("the tokenizer makes one token of every text: copy the model's own")
-    # An empty text becomes end-of-text: a position to classify from.
-    rows = [ids[:max_length] or [tokenizer.eos_token_id] for ids in encoded]
-    flat = np.fromiter(chain.from_iterable(rows), dtype=np.int32)
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    return [flat, offsets, np.array(sum(len(ids) > max_length for ids in encoded))]
+def _encode(tokenizer, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
+    flat, lengths, lost = [], [np.zeros(1, np.int64)], np.zeros(2, np.int64)
+    for start in range(0, len(texts), CHUNK):
+        part = texts[start : start + CHUNK]
+        encoded = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+        told_apart = len(set(map(tuple, encoded))) >= len(set(part))
+        if not told_apart and not any(len(set(ids)) > 1 for ids in encoded):
+            raise UserError("the tokenizer makes one token of every text: copy the model's own")
+        # An empty text becomes end-of-text: a position to classify from.
+        rows = [ids[:max_length] or [tokenizer.eos_token_id] for ids in encoded]
+        flat.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
+        lengths.append(np.array([len(row) for row in rows], dtype=np.int64))
+        over = np.array([len(ids) for ids in encoded]) - max_length
+        lost += (over > 0).sum(), over[over > 0].sum()
+    return [np.concatenate(flat), np.cumsum(np.concatenate(lengths)), lost]
 
 
-def fingerprint(tokenizer, texts: list[str], max_length: int) -> str:
+def fingerprint(tokenizer, texts: Iterable[str], max_length: int) -> str:
     """16 hex digits of the sha256 of all that decides the tokens of `texts`."""
     import tokenizers
 
@@ -139,7 +152,10 @@ def fingerprint(tokenizer, texts: list[str], max_length: int) -> str:
     del state["truncation"], state["padding"]  # of the last call
     ours = [FORMAT, tokenizer.truncation_side, tokenizer.eos_token_id, max_length]
     made_with = json.dumps([tokenizers.__version__, *ours, state])
-    return content_key(made_with, *texts).hex()[:16]
+    digest = hashlib.sha256(content_key(made_with))
+    for text in texts:
+        digest.update(content_key(text))
+    return digest.hexdigest()[:16]
 
 
 def length_grouped_batches(

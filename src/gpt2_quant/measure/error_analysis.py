@@ -114,7 +114,7 @@ def _effects() -> dict[tuple, Change]:
         scheme.replace(model, model.dtype, True, wanted)
 
     how: dict[str, Callable] = {
-        "int8 per tensor": partial(fake_quantize_weights, scheme="int8 affine per tensor"),
+        "int8 affine per tensor": partial(fake_quantize_weights, scheme="int8 affine per tensor"),
         "W8A8": partial(in_layers, schemes.W8A8),
         "FP8": partial(in_layers, fp8.SCHEME),
         "NF4": partial(in_layers, schemes.NF4),

@@ -12,7 +12,6 @@ import torch
 from .. import records
 from ..cli import Settings
 from ..data.datasets import Split
-from ..data.labels import LABELS
 from ..data.tokens import Tokens, pad_batch, tokenize
 from ..models import tfidf
 from ..models.checkpoints import weights_sha256
@@ -44,13 +43,17 @@ def evaluate_variant(
     sha256 names the experiment. `extra` joins the record; `predict` may spread rows over processes.
     """
     parts = size_in_parts(model)  # before bitsandbytes casts tensors
+    described = {name: split.describe() for name, split in splits.items()}
     logits, pad_id = {}, tokenizer.pad_token_id
     for name in SCORED:
         tokens = tokenize(tokenizer, splits[name], settings.max_length)
+        described[name] |= tokens.cut()
         words = f"{VARIANTS[key].label} on {name} ({settings.device})"
         logits[name] = predict(model, tokens, settings.batch_size, pad_id, words)
     # The loop ends on test.
     facts = {
+        "splits": described,
+        "data": described["test"] | splits["test"].facts,
         "size": {
             "parts": parts,
             "tensor_bytes": sum(parts.values()),
@@ -62,8 +65,7 @@ def evaluate_variant(
         **(extra or {}),
     }
     dtype = str(model.dtype).split(".")[-1]
-    truncated, variant = tokens.truncated, VARIANTS[key]
-    return _store(settings, variant, splits, logits, folder, baseline, dtype, truncated, facts)
+    return _store(settings, VARIANTS[key], splits, logits, folder, baseline, dtype, facts)
 
 
 def evaluate_tfidf(
@@ -71,11 +73,11 @@ def evaluate_tfidf(
 ) -> dict:
     """Fit the control on the texts that made `baseline`, save it, and `evaluate_variant` it."""
     folder, train = settings.models_dir / variant.folder, splits["train"]
-    tfidf.fit(train.texts, train.labels, len(LABELS), settings.seed).save(folder)
+    tfidf.fit(train.texts, train.labels, len(train.classes), settings.seed).save(folder)
     classifier = tfidf.load(folder)
     logits = {name: classifier.logits(splits[name].texts) for name in SCORED}
     facts = {"size": tfidf.size(folder)}
-    return _store(settings, variant, splits, logits, folder, baseline, "float32", 0, facts)
+    return _store(settings, variant, splits, logits, folder, baseline, "float32", facts)
 
 
 def _store(
@@ -86,7 +88,6 @@ def _store(
     folder: Path,
     baseline: Path,
     dtype: str,
-    truncated: int,
     facts: dict,
 ) -> dict:
     key, results = variant.key, settings.results_dir
@@ -95,7 +96,7 @@ def _store(
         predictions.save_predictions(results, stored_as, labels, logits[name])
     # The loop ends on test.
     path = results / f"{key}_confusion_matrix.png"
-    figures.confusion_matrix(labels, logits["test"], variant.label, path)
+    figures.confusion_matrix(labels, logits["test"], variant.label, path, splits["test"].classes)
     record = {
         "variant": {
             "label": variant.label,
@@ -108,7 +109,7 @@ def _store(
             "base_model": settings.base_model,
             "baseline_sha256": weights_sha256(baseline),
         },
-        "data": splits["test"].describe() | {"truncated_texts": truncated},
+        "data": splits["test"].describe() | splits["test"].facts,
         "splits": {name: split.describe() for name, split in splits.items()},
         "metrics": scores.classification_scores(labels, logits["test"]),
         "latency": [],

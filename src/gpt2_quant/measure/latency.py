@@ -49,10 +49,13 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
-def protocol(preset: str, device: str) -> Protocol:
+def protocol(preset: str, device: str, max_length: int = 128) -> Protocol:
+    """Where texts are longer than the sweep's, at their length, too."""
     if (preset, device) == ("demo", "cpu"):  # compiling outlasts the demo
         return replace(PROTOCOLS["cpu"], best_shapes=(), seconds_a_shape=0.1, texts=32)
-    return PROTOCOLS[device]
+    plan, longer = PROTOCOLS[device], ((16, max_length), (1, max_length)) * (max_length > 128)
+    best = longer * (device == "cuda")  # a CPU compiles anew for each shape
+    return replace(plan, shapes=plan.shapes + longer, best_shapes=plan.best_shapes + best)
 
 
 def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
@@ -76,7 +79,8 @@ def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
 
 def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict[str, dict]:
     """Measure all comparable variants, renew `records.TIMED_SECTIONS`; returns records by key."""
-    device, plan = settings.device, protocol(settings.preset, settings.device)
+    device = settings.device
+    plan = protocol(settings.preset, device, settings.max_length)
     keys = comparable_keys(settings, checkpoint)
     of_texts = [key for key in keys if VARIANTS[key].reads_texts]
     tokenizer = load_tokenizer(baseline_folder(settings.models_dir, checkpoint))
@@ -92,7 +96,7 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
         batch = shape_batch(tokens, *MEMORY_SHAPE, pad_id, device)
         for key in (key for key in keys if key not in of_texts):
             before = footprint.allocated_bytes(device)
-            model = load_variant(key, settings.models_dir, device, checkpoint)
+            model = load_variant(key, settings.models_dir, device, checkpoint, test.classes)
             found[key].memory = measure_memory(model, batch, device, before)
             if reason := VARIANTS[key].untimed(device):
                 found[key].notes.append(f"latency: not measured, since {reason}")

@@ -9,6 +9,8 @@ Of n rows the variant alone gets b right, the baseline alone c: accuracy differs
     (Stat. Med. 1998, eq. 9), which is defined for b + c = 0.
   * *Size*: bootstrap of both on the same samples (`scores.py`).
   * *Beneath*: flips may cancel out: agreement, KL in nats (arXiv 2407.09141).
+  * *What n rows can show*: power of both tests (normal approximation; McNemar: Connor, Biometrics
+    1987), at the fraction (b + c) / n that was seen.
 """
 
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from scipy.stats import binomtest, norm
 from .scores import RESAMPLES, count_scores, draw_counts, draw_sums, row_terms
 
 MARGIN = 0.005  # half a point: about the half-width of a 95% interval at 0.946 on 7,600 rows
+ALPHA, POWER = 0.05, 0.8
 
 
 def mcnemar(b: int, c: int) -> float:
@@ -72,6 +75,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return scaled.cummax().clip(upper=1.0).sort_index().tolist()
 
 
+def minimum_detectable(discordant: float, n: int, alpha: float = ALPHA) -> float:
+    """The difference in accuracy that McNemar's test at `alpha` finds on n rows with 80% power,
+    where this fraction of the rows is discordant, or, if that is larger, the difference itself.
+    """
+
+    def surplus(difference: float) -> float:
+        return _rows_for_difference(discordant, difference, alpha) - n
+
+    return float(brentq(surplus, 1e-9, 1)) if surplus(1) < 0 else 1.0
+
+
+def rows_to_decide(
+    discordant: float, difference: float, margin: float = MARGIN, alpha: float = ALPHA
+) -> tuple[int, str]:
+    """Rows, and which test ("difference" or "equivalence") decides on them at `alpha` with 80%
+    power, if both fractions stay as they are: the test that needs fewer.
+    """
+    size = abs(difference)
+    rows = {"difference": _rows_for_difference(discordant, size, alpha) if size else np.inf}
+    if size < margin:
+        z = norm.isf(alpha) + norm.isf((1 - POWER) / 2)  # either of the two tests may fail
+        variance = max(discordant, margin) - size**2
+        rows["equivalence"] = z**2 * variance / (margin - size) ** 2
+    test = min(rows, key=lambda name: rows[name])
+    return int(np.ceil(rows[test])), test
+
+
+def _rows_for_difference(discordant: float, difference: float, alpha: float) -> float:
+    spread = max(discordant, difference)
+    deviations = norm.isf(alpha / 2) * np.sqrt(spread)
+    deviations += norm.isf(1 - POWER) * np.sqrt(spread - difference**2)
+    return float((deviations / difference) ** 2)
+
+
 def bootstrap_differences(
     labels: np.ndarray,
     logits: dict[str, np.ndarray],
@@ -113,8 +150,25 @@ def divergence(baseline: np.ndarray, variant: np.ndarray) -> np.ndarray:
     return np.maximum(kl, 0.0)  # rounding may leave -1e-17
 
 
-def compare(labels: np.ndarray, baseline: np.ndarray, variant: np.ndarray) -> dict:
-    """labels [n], logits [n, C]."""
+def compare_all(
+    labels: np.ndarray, logits: dict[str, np.ndarray], baseline: str, margin: float = MARGIN
+) -> dict[str, dict]:
+    """`compare` of every other key with `baseline`, and both p-values after Holm's adjustment.
+    `alpha` is what Holm asks of the smallest p.
+    """
+    others = [key for key in logits if key != baseline]
+    tests = {key: compare(labels, logits[baseline], logits[key], margin) for key in others}
+    for name in ("mcnemar", "tost"):
+        adjusted = holm([test[f"{name}_p"] for test in tests.values()])
+        for test, p_value in zip(tests.values(), adjusted, strict=True):
+            test |= {f"{name}_holm_p": p_value, "alpha": ALPHA / len(others)}
+    return tests
+
+
+def compare(
+    labels: np.ndarray, baseline: np.ndarray, variant: np.ndarray, margin: float = MARGIN
+) -> dict:
+    """labels [n], logits [n, C]; margin as a fraction."""
     n, n_classes = baseline.shape
     before, after = baseline.argmax(axis=1), variant.argmax(axis=1)
     b = int(((after == labels) & (before != labels)).sum())
@@ -127,8 +181,8 @@ def compare(labels: np.ndarray, baseline: np.ndarray, variant: np.ndarray) -> di
         "only_variant_right": b,
         "only_baseline_right": c,
         "mcnemar_p": mcnemar(b, c),
-        "tost_p": equivalence(b, c, n),
-        "margin": MARGIN,
+        "tost_p": equivalence(b, c, n, margin),
+        "margin": margin,
         "score_interval_90": [low, high],
         "agreement": float(1 - flipped.mean()),
         "flips": int(flipped.sum()),

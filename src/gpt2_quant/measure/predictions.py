@@ -1,7 +1,7 @@
 """A classifier's logits over a split: every score comes from their file.
 
 `results/predictions/<key>.parquet` (validation: `<key>.validation.parquet`) has a row per text:
-`id` (its number in the split), `label` (0–3) and `logit_0` … `logit_3` (float32).
+`id` (its number in the split), `label` (0 … C-1) and `logit_0` … (float32), one per class.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..data.labels import LABELS
 from ..data.tokens import Tokens, pad_batch, sorted_batches
 from ..errors import UserError
 from ..records import atomic_path
 
-LOGITS = [f"logit_{i}" for i in range(len(LABELS))]
-
 
 def predict(model, tokens: Tokens, batch_size: int, pad_id: int, description: str) -> np.ndarray:
-    """Logits of `tokens`, in order: float32 [n, 4]. Raises UserError for NaN or infinity."""
+    """Logits of `tokens`, in order: float32 [n, C]. Raises UserError for NaN or infinity."""
     device = next(model.parameters()).device
 
     def function(ids, mask):
@@ -35,14 +32,14 @@ def run_over(
     """`predict` by `function(input_ids, attention_mask)`, which takes both on `device`."""
     import torch  # here, since script 5 reads predictions without torch
 
-    logits = torch.full((len(tokens), len(LABELS)), torch.nan, device=device)
+    order, answers = sorted_batches(tokens.lengths, batch_size), []
     with torch.inference_mode(), tqdm(total=len(tokens), desc=description, unit="text") as progress:
-        for rows in sorted_batches(tokens.lengths, batch_size):
+        for rows in order:
             batch = pad_batch(tokens, rows, pad_id)
             answer = function(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-            logits[torch.from_numpy(rows).to(device)] = answer.float()
+            answers.append(answer.float())
             progress.update(len(rows))
-    result = logits.cpu().numpy()
+    result = torch.cat(answers).cpu().numpy()[np.argsort(np.concatenate(order))]
     bad = int((~np.isfinite(result).all(axis=1)).sum())
     if bad:
         fault = f"the model answers {bad} of {len(result)} texts with NaN or infinity"
@@ -55,9 +52,9 @@ def predictions_path(results_dir: Path, key: str) -> Path:
 
 
 def save_predictions(results_dir: Path, key: str, labels: np.ndarray, logits: np.ndarray) -> Path:
-    """labels [n], logits float32 [n, 4]; written atomically."""
+    """labels [n], logits float32 [n, C]; written atomically."""
     texts = pd.DataFrame({"id": np.arange(len(labels)), "label": np.asarray(labels, np.int64)})
-    frame = texts.join(pd.DataFrame(logits.astype(np.float32), columns=LOGITS))
+    frame = texts.join(pd.DataFrame(logits.astype(np.float32)).add_prefix("logit_"))
     path = predictions_path(results_dir, key)
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
@@ -66,7 +63,7 @@ def save_predictions(results_dir: Path, key: str, labels: np.ndarray, logits: np
 
 def load_logits(results_dir: Path, key: str) -> np.ndarray:
     """float32 [n, classes]. Raises UserError as `load_predictions`."""
-    return load_predictions(results_dir, key)[LOGITS].to_numpy(np.float32)
+    return load_predictions(results_dir, key).filter(like="logit_").to_numpy(np.float32)
 
 
 def load_predictions(results_dir: Path, key: str) -> pd.DataFrame:
@@ -74,7 +71,9 @@ def load_predictions(results_dir: Path, key: str) -> pd.DataFrame:
     path = predictions_path(results_dir, key)
     mend = f"run the script that makes {key} again, with --overwrite"
     try:
-        return pd.read_parquet(path)[["id", "label", *LOGITS]]
+        frame = pd.read_parquet(path)
+        n_classes = max(2, frame.columns.str.startswith("logit_").sum())
+        return frame[["id", "label", *(f"logit_{i}" for i in range(n_classes))]]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {mend}") from None
     except (OSError, ValueError, KeyError) as fault:

@@ -52,22 +52,25 @@ def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndar
 def count_scores(
     counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray, n_classes: int
 ) -> dict[str, np.ndarray]:
-    """Accuracy, and precision, recall and F1 per class (`f1_2`) and macro, [...], where counts
-    [..., cells] rows have `labels` [cells] and `predicted` [cells]; 0 / 0 is 0.
+    """Accuracy, and precision, recall and F1 per class (`f1_2`), macro and, F1 alone, weighted by
+    the rows of each class, [...], where counts [..., cells] rows have `labels` [cells] and
+    `predicted` [cells]; 0 / 0 is 0.
     """
     classes = np.eye(n_classes)
     labelled, answered = counts @ classes[labels], counts @ classes[predicted]
     correct = counts @ (classes[labels] * (labels == predicted)[:, None])
     scores = {"accuracy": correct.sum(axis=-1) / counts.sum(axis=-1)}
-    # Macro means are over the classes that occur at all, as scikit-learn's are.
-    occurs = (labelled + answered).reshape(-1, n_classes).any(axis=0)
+    # Macro means are over the classes that occur in a draw, as scikit-learn's are.
+    occurring = (labelled + answered > 0).sum(axis=-1)
     for name, per_class in (
         ("precision", correct / np.maximum(answered, 1)),
         ("recall", correct / np.maximum(labelled, 1)),
         ("f1", 2 * correct / np.maximum(labelled + answered, 1)),
     ):
-        scores[f"{name}_macro"] = per_class[..., occurs].mean(axis=-1)
+        scores[f"{name}_macro"] = per_class.sum(axis=-1) / occurring
         scores |= {f"{name}_{c}": per_class[..., c] for c in range(n_classes)}
+    weight = labelled / counts.sum(axis=-1)[..., None]
+    scores["f1_weighted"] = (weight * per_class).sum(axis=-1)  # the loop ends on F1
     return scores
 
 
@@ -157,6 +160,7 @@ def classification_scores(
     for name, of_class in zip(("precision", "recall", "f1"), per_class[:3], strict=True):
         values[f"{name}_macro"] = of_class[occurs].mean()
         values |= {f"{name}_{c}": of_class[c] for c in classes}
+    values["f1_weighted"] = np.average(per_class[2], weights=per_class[3])
 
     table = metrics.confusion_matrix(labels, predicted, labels=classes)  # [label, prediction]
     proportions = {"accuracy": (table.trace(), n)}

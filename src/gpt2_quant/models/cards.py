@@ -1,6 +1,7 @@
 """Model cards, and a model folder written whole."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import looks_like_path
@@ -8,14 +9,22 @@ from ..data.labels import LABELS
 from ..records import atomic_path, write_text
 from .variants import BASELINE, SCRIPTS, Variant
 
+AG_NEWS_INPUT = """Input is title, one space, description, in English, of about 2004: it was tested
+on nothing else."""
+
 
 def _front_matter(tag: str, name: str, base: str, record: dict) -> str:
     """The hub's metadata. A folder's name means nothing there, so only ids are written."""
     data, metrics = record["data"], record["metrics"]
+    news = tuple(data["classes"]) == LABELS
     hub_id = "" if looks_like_path(data["name"]) else data["name"]
     shown = json.dumps(_public(data["name"]))  # quoted
     lines = ["library_name: transformers", "pipeline_tag: text-classification", "language: en"]
-    lines += [f"tags: [gpt2, ag-news{tag}]", "license: other", "license_name: educational-use"]
+    lines += [
+        f"tags: [gpt2{', ag-news' * news}{tag}]",
+        "license: other",
+        "license_name: educational-use",
+    ]
     lines += [f"datasets: [{hub_id}]"] if hub_id else []
     lines += [] if looks_like_path(base) else [f"base_model: {base}"]
     return (
@@ -40,12 +49,13 @@ def _public(name: str) -> str:
 def model_card(record: dict) -> str:
     training, metrics, made = record["training"], record["metrics"], record["provenance"]
     base, train = record["checkpoint"]["base_model"], record["splits"]["train"]
-    accuracy, f1 = metrics["accuracy"], metrics["f1_macro"]
+    accuracy, f1, classes = metrics["accuracy"], metrics["f1_macro"], record["data"]["classes"]
+    is_news = tuple(classes) == LABELS
     return f"""{_front_matter("", "GPT-2 fine-tuned", base, record)}
-# GPT-2 fine-tuned on AG News
+# GPT-2 fine-tuned on {"AG News" if is_news else _public(train["name"])}
 
-Sorts a news item into {", ".join(LABELS)}. All parameters of `{_public(base)}` were fine-tuned by
-`{SCRIPTS[1]}`.
+Sorts a text into {len(classes)} classes: {_listed(classes)}.
+All parameters of `{_public(base)}` were fine-tuned by `{SCRIPTS[1]}`.
 
 ```python
 from transformers import pipeline
@@ -65,10 +75,14 @@ clipping at 1, dropout 0.1, {training["precision"]} |
 | kept | epoch {training["best_epoch"]}, the best on validation |
 | made by | commit {made["git_commit"]}, torch {made["packages"]["torch"]}, {made["device"]} |
 
-Input is title, one space, description, in English, of about 2004: it was tested on nothing else.
+{AG_NEWS_INPUT if is_news else "It was tested on nothing but that data set's texts."}
 Pad on the right with the end-of-text token. An empty text has no token to classify from: give
 `<|endoftext|>` in its place.
 """
+
+
+def _listed(classes: Sequence[str], most: int = 20) -> str:
+    return ", ".join([*classes[:most], *["…"] * (len(classes) > most)])
 
 
 def _estimate(metric: dict) -> str:
@@ -90,8 +104,10 @@ def variant_card(variant: Variant, source: str, record: dict) -> str:
         "import gpt2_quant.quantization.quantizer  # registers the method with transformers\n"
     )
     tag = ", gpt2_quant" if variant.by_hand else ", bitsandbytes"
+    classes = record["data"]["classes"]
     return f"""{_front_matter(tag, f"GPT-2, {variant.label}", source, record)}
-# GPT-2 on AG News, {variant.label}
+# GPT-2 on {"AG News" if tuple(classes) == LABELS else _public(record["data"]["name"])}, \
+{variant.label}
 
 Quantized from `{_public(source)}` by `{variant.script_path}`. {variant.description}
 
@@ -101,7 +117,7 @@ Quantized from `{_public(source)}` by `{variant.script_path}`. {variant.descript
 model = AutoModelForSequenceClassification.from_pretrained("{variant.folder}")
 ```
 
-Labels: {", ".join(LABELS)}. Its scores stand in the record `{variant.key}.json`.
+Labels: {_listed(classes)}. Its scores stand in the record `{variant.key}.json`.
 """
 
 

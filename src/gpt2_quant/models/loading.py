@@ -4,6 +4,7 @@ What can be seen without loading is looked at in `checkpoints.py`; here, NaN and
 dtype is stated: transformers would keep the file's own.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.hub import fetch_model_folder
@@ -40,10 +41,17 @@ def quiet_loading() -> None:
     logging.disable_progress_bar()
 
 
-def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool = False):
+def load_classifier(
+    folder: Path | str,
+    device: str,
+    dtype=None,
+    new_head: bool = False,
+    classes: Sequence[str] = LABELS,
+):
     """A GPT-2 sequence classifier in `dtype` (float32 when None), in eval mode.
 
-    Quantized folders load as what they are; `new_head` starts a 4-class head on a language model.
+    Its rows are put into the order of the data set's `classes`. Quantized folders load as what they
+    are; `new_head` starts a head on a language model.
     Raises UserError as `check_checkpoint`, for a missing head and for NaN or infinity.
     """
     import torch
@@ -58,17 +66,19 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
         config = AutoConfig.from_pretrained(folder)  # nosec B615: local
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
-    needed = len(LABELS)
+    needed = len(classes)
     config.num_labels = needed if new_head else number_of_labels(folder)
     if config.activation_function not in ACT2FN:
         unknown = f"{config.activation_function!r} is no activation function of transformers"
         raise UserError(f"{folder}/config.json: {unknown}: correct it")
     if config.num_labels != needed:
         said = f"{config.num_labels} labels where {needed} are needed"
-        raise UserError(f"{folder} has {said}: run script 1")
+        raise UserError(f"{folder} has {said}, one for each class: run script 1 on this data set")
     if config.pad_token_id is None:
         config.pad_token_id = load_tokenizer(folder).pad_token_id
-    order = list(range(len(LABELS))) if new_head else _order_of_labels(folder)
+    order = list(range(needed))
+    if not new_head:
+        order = _order_of_labels(folder, classes)
     quantization = getattr(config, "quantization_config", None)
     from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
     if from_library:
@@ -96,8 +106,8 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
             raise UserError(f"{folder}: {name} holds scales below zero: {REMAKE}")
     if order != sorted(order):
         model.score.weight.data = model.score.weight.data[order]
-    model.config.id2label = dict(enumerate(LABELS))
-    model.config.label2id = {label: index for index, label in enumerate(LABELS)}
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {label: index for index, label in enumerate(classes)}
     if from_library:
         # transformers 5.23 leaves unquantized weights in the file's dtype, biases in the asked one.
         for parameter in model.parameters():
@@ -108,18 +118,25 @@ def load_classifier(folder: Path | str, device: str, dtype=None, new_head: bool 
     return model.eval()
 
 
-def _order_of_labels(folder: Path) -> list[int]:
-    """The checkpoint's row of each of our classes: by name, be it LABEL_0 or 0, else by number."""
+def _order_of_labels(folder: Path, classes: Sequence[str]) -> list[int]:
+    """The checkpoint's row of each class of the data set: by name, else, where one of the two has
+    numbers only (LABEL_0 or 0), by number, which is said. Raises UserError for other names.
+    """
     names = read_config(folder).get("id2label") or {}
-    numbers = [str(index) for index in range(len(LABELS))]
-    for spelled in (str, _letters):
-        theirs = [spelled(names.get(number, number)) for number in numbers]
-        for ours in (LABELS, [f"LABEL_{number}" for number in numbers], numbers):
-            wanted = [spelled(name) for name in ours]
-            if sorted(theirs) == sorted(set(wanted)):  # no two of one spelling
-                return [theirs.index(name) for name in wanted]
-    fault = f"{folder} names its classes {', '.join(map(str, names.values()))}"
-    raise UserError(f"{fault}; they must be {', '.join(LABELS)}: rename them in its config.json")
+    theirs = [str(names.get(str(row), row)) for row in range(len(names) or len(classes))]
+    numbers = [str(number) for number in range(len(classes))]
+    for fold in (str, str.casefold, _letters):
+        found, wanted = [*map(fold, theirs)], [*map(fold, classes)]
+        if sorted(found) == sorted(wanted) and len(set(wanted)) == len(wanted):
+            return [found.index(name) for name in wanted]
+    bare = [_letters(name).removeprefix("label") for name in theirs]
+    if sorted(bare) == sorted(numbers) or [*classes] == numbers:
+        print(f"{folder}: its classes are matched with the data set's by number, not by name")
+        return [*map((bare if sorted(bare) == sorted(numbers) else numbers).index, numbers)]
+    fault = f"{folder} names its classes {', '.join(theirs[:9])}"
+    raise UserError(
+        f"{fault}; they must be {', '.join(classes[:9])}: rename them in its config.json"
+    )
 
 
 def _letters(name: object) -> str:
@@ -153,7 +170,13 @@ def float_dtype(variant: Variant, device: str):
     return torch.float16 if half else torch.float32
 
 
-def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None = None):
+def load_variant(
+    key: str,
+    models_dir: Path,
+    device: str,
+    checkpoint: str | None = None,
+    classes: Sequence[str] = LABELS,
+):
     """The model of a variant. Raises UserError without its folder."""
     variant = VARIANTS[key]
     folder = models_dir / variant.folder
@@ -164,7 +187,7 @@ def load_variant(key: str, models_dir: Path, device: str, checkpoint: str | None
         raise UserError(f"{folder} is not there yet: run python {script} with the same flags first")
     from .tf32 import compute_in_tf32
 
-    model = load_classifier(folder, device, float_dtype(variant, device))
+    model = load_classifier(folder, device, float_dtype(variant, device), classes=classes)
     if variant.floats == "float16" and not has_half_arithmetic(device):
         model = model.float()  # weights keep float16's rounding; only the arithmetic is float32
     if variant.needs == "tf32":

@@ -32,6 +32,8 @@ def compile_report(template_name: str, data: dict, images: dict[str, Path], outp
         placed: dict[str, str] = {}
         for name, path in images.items():
             if path.is_file():
+                if path.suffix == ".pdf" and b"%%EOF" not in path.read_bytes()[-1024:]:
+                    raise UserError(f"{path} is damaged: delete it, or make it again")
                 placed[name] = f"image_{len(placed)}{path.suffix}"
                 shutil.copy(path, build / placed[name])
         write_json(build / "data.json", {**data, "images": placed})

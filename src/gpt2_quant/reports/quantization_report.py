@@ -9,15 +9,13 @@ import pandas as pd
 
 from ..compare.claims import claims_scope, published_claims
 from ..compare.comparison import Comparison, Row
+from ..compare.experiment import claims_apply, departures, short, short_paths
 from ..compare.tables import footnotes, printed_table
-from ..data.labels import LABELS
-from ..models.variants import BASELINE
+from ..errors import UserError
 from . import compile_report
-from .findings import choices, findings
+from .findings import answer, choices, findings
 
-ERROR_TABLES = (
-    "quantization_error", "activation_outliers", "quantization_effect", "quantization_choices"
-)  # fmt: skip
+MOST_COLUMNS = 8  # of a table with a column per class
 
 
 def write_report(
@@ -35,14 +33,18 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
     """All values of the report as JSON-able data; `changed` is of `changed_texts.most_changed`, the
     error analysis of script 2's tables in `results_dir`.
     """
-    rows, printed = comparison.rows, printed_table(comparison)
+    # McNemar's figures stand in the paired section; here they would not fit the page.
+    rows, printed = comparison.rows, printed_table(comparison).drop(columns="McNemar")
     missing = [f"{gap.sentence}." for gap in comparison.missing]
-    claims = published_claims(comparison) if comparison.row(BASELINE.key) else []
+    claims = published_claims(comparison) if claims_apply(comparison) else []
     return {
         "baseline": comparison.baseline.label,
+        "margin": f"±{100 * comparison.margin:g} points",
+        "demo": comparison.record.get("settings", {}).get("preset") == "demo",
+        "departures": departures(comparison),
         "n": len(comparison.labels),
         "outside": [row.label for row in rows if not row.record],
-        "classes": LABELS if comparison.baseline.logits.shape[1] == len(LABELS) else [],
+        "classes": comparison.classes if len(comparison.classes) <= MOST_COLUMNS else [],
         "facts": _facts(comparison),
         "experiment": _experiment(comparison.record) if comparison.record else None,
         "table": {"head": list(printed), "rows": printed.values.tolist()},
@@ -52,13 +54,17 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
         "scores": [{"label": row.label, **row.metrics} for row in rows],
         "paired": [{"label": row.label, **row.against} for row in comparison.others],
         "calibration": [_calibration(row) for row in rows],
+        "read_back": _read_back(comparison),
         "sizes": [{"label": row.label, **row.size} for row in rows if row.size],
         "latency": [{"label": row.label, **row.latency} for row in rows if row.latency],
+        "timing": comparison.record.get("timing") or {},
         "sweep": _sweep(comparison.sweep()),
         "errors": _errors(results_dir),
         "claims": [asdict(claim) for claim in claims],
         "claims_scope": claims_scope(comparison),
         "choices": choices(comparison),
+        "answer": answer(comparison),
+        "checks": [found for row in rows if len(found := _checks(row)) > 1],
         "changed": changed.to_dict("records"),
         "provenance": [_provenance(row) for row in rows if row.record],
     }
@@ -71,9 +77,9 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         return facts
     data, made_from = record["data"], record["checkpoint"]
     revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
-    base, weights = made_from["base_model"], made_from["baseline_sha256"][:16]
+    base, weights = short(made_from["base_model"]), made_from["baseline_sha256"][:16]
     return facts + [
-        ("Test set", f"{data['name']}{revision}, sha256 {data['sha256'][:16]}"),
+        ("Test set", f"{short(data['name'])}{revision}, sha256 {data['sha256'][:16]}"),
         ("Checkpoint", f"from {base}, weights sha256 {weights}"),
         ("Device", str(record["provenance"].get("device"))),
         ("Preset", record["settings"]["preset"]),
@@ -85,8 +91,19 @@ def _experiment(record: dict) -> dict:
     environment = {name: made.get(name) for name in ("device", "driver", "cuda", "python")}
     packages = made.get("packages") or {}
     environment["packages"] = {name: version for name, version in packages.items() if version}
-    parts = {name: record.get(name, {}) for name in ("settings", "data", "splits")}
-    return {**parts, "training": record.get("training"), "environment": environment}
+    parts = {name: record.get(name) or {} for name in ("settings", "data", "splits")}
+    parts["data"] = parts["data"] | {"name": short(record["data"]["name"])}
+    return {**parts, "training": _training(record), "environment": environment}
+
+
+def _training(record: dict) -> dict | None:
+    """The training section, and whether the loss on validation ended above its least."""
+    training = record.get("training")
+    if not (training and training.get("validations")):
+        return None
+    losses = [epoch["loss"] for epoch in training["validations"]]
+    overfitted = losses[-1] > min(losses)
+    return training | {"losses": losses, "overfitted": overfitted}
 
 
 def _calibration(row: Row) -> dict:
@@ -94,16 +111,40 @@ def _calibration(row: Row) -> dict:
     return {"label": row.label, **after, **row.metrics}
 
 
-def _sweep(times: pd.DataFrame) -> dict | None:
-    """Median ms by row and mode: {shapes, rows: [{label, mode, values}]}."""
+def _checks(row: Row) -> dict:
+    """What the record says of the best mode against the eager, and of batch 1 against 16."""
+    names = ("best_check", "batch_invariance")
+    found = {name: row.record.get(name) for name in names}
+    return {"label": row.label, **(found if any(found.values()) else {})}
+
+
+def _read_back(comparison: Comparison) -> list[str]:
+    """Rows that store less than the baseline, but hold no less once loaded."""
+    whole = comparison.baseline.size
+    return [
+        row.label
+        for row in comparison.others
+        if whole and row.size and row.size["stored_bytes"] < whole["stored_bytes"]
+        if row.size["resident_bytes"] >= whole["resident_bytes"]
+    ]
+
+
+def _sweep(times: pd.DataFrame) -> list[dict]:
+    """Median ms by row and mode, in tables of at most eight shapes: [{shapes, rows: [{label, mode,
+    values}]}]; none for one shape.
+    """
     shape, row = ["seq_len", "batch_size"], ["label", "key", "mode"]
     table = times.pivot_table("median_ms", row, shape, aggfunc="last", sort=False)
     table = table.sort_index(axis=1)
     if table.shape[1] < 2:
-        return None
-    found = zip(table.index, table.to_numpy().tolist(), strict=True)
-    rows = [{"label": label, "mode": mode, "values": ms} for (label, _, mode), ms in found]
-    return {"shapes": list(table.columns), "rows": rows}
+        return []
+    tables = []
+    for start in range(0, table.shape[1], 8):
+        part = table.iloc[:, start : start + 8]
+        found = zip(part.index, part.to_numpy().tolist(), strict=True)
+        rows = [{"label": label, "mode": mode, "values": ms} for (label, _, mode), ms in found]
+        tables.append({"shapes": list(part.columns), "rows": rows})
+    return tables
 
 
 def _errors(results_dir: Path) -> dict | None:
@@ -112,10 +153,10 @@ def _errors(results_dir: Path) -> dict | None:
     weights: mean SQNR over layers, scheme by matrix; outliers: the five worst activation channels;
     effects: KL by scheme and part; choices: as the file has them.
     """
-    paths = [results_dir / f"{name}.csv" for name in ERROR_TABLES]
-    if not all(path.is_file() for path in paths):
+    paths = [results_dir / f"{name}.csv" for name in _NUMBERS]
+    if not all(path.exists() for path in paths):
         return None
-    weights, outliers, effects, refinements = map(pd.read_csv, paths)
+    weights, outliers, effects, refinements = map(_table, paths)
     sqnr = weights.pivot_table(index="scheme", columns="matrix", values="sqnr_db", sort=False)
     matrices = list(sqnr)
     sqnr.insert(0, "bits", weights.groupby("scheme")["bits_per_weight"].mean())
@@ -124,6 +165,8 @@ def _errors(results_dir: Path) -> dict | None:
     spread = weights.nlargest(1, "absmax_over_sigma").iloc[0]
     layer = "" if pd.isna(spread["layer"]) else f" of layer {spread['layer']:.0f}"
     kl_rows = kl.reset_index().values.tolist()
+    least = refinements.loc[refinements.groupby("scheme", sort=False)["kl_nats"].idxmin()]
+    by_rule = least[least["taken"].astype(bool)]["scheme"].tolist()
     return {
         "weights": {"matrices": matrices, "rows": sqnr.reset_index().values.tolist()},
         "spread": f"{spread['matrix']}{layer}: its largest weight is "
@@ -131,7 +174,31 @@ def _errors(results_dir: Path) -> dict | None:
         "outliers": worst[["layer", "matrix", "top_channel", "outlier_ratio"]].values.tolist(),
         "effects": {"schemes": list(kl), "rows": kl_rows, "n": int(effects["n"].iloc[0])},
         "choices": refinements.to_dict("records"),
+        "by_rule": by_rule,
+        "against_rule": [scheme for scheme in least["scheme"] if scheme not in by_rule],
     }
+
+
+# What the report reads of script 2's tables, beside names.
+_NUMBERS = {
+    "quantization_error": ("sqnr_db", "bits_per_weight", "absmax_over_sigma"),
+    "activation_outliers": ("outlier_ratio", "top_channel", "layer"),
+    "quantization_effect": ("kl_nats", "n"),
+    "quantization_choices": ("accuracy", "agreement", "kl_nats"),
+}
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """One of script 2's tables. Raises UserError where it is damaged."""
+    try:
+        table = pd.read_csv(path)
+        whole = table[[*_NUMBERS[path.stem]]].astype(float).notna().to_numpy()
+        if not (len(table) and whole.all()):
+            raise ValueError("a number is missing")
+    except (OSError, ValueError, KeyError) as fault:
+        mend = "run python src/2_quantization_scratch.py --overwrite"
+        raise UserError(f"{path} is damaged ({str(fault).splitlines()[0]:.60}): {mend}") from fault
+    return table
 
 
 def _provenance(row: Row) -> dict:
@@ -144,6 +211,7 @@ def _provenance(row: Row) -> dict:
         "commit": commit[:12] + changed if commit else None,
         "source": (made.get("source_sha256") or "")[:12],
         "time": made.get("time_utc"),
-        **{name: made.get(name) for name in ("command", "seed", "device", "packages")},
+        **{name: made.get(name) for name in ("seed", "device", "packages")},
+        "command": short_paths(made["command"]),
         "notes": row.record.get("notes") or [],
     }

@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
 
-from ..data.labels import LABELS
 from ..data.tokens import Tokens
 from ..measure import predictions, scores
 
@@ -33,9 +32,10 @@ class Scorer:
             return predictions.predict(model, tokens, batch_size, pad_id, description)
         own = np.arange(accelerator.process_index, len(tokens), processes)
         part = select_rows(tokens, own)
+        answers = predictions.predict(model, part, batch_size, pad_id, description)
         # Zero but for its own rows.
-        logits = np.zeros((len(tokens), len(LABELS)), dtype=np.float32)
-        logits[own] = predictions.predict(model, part, batch_size, pad_id, description)
+        logits = np.zeros((len(tokens), answers.shape[1]), dtype=np.float32)
+        logits[own] = answers
         total = accelerator.reduce(torch.from_numpy(logits).to(accelerator.device), "sum")
         return total.cpu().numpy()
 
@@ -64,4 +64,4 @@ class Scorer:
 def select_rows(tokens: Tokens, rows: np.ndarray) -> Tokens:
     offsets = np.cumsum([0, *tokens.lengths[rows]], dtype=np.int64)
     flat = np.concatenate([tokens.flat[:0], *(tokens.row(i) for i in rows)])
-    return Tokens(flat, offsets, tokens.labels[rows], tokens.truncated)
+    return Tokens(flat, offsets, tokens.labels[rows], *tokens.cut().values())

@@ -68,7 +68,10 @@ def checkpoints(
 ) -> Checkpoints:
     """Those of `plan.seed`; identity in names that a user knows."""
     package = Path(__file__).parents[1]
-    sources = [package / "data/datasets.py", package / "data/tokens.py"]
+    sources = [
+        package / f"data/{name}.py"
+        for name in ("ag_news", "classes", "datasets", "tables", "tokens")
+    ]
     sources += sorted((package / "training").rglob("*.py"))
     code = b"".join(path.read_bytes() for path in sources)
     identity = {f"--{name.replace('_', '-')}": value for name, value in asdict(plan).items()}
@@ -185,7 +188,7 @@ def clean_up(accelerator: Accelerator, settings: Settings) -> None:
 
 def describe(settings: Settings, plan: Plan, outcomes: list[dict], scorer: Scorer) -> dict:
     section = asdict(plan) | {"max_length": settings.max_length} | outcomes[0]
-    section["truncated_texts"] = scorer.tokens["train"].truncated
+    section |= scorer.tokens["train"].cut()
     if len(outcomes) > 1:
         section["spread"] = spread(outcomes)
     return {"training": section}

@@ -1,0 +1,275 @@
+"""Other people's data: a hub data set, a folder or a file, through `datasets`' own loaders.
+
+Rows are written once to Arrow files and mapped from there, so memory stays flat however many there
+are. Columns are guessed only where one alone can be meant. CSV is read as text throughout: "NA",
+"007" and "" stay what they are.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cli import DATA_FILES
+from ..errors import UserError
+from .hub import hub_faults, retried
+
+BATCH_ROWS = 1000
+
+
+class Texts(Sequence):
+    """The texts of an Arrow table's columns, joined by a space; read when asked for."""
+
+    def __init__(self, table, columns: Sequence[str]):
+        self.table, self.columns = table.select_columns(list(columns)), columns
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, rows):
+        found = self.table[rows]
+        return _join(found) if isinstance(rows, slice) else " ".join(found.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(map(_join, self.table.iter(BATCH_ROWS)))
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Texts":
+        return Texts(self.table.select(rows), self.columns)
+
+
+def _join(batch: dict[str, list[str]]) -> list[str]:
+    return [" ".join(parts) for parts in zip(*batch.values(), strict=True)]
+
+
+def read_hub(name: str, revision: str | None, config: str | None) -> dict[str, Any]:
+    """Tables of all splits. Raises UserError, for an unknown configuration with the known ones."""
+    from datasets import load_dataset
+
+    try:
+        with hub_faults(name, "--dataset"), _faults_of_content(name):
+            return retried(lambda: load_dataset(name, config, revision=revision))
+    except ValueError as fault:
+        if "onfig" not in str(fault):
+            raise
+        said = " ".join(str(fault).split())[:300]
+        raise UserError(f"--dataset {name}: {said}; name one with --dataset-config") from fault
+    except RuntimeError as fault:
+        if "script" not in str(fault):
+            raise
+        mend = "give another id, or download its files and name their folder"
+        raise UserError(f"--dataset {name} is a program, which is not run here: {mend}") from fault
+
+
+def split_files(place: Path, split: str) -> list[Path]:
+    """The files of `split`, `train.csv` or `data/train-00000-of-00002.parquet`, all of one form."""
+    if place.is_file():
+        return [place]
+    for suffix in DATA_FILES:
+        if (path := place / f"{split}{suffix}").is_file():
+            return [path]
+        found = {*place.rglob(f"{split}{suffix}"), *place.rglob(f"{split}[-_.]*{suffix}")}
+        if shards := sorted(path for path in found if path.is_file()):
+            return shards
+    return []
+
+
+def data_files(args: argparse.Namespace) -> list[Path]:
+    """The files that `--dataset` names, and the names of their classes; none for a hub id."""
+    if not (args.dataset and (place := Path(args.dataset)).exists()):
+        return []
+    names = [vars(args)[f"{split}_split"] or split for split in ("train", "validation", "test")]
+    found = [path for name in names for path in split_files(place, name)]
+    return [*dict.fromkeys(found), _classes_file(place)]
+
+
+def read_files(paths: list[Path], named: Sequence[str]):
+    """One table of files of one form.
+
+    A CSV has no header where `named`, the columns that the user names, are numbers (from 0), or its
+    first row holds a whole number. Raises UserError for files that are empty or damaged.
+    """
+    from datasets import Features, Value, load_dataset
+
+    where, suffix, options = str(paths[0]), paths[0].suffix.lower(), {}
+    if empty := [path for path in paths if not path.stat().st_size]:
+        raise UserError(f"{empty[0]} is empty: fetch it again")
+    if DATA_FILES[suffix] == "csv":
+        separator = "\t" if suffix == ".tsv" else ","
+        head = first_row(paths[0], separator)
+        numbers = bool(named) and all(map(is_whole, named))
+        headless = numbers or (any(map(is_whole, head)) and not set(named) & set(head))
+        names = [str(i) for i in range(len(head))] if headless else head
+        if len(set(names)) < len(names):
+            raise UserError(f"{where} has two columns of one name in its header: rename one")
+        for path in paths:
+            with open(path, "rb") as file:
+                if any(b"\0" in part for part in iter(partial(file.read, 1 << 20), b"")):
+                    fault = f"{path} holds a NUL byte, so it is damaged or not UTF-8"
+                    raise UserError(f"{fault}: convert it or fetch it again")
+        text = Features(dict.fromkeys(names, Value("string")))
+        options = {"sep": separator, "header": None if headless else 0, "column_names": names}
+        options |= {"keep_default_na": False, "features": text}
+    with _faults_of_content(where):
+        return load_dataset(
+            DATA_FILES[suffix],
+            data_files=[str(path) for path in paths],
+            split="train",
+            **options,
+        )
+
+
+def first_row(path: Path, separator: str = ",") -> list[str]:
+    csv.field_size_limit(1 << 30)
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        return next(csv.reader(file, delimiter=separator), [])
+
+
+def is_whole(text: str) -> bool:
+    return text.isascii() and text.strip().removeprefix("-").isdecimal()
+
+
+@contextmanager
+def _faults_of_content(where: str) -> Iterator[None]:
+    """Turn what `datasets` raises and logs for files of another form into a UserError."""
+    import datasets
+    import pyarrow
+
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException) as fault:
+        cause = fault.__cause__ or fault
+        if isinstance(cause, OSError) and cause.errno:
+            raise cause from fault  # a full disk, say
+        said = " ".join(str(cause).split())[:200] or type(cause).__name__
+        mend = "mend it, or give it the name of what it is"
+        raise UserError(f"{where} cannot be read as its name says ({said}): {mend}") from fault
+    except ValueError as fault:
+        if "no data" not in str(fault):
+            raise
+        raise UserError(f"{where} holds no rows: give one with some") from fault
+    finally:
+        datasets.logging.set_verbosity(before)
+
+
+def choose_columns(
+    table, texts: Sequence[str], label: str | None, where: str
+) -> tuple[list[str], str]:
+    """The named columns, or the only ones that can be meant. Raises UserError."""
+    columns = table.column_names
+    for column in columns:  # before any is looked at
+        if _is_text(table.data.column(column)):
+            _check_utf8(table.data.column(column)[:BATCH_ROWS], column, where)
+    first = table[:BATCH_ROWS]
+    listed = f"it has {', '.join(columns)}"
+    for flag, name in [*(("--text-columns", t) for t in texts), ("--label-column", label)]:
+        if name and name not in columns:
+            raise UserError(f"{flag} {name}: {where} has no such column; {listed}")
+    if not label:
+        found = [c for c in columns if c.casefold() in ("label", "labels")]
+        found = found or [c for c in columns if is_whole(c) and is_whole(str(first[c][0]))]
+        if len(found) != 1:
+            fault = f"{where} has no column label or labels that could be meant alone; {listed}"
+            raise UserError(f"{fault}: name it with --label-column")
+        label = found[0]
+    if not texts:
+        texts = [c for c in columns if c != label and _is_text(table.data.column(c))]
+        texts = [c for c in texts if not all(map(_is_number, first[c]))]
+        if len(texts) != 1:
+            fault = f"{where} has {len(texts)} columns of text beside {label}; {listed}"
+            raise UserError(f"{fault}: name those to read with --text-columns")
+    if label in texts:
+        raise UserError(f"--text-columns {label} is the column of labels: leave it out")
+    return list(texts), label
+
+
+def _is_text(values) -> bool:
+    return str(values.type) in ("string", "large_string", "string_view")
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return text is not None and float(text) is not None
+    except ValueError:
+        return False
+
+
+def check_texts(table, columns: Sequence[str], where: str) -> None:
+    """Raises UserError for columns that hold no text, nulls, or bytes that are not UTF-8."""
+    for column in columns:
+        values = table.data.column(column)
+        if not _is_text(values):
+            fault = f"{where}: column {column} holds {values.type}, not text"
+            raise UserError(f"{fault}; name another with --text-columns")
+        if nulls := values.null_count:
+            fault = f"{where}: column {column} has no text in {nulls:,} of {len(values):,} rows"
+            raise UserError(f"{fault}; remove these rows")
+        _check_utf8(values, column, where)
+
+
+def _check_utf8(values, column: str, where: str) -> None:
+    import pyarrow
+
+    try:
+        values.validate(full=True)
+    except pyarrow.ArrowInvalid as fault:
+        raise UserError(f"{where}: column {column} is not UTF-8; convert it") from fault
+
+
+def read_labels(table, column: str, where: str) -> tuple[Any, tuple[str, ...] | None]:
+    """The labels as an Arrow array of int64 or strings, and the names that their feature gives.
+
+    Strings that are whole numbers throughout count as numbers. Raises UserError for labels of
+    another kind, and where some are missing (null, "" or -1), with their count.
+    """
+    import pyarrow
+    import pyarrow.compute as pc
+
+    values = table.data.column(column).combine_chunks()
+    if pyarrow.types.is_boolean(values.type):
+        values = values.cast(pyarrow.string())
+    if not (text := _is_text(values)) and not pyarrow.types.is_integer(values.type):
+        fault = f"{where}: column {column} holds {values.type}, not whole numbers or strings"
+        raise UserError(f"{fault}; name another with --label-column")
+    if text:
+        _check_utf8(values, column, where)
+        distinct = pc.unique(values).to_pylist()
+        if all(value and is_whole(value) for value in distinct):
+            values, text = pc.utf8_trim_whitespace(values), False
+        elif all(map(_is_number, distinct)):
+            fault = f"{where}: column {column} holds fractions such as {distinct[0]}"
+            raise UserError(f"{fault}; labels are whole numbers or strings")
+    if not text:
+        try:
+            values = values.cast(pyarrow.int64())
+        except pyarrow.ArrowInvalid as fault:
+            said = f"{where}: column {column} holds numbers of more than 64 bits"
+            raise UserError(f"{said}; labels are small whole numbers or strings") from fault
+    count = values.null_count + (pc.sum(pc.equal(values, "" if text else -1)).as_py() or 0)
+    if count:
+        said = f"{where}: {count:,} of {len(values):,} rows have no label (null, empty or -1)"
+        raise UserError(f"{said}; remove them or label them")
+    return values, getattr(table.features[column], "names", None)
+
+
+def _classes_file(place: Path) -> Path:
+    return (place if place.is_dir() else place.parent) / "classes.txt"
+
+
+def names_of_file(place: Path) -> tuple[str, ...] | None:
+    """Class names, one a line, from `classes.txt` in the folder or beside the file."""
+    path = _classes_file(place)
+    if not path.is_file():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as fault:
+        raise UserError(f"{path} is no text in UTF-8: write a class name on each line") from fault
+    return tuple(line.strip() for line in lines if line.strip())
