@@ -1,7 +1,6 @@
 """Quantized layers against float layers that hold the dequantized weights."""
 
 import copy
-import sys
 import warnings
 
 import pytest
@@ -11,14 +10,7 @@ from torch import nn
 from gpt2_quant.errors import UserError
 from gpt2_quant.models.variants import made_by
 from gpt2_quant.quantization import affine, layers
-from gpt2_quant.quantization.layers import (
-    Int8Embedding,
-    Int8Linear,
-    Linear,
-    NF4Embedding,
-    NF4Linear,
-    TiedHead,
-)
+from gpt2_quant.quantization.layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear
 
 
 def is_what_its_codes_stand_for(layer, x):
@@ -89,7 +81,7 @@ def test_an_odd_nf4_row_is_refused():
 def test_tied_head_multiplies_by_the_table_and_stores_nothing(kind, monkeypatch):
     monkeypatch.setattr(layers, "HEAD_TILE_ROWS", 16)  # several tiles, the last one shorter
     embedding = kind(40, 64, torch.float32).quantize_(torch.randn(40, 64), "wte")
-    head = TiedHead(embedding)
+    head = layers.TiedHead(embedding)
     x = torch.randn(2, 3, 64)
     table = embedding(torch.arange(40))
     largest = (x.norm(dim=-1).max() * table.norm(dim=-1).max()).item()
@@ -122,35 +114,32 @@ def test_layers_compile_on_the_cpu_to_the_same_results():
     assert torch.allclose(compiled(x), layer(x), rtol=1e-6, atol=1e-6)
 
 
-def _pretend_gpu(monkeypatch, capability):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+@pytest.fixture
+def pretend_gpu(monkeypatch):
+    """Makes `kernels_for` see a GPU of this compute capability."""
+    yield lambda capability: monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capability
+    )
     layers._kernels_on.cache_clear()
 
 
-def test_a_gpu_without_an_int8_product_is_refused(monkeypatch):
-    _pretend_gpu(monkeypatch, (7, 0))
+def test_a_gpu_without_an_int8_product_is_refused(pretend_gpu):
+    pretend_gpu((7, 0))
     with pytest.raises(UserError, match=r"7\.0.*7\.5 or newer"):
         layers.kernels_for(torch.device("cuda", 0))
 
 
-def test_an_old_gpu_falls_back_and_says_so(monkeypatch):
-    _pretend_gpu(monkeypatch, (7, 5))
-    with pytest.warns(UserWarning, match="older than Ampere"):
+@pytest.mark.parametrize(
+    "found, capability, words",
+    [(None, (9, 0), "Triton is not installed"), ("spec", (7, 5), "older than Ampere")],
+)
+def test_without_kernels_it_falls_back_and_says_so(
+    pretend_gpu, monkeypatch, found, capability, words
+):
+    pretend_gpu(capability)
+    monkeypatch.setattr(layers, "find_spec", lambda name: found)
+    with pytest.warns(UserWarning, match=words):
         assert layers.kernels_for(torch.device("cuda", 0)) is None
-    layers._kernels_on.cache_clear()
-
-
-def test_without_triton_it_falls_back_and_says_so(monkeypatch):
-    _pretend_gpu(monkeypatch, (9, 0))
-    for name in [
-        name for name in sys.modules if name.startswith("gpt2_quant.quantization.kernels")
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("gpt2_quant.quantization.kernels", raising=False)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.warns(UserWarning, match="Triton is not installed"):
-        assert layers.kernels_for(torch.device("cuda", 0)) is None
-    layers._kernels_on.cache_clear()
 
 
 def test_on_the_cpu_nothing_is_said():
@@ -170,7 +159,7 @@ def test_gradients_are_those_of_the_weights_read_back(scheme, tiny_gpt2):
     reference = copy.deepcopy(tiny_gpt2)
     quantized = quantize_model(copy.deepcopy(tiny_gpt2), scheme)
     for name, layer in quantized.named_modules():
-        if isinstance(layer, Linear):
+        if isinstance(layer, layers.Linear):
             reference.get_submodule(name).weight.data = layer.dequantize(torch.float32).t()
     gradients = []
     for model in (reference, quantized):

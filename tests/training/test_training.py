@@ -3,7 +3,6 @@ or passed over.
 """
 
 import copy
-import json
 import multiprocessing
 import os
 import random
@@ -387,17 +386,6 @@ def test_predictions_of_one_process_come_in_the_order_of_the_rows(base, tokens):
     rows = np.array([5, 0, 59])
     part = predict(base, select_rows(tokens, rows), 16, pad_id, "test")
     np.testing.assert_allclose(part, logits[rows], atol=1e-5)
-
-
-def test_the_progress_in_a_checkpoint_is_json(base, tokens, tmp_path):
-    from safetensors import safe_open
-
-    run(base, tokens, tmp_path)
-    path = next(tmp_path.glob("update-*"))  # written at the end of the first epoch
-    with safe_open(path, framework="pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-    assert progress["update"] == 8
-    assert [validation["epoch"] for validation in progress["validations"]] == [1]
 
 
 if __name__ == "__main__":
