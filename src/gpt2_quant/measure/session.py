@@ -133,7 +133,9 @@ class Session:
             self._keep_passes(name, measured[1:], batches)
 
     def _time_block(self, shape: Shape, functions: dict[Name, Function], timed: dict) -> None:
-        """Each function once on the device's clock, which warms it up, then in rounds."""
+        """Each function once on the device's clock, which warms it up, then in rounds; one whose
+        memory runs out is noted and leaves `functions`.
+        """
         batch, calls = self.batch(shape), {}
         for name, function in [*functions.items()]:
             call, so_far = partial(function, *batch), timed[shape, name]
