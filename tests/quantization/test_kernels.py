@@ -130,12 +130,16 @@ def test_gelu_quantize(rows, width):
 GEMM_SHAPES = [(1, 8, 16), (17, 33, 100), (64, 128, 128), (130, 96, 256), (5, 768, 3072)]
 
 
+def floats_as_codes(*shape, seed=0):
+    return fp8.quantize_rows(normal(*shape, seed=seed))[0]
+
+
 def assert_exact(x, weight):
     """With scales of 1 the float32 result is the sum itself, which is below 2^24 or a multiple of
     1024 here.
     """
     ones = torch.ones(len(x), 1, device=DEVICE), torch.ones(len(weight), device=DEVICE)
-    got = kernels.int8_gemm(x, ones[0], weight, ones[1], dtype=torch.float32)
+    got = kernels.scaled_gemm(x, ones[0], weight, ones[1], dtype=torch.float32)
     assert torch.equal(got.cpu().long(), x.cpu().long() @ weight.cpu().long().T)
 
 
@@ -152,7 +156,7 @@ def test_integer_product_of_extreme_codes_is_exact():
 @pytest.mark.parametrize("m, n, k", [(0, 8, 16), (4, 0, 16)])
 def test_an_empty_product_has_its_shape(m, n, k):
     scales = normal(m, 1), normal(n)
-    got = kernels.int8_gemm(codes(m, k), scales[0], codes(n, k), scales[1])
+    got = kernels.scaled_gemm(codes(m, k), scales[0], codes(n, k), scales[1])
     assert got.shape == (m, n) and got.dtype == torch.float16
 
 
@@ -167,6 +171,27 @@ def test_every_kind_of_grid_gives_the_product(tiles, monkeypatch):
     assert_exact(x, weight)
     # And its epilogue takes each column's own scale, bias and residual.
     assert_epilogue(x, weight, True, True, torch.float32)
+    assert_epilogue(
+        floats_as_codes(300, 200), floats_as_codes(152, 200, seed=1), True, True, torch.float32
+    )
+
+
+def sum_error(x, weight):
+    """Bound of the error of `x weight^T`, float64 `[m, n]`. Integers are exact; of e4m3 the
+    interpreter sums k products in float32, and a GPU 32 at a time with the sum so far, each addend
+    cut to 14 bits of the largest (Hopper; others keep more).
+    """
+    if x.dtype == torch.int8:
+        return 0.0
+    x, weight, error = x.double(), weight.double(), 0.0
+    if INTERPRETED:
+        return x.shape[1] * HALF_ULP[torch.float32] * (x.abs() @ weight.abs().T)
+    for start in range(0, x.shape[1], 32):
+        step = slice(start, start + 32)
+        largest = (x[:, None, step] * weight[:, step]).abs().amax(dim=-1)
+        before = (x[:, :start] @ weight[:, :start].T).abs() + error
+        error = error + 33 * 2.0**-13 * torch.maximum(largest, before)
+    return error
 
 
 def assert_epilogue(x, weight, with_bias, with_residual, dtype):
@@ -174,7 +199,9 @@ def assert_epilogue(x, weight, with_bias, with_residual, dtype):
     x_scale, weight_scale = normal(m, 1, seed=2).abs() / 127, normal(n, seed=3).abs() / 127
     bias = normal(n, seed=4, dtype=dtype) if with_bias else None
     residual = normal(m, n, seed=5, dtype=dtype) if with_residual else None
-    got = kernels.int8_gemm(x, x_scale, weight, weight_scale, bias, residual=residual, dtype=dtype)
+    got = kernels.scaled_gemm(
+        x, x_scale, weight, weight_scale, bias, residual=residual, dtype=dtype
+    )
     exact = (x.double() @ weight.double().T) * x_scale.double() * weight_scale.double()
     magnitude = exact.abs()
     for term in (bias, residual):
@@ -182,6 +209,7 @@ def assert_epilogue(x, weight, with_bias, with_residual, dtype):
             exact, magnitude = exact + term.double(), magnitude + term.double().abs()
     # Up to 6 float32 roundings of terms no larger than `magnitude`, then one to `dtype`.
     bound = 16 * HALF_ULP[torch.float32] * magnitude + HALF_ULP[dtype] * exact.abs() + 1e-7
+    bound += 1.001 * sum_error(x, weight) * (x_scale * weight_scale).double()
     assert got.dtype == dtype
     assert ((got.double() - exact).abs() <= bound).all()
 
@@ -191,11 +219,13 @@ def assert_epilogue(x, weight, with_bias, with_residual, dtype):
 @pytest.mark.parametrize("bias, residual", [(False, False), (True, False), (True, True)])
 def test_epilogue(m, n, k, bias, residual, dtype):
     assert_epilogue(codes(m, k), codes(n, k, seed=1), bias, residual, dtype)
+    x, weight = floats_as_codes(m, k), floats_as_codes(n, k, seed=1)
+    assert_epilogue(x, weight, bias, residual, dtype)
 
 
 def test_columns_must_match():
     with pytest.raises(ValueError, match="100 columns"):
-        kernels.int8_gemm(codes(4, 100), normal(4, 1), codes(8, 64), normal(8))
+        kernels.scaled_gemm(codes(4, 100), normal(4, 1), codes(8, 64), normal(8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -352,6 +382,21 @@ def test_layers_compute_the_same_through_the_kernels(monkeypatch):
     for theirs, ours in zip(expected, outputs(DEVICE), strict=True):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         assert torch.allclose(ours.cpu(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n, k", [(40, 64), (33, 50)])
+def test_an_fp8_layer_computes_the_same_through_the_kernels(n, k, monkeypatch):
+    layer = fp8.FP8Linear(n, k, torch.float32, bias=True)
+    layer.quantize_(torch.randn(n, k), "w", torch.randn(n))
+    x = torch.randn(2, 5, k)
+    emulated = layer(x)
+    monkeypatch.setattr(fp8, "kernels_for", lambda device: kernels)
+    monkeypatch.setattr(fp8, "is_native", lambda device: True)
+    got = layer.to(DEVICE)(x.to(DEVICE)).cpu()
+    assert got.shape == emulated.shape and got.dtype == emulated.dtype
+    # float32 sums of at most 64 products; of 14 bits on a GPU.
+    error = 64 * HALF_ULP[torch.float32] if INTERPRETED else 2.0**-8
+    assert (got - emulated).norm() < error * emulated.norm()
 
 
 @pytest.mark.parametrize("pad", [9, 0])
