@@ -62,7 +62,7 @@ class Found:
     latency: list[dict] = field(default_factory=list)
     throughput: dict[str, dict] = field(default_factory=dict)
     energy: dict[str, dict] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
+    memory: dict = field(default_factory=dict)
     best_check: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
