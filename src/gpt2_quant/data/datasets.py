@@ -10,9 +10,9 @@ hashes. AG News in its own form (a CSV of class, title, description without head
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,17 +123,14 @@ def _load(source: _Source) -> dict[str, Split]:
     rows = {name: np.arange(len(split.texts)) for name, split in whole.items()}
     for name in [split for split in CUTS if split not in whole]:
         rows[name] = np.flatnonzero(np.isin(remainder, CUTS[name]))
-        if not len(rows[name]):
-            fault = f"--dataset {source.name}: its {len(remainder)} train rows leave none for"
-            raise UserError(f"{fault} {name}; give more rows")
         rows["train"] = np.setdiff1d(rows["train"], rows[name])
         whole[name] = replace(whole["train"], name=name)
         hashes[name] = hashes["train"]
         share = len(CUTS[name]) / DIVISOR
         notes.append(f"there is no {name} split: {share:.0%} of train, by content, serve as one")
-    if not len(rows["train"]):
-        fault = f"--dataset {source.name}: all its {len(remainder)} train rows are held out"
-        raise UserError(f"{fault}; give more rows")
+    if without := [name for name in rows if not len(rows[name])]:
+        fault = f"--dataset {source.name}: its {len(remainder)} train rows leave none for"
+        raise UserError(f"{fault} {without[0]}; give more rows")
     kept = {name: hashes[name][0][rows[name]] for name in ("train", *CUTS)}
     shared = {}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -162,7 +159,7 @@ def _fewer(split: Split, limit: int | None) -> Split:
         return split
     if limit > (n := len(split.texts)):
         fault = f"--max-{split.name}-samples {limit} asks for more than the {n} {split.name} rows"
-        raise UserError(f"{fault} there are: give {n} or less")
+        raise UserError(f"{fault}: give {n} or less")
     lowest = np.argsort(_hashes(split.texts)[0], kind="stable")[:limit]
     return split.take(np.sort(lowest))
 
@@ -170,67 +167,47 @@ def _fewer(split: Split, limit: int | None) -> Split:
 def _read(source: _Source) -> tuple[dict[str, Split], list[str]]:
     """The splits that the data set itself has, and in sentences what was guessed."""
     named, names = [*source.texts, *filter(None, [source.label])], None
-    origin: dict[str, Any] = {"source": source.name, "revision": source.revision}
-    origin["cache"] = source.cache
-    if looks_like_path(source.name):
-        names, files = tables.names_of_file(Path(source.name)), _files(source)
+    origin = {"source": source.name, "revision": source.revision, "cache": source.cache}
+    if looks_like_path(place := source.name):
+        names, one_file = tables.names_of_file(Path(place)), Path(place).is_file()
+        find = partial(tables.split_files, Path(place))
+        forms = ".csv, .tsv, .jsonl, .json or .parquet"
+        files = {"train": [Path(place)]} if one_file else _present(source, find, forms)
         if not named and names in (None, LABELS) and ag_news.is_form(files["train"][0]):
+            notes = [] if names else [f"in AG News' form, its classes are {', '.join(LABELS)}"]
             origin["facts"] = {"classes": LABELS}
-            notes = [f"it has AG News' form, so its classes are {', '.join(LABELS)}"]
             rows = {split: ag_news.read_csv(paths[0]) for split, paths in files.items()}
-            return {split: Split(split, *rows[split], **origin) for split in rows}, (
-                [] if names else notes
-            )
+            return {split: Split(split, *rows[split], **origin) for split in rows}, notes
         found = {split: tables.read_files(f, named) for split, f in files.items()}
     else:
-        found = tables.read_hub(source.name, source.revision, source.config)
-        found = {split: found[name] for split, name in _named_splits(source, found)}
-    columns, label = tables.choose_columns(found["train"], source.texts, source.label, source.name)
+        whole = tables.read_hub(place, source.revision, source.config)
+        found = _present(source, whole.get, f" split; it has {', '.join(whole)}")
+    columns, label = tables.choose_columns(found["train"], source.texts, source.label, place)
     notes = [f"texts are read from column {' and '.join(columns)}, labels from {label}"]
-    values = {}
+    values, splits = {}, {}
     for split, table in found.items():
-        where = f"{source.name}, {split}"
-        tables.choose_columns(table, columns, label, where)
-        tables.check_texts(table, columns, where)
-        values[split], by_feature = tables.read_labels(table, label, where)
+        tables.choose_columns(table, columns, label, f"{place}, {split}")
+        values[split], by_feature = tables.read_labels(table, label, f"{place}, {split}")
         names = by_feature or names
-    classes = classes_of(values, names, source.name)
-    origin["classes"] = classes.names
-    origin["facts"] = {"text_columns": columns, "label_column": label, "classes": classes.names}
-    splits = {}
+    classes = classes_of(values, names, place)
+    facts = {"text_columns": columns, "label_column": label, "classes": classes.names}
+    origin |= {"classes": classes.names, "facts": facts}
     for split, table in found.items():
-        splits[split] = Split(
-            split, tables.Texts(table, columns), codes(values[split], classes), **origin
-        )
+        texts, labels = tables.Texts(table, columns), codes(values[split], classes)
+        splits[split] = Split(split, texts, labels, **origin)
         if blank := splits[split].empty_texts:
-            fault = f"{source.name}, {split}: {blank:,} of {len(table):,} rows have an empty text"
+            fault = f"{place}, {split}: {blank:,} of {len(table):,} rows have an empty text"
             raise UserError(f"{fault}; remove these rows")
     return splits, [] if source.texts and source.label else notes
 
 
-def _named_splits(source: _Source, there: Iterable[str]) -> list[tuple[str, str]]:
-    """Our name and theirs of each split that is there. Raises UserError where one is asked for in
-    vain, or train is missing.
+def _present(source: _Source, find: Callable[[str], Any], forms: str) -> dict[str, Any]:
+    """What `find` has for each split, by our name of it. Raises UserError where train, or a split
+    that is asked for, is missing.
     """
-    pairs = [(split, asked or split) for split, asked in source.splits]
-    for (split, name), (_, asked) in zip(pairs, source.splits, strict=True):
-        if name not in there and (asked or split == "train"):
-            fault = f"--dataset {source.name} has no {name} split; it has {', '.join(there)}"
-            raise UserError(f"{fault}: name one with --{split}-split")
-    return [(split, name) for split, name in pairs if name in there]
-
-
-def _files(source: _Source) -> dict[str, list[Path]]:
-    """The files of each split that is there; a file alone is train."""
-    place = Path(source.name)
-    if place.is_file():
-        return {"train": [place]}
-    found = {}
+    found = {split: find(asked or split) for split, asked in source.splits}
     for split, asked in source.splits:
-        if files := tables.split_files(place, asked or split):
-            found[split] = files
-        elif asked or split == "train":
-            forms = f"{asked or split}.csv, .tsv, .jsonl, .json or .parquet"
-            mend = "name a folder that does, or the file itself"
-            raise UserError(f"--dataset {place} holds no {forms}: {mend}")
-    return found
+        if not found[split] and (asked or split == "train"):
+            fault = f"--dataset {source.name} holds no {asked or split}{forms}"
+            raise UserError(f"{fault}: name another with --{split}-split or --dataset")
+    return {split: one for split, one in found.items() if one}
