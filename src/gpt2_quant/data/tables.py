@@ -171,8 +171,8 @@ def choose_columns(
     for column in filter(partial(_is_text, table), columns):  # before any is looked at
         try:
             table.data.column(column).validate(full=True)
-        except pyarrow.ArrowInvalid as fault:
-            raise UserError(f"{where}: column {column} is not UTF-8; convert it") from fault
+        except pyarrow.ArrowInvalid as invalid:
+            raise UserError(f"{where}: column {column} is not UTF-8; convert it") from invalid
     first = table[:BATCH_ROWS]
     for flag, name in [*(("--text-columns", t) for t in texts), ("--label-column", label)]:
         if name and name not in columns:

@@ -54,8 +54,8 @@ def load_tokenizer(folder: Path):
     largest = max(tokenizer.get_vocab().values(), default=-1)
     # A few rows may have been added for alignment, or tokens that the model never saw.
     if not 0.5 * known < len(tokenizer) <= known or largest >= known:
-        fault = f"its tokenizer knows {max(len(tokenizer), largest + 1)} tokens and its model"
-        raise UserError(f"{folder}: {fault} {known}; copy the one that the model was made with")
+        said = f"its tokenizer knows {max(len(tokenizer), largest + 1)} tokens and its model"
+        raise UserError(f"{folder}: {said} {known}; copy the one that the model was made with")
     if (pad := config.get("pad_token_id")) is not None:
         token = tokenizer.convert_ids_to_tokens(pad) if isinstance(pad, int) else None
         if token is None:

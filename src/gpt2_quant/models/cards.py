@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..cli import looks_like_path
 from ..data.labels import LABELS
@@ -20,7 +21,7 @@ def _front_matter(tags: Sequence[str], name: str, base: str, record: dict) -> st
 
     data, task = record["data"], "text-classification"
     hub_id = None if looks_like_path(data["name"]) else data["name"]
-    shared = {"task_type": task, "dataset_name": _public(data["name"])}
+    shared: dict[str, Any] = {"task_type": task, "dataset_name": _public(data["name"])}
     shared |= {"dataset_type": hub_id or "local", "dataset_split": data["split"]}
     scores = [
         EvalResult(metric_type=kind, metric_name=key, metric_value=round(value, 4), **shared)
