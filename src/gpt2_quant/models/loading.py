@@ -1,7 +1,7 @@
 """Loading a checkpoint, with checks that transformers does not make.
 
-What can be seen without loading is looked at in `checkpoints.py`; here, NaN and the classes. The
-dtype is stated: transformers would keep the file's own.
+`checkpoints.py` looks at what can be seen without loading; here, NaN and the classes. The dtype is
+stated: transformers would keep the file's own.
 """
 
 from collections.abc import Sequence
