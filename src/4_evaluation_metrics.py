@@ -68,13 +68,13 @@ def main() -> None:
         study.keep("scores", [corpus], corpus=corpus, texts=stories, bertscore_baseline=zero)
 
     if "edits" in parts:  # texts damaged in known ways: how far does each metric fall?
-        originals = edit_study.choose_originals(people, study.news, size.edits)
+        originals, source = edit_study.choose_originals(people, study.news, size.edits)
         pairs = edit_study.edit_pairs(originals, size.edits, size.strengths)
         after, before = edit_study.score_edits(originals, pairs, tools)
         table = edit_study.edit_table(pairs, after, before)
         ranking = edit_study.meaning_ranking(pairs, after)
         study.write("metric_edits", table, figures.edit_heatmap)
-        study.keep("edits", [ranking], source=originals.source, table=table, ranking=ranking)
+        study.keep("edits", [ranking], source=source, table=table, ranking=ranking)
 
     if people and "humans" in parts:  # correlation with ratings of summaries and of sentence pairs
         summeval, sentence_pairs = people

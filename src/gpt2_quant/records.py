@@ -60,7 +60,7 @@ VARIANT_RECORD: dict = {
     }],
     "throughput?": {"*": {"texts_per_s": float}},
     "energy?": {"*": {"joules_per_1000_texts": float}},
-    "best_check?": {"*": float},
+    "best_check?": {"session?": str, "*": float},
     "notes?": [str],
     "provenance": {"command": str, "time_utc": str, "source_sha256": str, "device?": str},
 }  # fmt: skip

@@ -33,11 +33,8 @@ def assert_same_logits(run, model, shapes, device, tolerance):
                 expected = model(input_ids=ids, attention_mask=mask).logits.float()
             got = run(ids, mask)
             assert got.dtype == torch.float32 and got.shape == expected.shape
-            assert (got - expected).abs().max() <= tolerance * expected.abs().max(), (
-                texts,
-                length,
-                padding,
-            )
+            error = (got - expected).abs().max()
+            assert error <= tolerance * expected.abs().max(), (texts, length, padding)
 
 
 @pytest.fixture
@@ -80,9 +77,8 @@ def test_best_mode_on_a_gpu(tiny_gpt2, scheme):
     model = (quantize_model(model, scheme) if scheme else model).to("cuda")
     run = engine.best_mode(model, "cuda")
     # Twice, larger before smaller: a captured bucket must not keep anything of the call before.
-    assert_same_logits(
-        run, model, [(4, 64), (3, 60), *SHAPES, (300, 17)], "cuda", max(0.03, TOLERANCE[scheme])
-    )
+    shapes = [(4, 64), (3, 60), *SHAPES, (300, 17)]
+    assert_same_logits(run, model, shapes, "cuda", max(0.03, TOLERANCE[scheme]))
 
 
 def test_no_compiler_is_said_once_and_costs_only_speed(tiny_gpt2, monkeypatch):

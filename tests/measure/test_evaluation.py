@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2_quant import records
 from gpt2_quant.cli import parser, settings_from
 from gpt2_quant.data.datasets import Split
 from gpt2_quant.data.tokens import tokenize
@@ -65,7 +66,6 @@ def test_gpt2_and_the_control_are_scored_and_timed_together(
     monkeypatch.setitem(latency.PROTOCOLS, "cpu", quick)
     monkeypatch.setattr(latency, "MEMORY_SHAPE", (2, 16))
     monkeypatch.setattr(latency, "load_splits", lambda settings: splits)
-    monkeypatch.setattr(engine, "best_mode", lambda model, device: eager(model))
     models, results = tmp_path / "models", tmp_path / "results"
     folders = ["--models-dir", str(models), "--results-dir", str(results), "--device", "cpu"]
     settings = settings_from(parser("").parse_args(folders))
@@ -74,10 +74,25 @@ def test_gpt2_and_the_control_are_scored_and_timed_together(
     evaluation.evaluate_variant(
         settings, BASELINE.key, tiny_gpt2, tiny_tokenizer, splits, folder=folder, baseline=folder
     )
+    marker = results / "cache" / "best_mode_begun"
+    marker.parent.mkdir()
+    marker.touch()  # as a run leaves it that was killed while it compiled
+    killed_before = latency.measure_and_store(settings)[BASELINE.key]
+    assert {entry["mode"] for entry in killed_before["latency"]} == {"eager"}
+    assert any("killed while preparing it" in note for note in killed_before["notes"])
+    assert not marker.exists()
+
+    def best_mode(model, device):
+        assert marker.exists()
+        return eager(model)
+
+    monkeypatch.setattr(engine, "best_mode", best_mode)
     fitted = evaluation.evaluate_tfidf(settings, TFIDF, splits, folder)
     assert fitted["metrics"]["accuracy"]["value"] == 1  # on the texts that it was fitted on
     stored = latency.measure_and_store(settings)
-    assert list(stored) == [BASELINE.key, TFIDF.key]
+    assert list(stored) == [BASELINE.key, TFIDF.key] and not marker.exists()
+    for record in records.load_records(results).values():
+        assert records.schema_fault(record, records.VARIANT_RECORD) == ""
     checked = stored[BASELINE.key]["best_check"]
     assert (checked["n"], checked["flips"]) == (40, 0)
     assert checked["accuracy"] == stored[BASELINE.key]["metrics"]["accuracy"]["value"]

@@ -12,9 +12,8 @@ from gpt2_quant.metrics.sentences import split_sentences
 
 
 def test_defined_from_two_sentences_on_and_in_the_unit_interval(encoder, story, odd_texts):
-    scored = scs.coherence(
-        [" ".join(story), " ".join(story[:2]), story[0], "", *odd_texts], encoder
-    )
+    texts = [" ".join(story), " ".join(story[:2]), story[0], "", *odd_texts]
+    scored = scs.coherence(texts, encoder)
     assert np.isfinite(scored.values[:2]).all() and np.isnan(scored.values[2:]).all()
     assert (scored.values[:2] > 0).all() and (scored.values[:2] < 1).all()
     assert scored.n == 2
@@ -46,9 +45,8 @@ def test_unity_is_that_of_the_weakest_split():
     vectors = np.zeros((6, 384), np.float32)
     for i in range(6):
         vectors[i, 0], vectors[i, 1 + i] = np.sqrt(0.1), np.sqrt(0.9)
-    assert scs.coherence_parts(np.ones(6), vectors)[2] == pytest.approx(
-        1 - np.exp(-((0.1 / 0.08) ** 2)), abs=1e-5
-    )
+    expected = 1 - np.exp(-((0.1 / 0.08) ** 2))
+    assert scs.coherence_parts(np.ones(6), vectors)[2] == pytest.approx(expected, abs=1e-5)
     vectors[:, 0] = 0
     assert scs.coherence_parts(np.ones(6), vectors)[2] == 0
 
@@ -77,17 +75,12 @@ def test_order_is_seen_where_cosines_are_blind(encoder, story):
 
 def test_repetition_and_change_of_subject_lower_it(encoder, story):
     other = ["The cup final ended without a goal.", "Both keepers were praised by their coaches."]
-    text = " ".join(story)
-    worse = [
-        " ".join([*story, *story]),
-        " ".join([story[0], *story]),
-        " ".join([*story[:2], *other]),
-    ]
-    values = scs.coherence([text, *worse], encoder).values
+    versions = [story, [story[0], *story], [*story, *story], [*story[:2], *other]]
+    texts = list(map(" ".join, versions))
+    values = scs.coherence(texts, encoder).values
     assert (values[0] > values[1:]).all()
-    assert (
-        scs.adjacent_cosine([text, worse[1]], encoder).values.argmax() == 1
-    )  # the usual score falls for it
+    # The usual score falls for it.
+    assert scs.adjacent_cosine(texts[:2], encoder).values.argmax() == 1
 
 
 def test_repetition_is_charged_on_real_articles(encoder, human_judgements_dir):
@@ -121,17 +114,14 @@ def test_sentences(text, count):
 
 
 def test_cues_of_what_a_sentence_takes_up():
-    full, bare = (
-        Cues("Striker Paul Merson signed a deal."),
-        Cues("Later, Merson praised the deal and the club."),
-    )
+    full = Cues("Striker Paul Merson signed a deal.")
+    bare = Cues("Later, Merson praised the deal and the club.")
     assert "merson" in full.full and "merson" in bare.bare
     forward, backward = context_cues([full, bare]), context_cues([bare, full])
     assert forward[0, 0] == 1 and forward[1, 0] == 0  # opens the text
     assert forward[1, 8] == 1 and backward[1, 8] == -1  # full name before surname, and the reverse
-    assert (
-        forward[1, 3] == forward[1, 4] == pytest.approx(1 / 3)
-    )  # "the deal" is known, "the club" is not
+    # "the deal" is known, "the club" is not.
+    assert forward[1, 3] == forward[1, 4] == pytest.approx(1 / 3)
 
 
 def test_cue_of_an_unfinished_sentence():

@@ -13,12 +13,7 @@ import pytest
 
 from gpt2_quant.data.demo import generate_corpus
 from gpt2_quant.metrics.sentences import split_sentences
-from gpt2_quant.metrics.studies.edit_study import (
-    choose_originals,
-    edit_pairs,
-    edit_table,
-    meaning_ranking,
-)
+from gpt2_quant.metrics.studies import edit_study
 from gpt2_quant.metrics.studies.edits import EDITS, NUMBER_WORDS, STRENGTHS, edited
 
 TEXT = (
@@ -47,42 +42,36 @@ def numbers(text: str) -> list[str]:
     return re.findall(r"\d+", text)
 
 
+def after(name: str, strength: int, text: str = TEXT) -> str | None:
+    return edited(BY_NAME[name], text, OTHER, strength)
+
+
 def test_numbers_change_and_nothing_else():
-    result = edited(BY_NAME["other number"], TEXT, OTHER, 3)
+    result = after("other number", 3)
     assert all(a != b for a, b in zip(numbers(result), numbers(TEXT), strict=True))
     number = "|".join([r"\d+", *NUMBER_WORDS])
     assert re.sub(number, "#", result) == re.sub(number, "#", TEXT)
 
 
 def test_strength_is_the_number_of_places():
-    counts = [
-        edited(BY_NAME["negation"], TEXT, OTHER, strength).count(" not") for strength in STRENGTHS
-    ]
+    counts = [after("negation", strength).count(" not") for strength in STRENGTHS]
     assert counts == [1, 2, 3]  # were, will, was
-    assert edited(BY_NAME["other date"], TEXT, OTHER, 3).count("Monday") == 0
+    assert "Monday" not in after("other date", 3)
 
 
 def test_names_are_swapped_or_replaced():
-    roles = edited(BY_NAME["role swap"], TEXT, OTHER, 1)
-    assert "Tom Clark met Anna Berg" in roles
-    replaced = edited(BY_NAME["entity swap"], TEXT, OTHER, 3)
+    assert "Tom Clark met Anna Berg" in after("role swap", 1)
+    replaced = after("entity swap", 3)
     assert "Anna Berg" not in replaced and "Tom Clark" not in replaced
 
 
 def test_sentence_edits_keep_the_sentences():
     sentences = split_sentences(TEXT)
-    assert sorted(split_sentences(edited(BY_NAME["sentence order"], TEXT, OTHER, 3))) == sorted(
-        sentences
-    )
-    assert len(split_sentences(edited(BY_NAME["repeated sentence"], TEXT, OTHER, 3))) == 2 * len(
-        sentences
-    )
-    assert (
-        len(split_sentences(edited(BY_NAME["dropped sentence"], TEXT, OTHER, 1)))
-        == len(sentences) - 1
-    )
-    assert sorted(edited(BY_NAME["word order"], TEXT, OTHER, 3).split()) == sorted(TEXT.split())
-    switched = edited(BY_NAME["topic switch"], TEXT, OTHER, 2)
+    assert sorted(split_sentences(after("sentence order", 3))) == sorted(sentences)
+    assert sorted(split_sentences(after("repeated sentence", 3))) == sorted(2 * sentences)
+    assert len(split_sentences(after("dropped sentence", 1))) == len(sentences) - 1
+    assert sorted(after("word order", 3).split()) == sorted(TEXT.split())
+    switched = after("topic switch", 2)
     assert sentences[0] in switched and sentences[-1] not in switched and "Madrid" in switched
 
 
@@ -113,19 +102,19 @@ def test_twenty_random_edits_for_a_person_to_read(edit, news):
     """
     rng, shown = np.random.default_rng(1), []
     for i in rng.permutation(len(news)):
-        after = edited(edit, news[i], news[(i + 1) % len(news)], 1)
-        if after is not None:
-            shown.append((news[i], after))
+        result = edited(edit, news[i], news[(i + 1) % len(news)], 1)
+        if result is not None:
+            shown.append((news[i], result))
         if len(shown) == 20:
             break
     assert len(shown) == 20
     print(f"\n{edit.name} ({edit.effect} the meaning)")
-    for before, after in shown:
-        print("  -", marked(before, after))
+    for before, result in shown:
+        print("  -", marked(before, result))
         if edit.effect == "keeps":
-            assert numbers(after) == numbers(before)
+            assert numbers(result) == numbers(before)
         if edit.effect == "breaks":
-            assert Counter(after.split()) != Counter(before.split()) or edit.name == "role swap"
+            assert Counter(result.split()) != Counter(before.split()) or edit.name == "role swap"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +131,7 @@ def test_twenty_random_edits_for_a_person_to_read(edit, news):
     ],
 )
 def test_synonyms_ask_for_their_neighbours(kept, changed):
-    assert edited(BY_NAME["synonyms"], kept, "", 3) == changed
+    assert after("synonyms", 3, kept) == changed
 
 
 @pytest.mark.parametrize(
@@ -155,7 +144,7 @@ def test_synonyms_ask_for_their_neighbours(kept, changed):
     ],
 )
 def test_one_negation_for_a_verb(text, changed):
-    assert edited(BY_NAME["negation"], text, "", 3) == changed
+    assert after("negation", 3, text) == changed
 
 
 @pytest.mark.parametrize(
@@ -163,28 +152,27 @@ def test_one_negation_for_a_verb(text, changed):
     ["Rain fell on Ann and Tom.", "Yes, President Bush saw Bush.", "It was Paul (Reuters)."],
 )
 def test_roles_are_not_swapped_where_nothing_would_change(text):
-    assert edited(BY_NAME["role swap"], text, "", 3) is None
+    assert after("role swap", 3, text) is None
 
 
 def test_punctuation_inside_numbers_stays():
-    result = edited(BY_NAME["no punctuation"], "Rates, at 10.5%, rose by $1,200.", "", 3)
-    assert result == "Rates at 10.5% rose by $1,200"
+    text = "Rates, at 10.5%, rose by $1,200."
+    assert after("no punctuation", 3, text) == "Rates at 10.5% rose by $1,200"
 
 
 def test_study_tables_by_hand():
-    originals = choose_originals(None, [TEXT, OTHER, "One number 5. And 7."], 1)
-    pairs = edit_pairs(originals, limit=1, strengths=(1,))
+    originals, _ = edit_study.choose_originals(None, [TEXT, OTHER, "One number 5. And 7."], 1)
+    pairs = edit_study.edit_pairs(originals, limit=1, strengths=(1,))
     assert set(pairs.groupby(["edit", "strength"]).size()) == {1}
     scores = pairs[["text"]].rename(columns={"text": "m"}).astype(float)
     scores["m"] = pairs["effect"].map({"keeps": 3.0, "breaks": 1.0}).fillna(2.0)
     before = pd.DataFrame({"m": [2.0, 4.0, 3.0]})
-    table = edit_table(pairs, scores, before).set_index("edit")
+    table = edit_study.edit_table(pairs, scores, before).set_index("edit")
     row = pairs[pairs["edit"] == "negation"].iloc[0]
-    assert table.loc["negation", "mean_fall"] == pytest.approx(
-        (before["m"][row["text"]] - 1) / before["m"].std(ddof=0)
-    )
+    fall = (before["m"][row["text"]] - 1) / before["m"].std(ddof=0)
+    assert table.loc["negation", "mean_fall"] == pytest.approx(fall)
     assert table.loc["negation", "prefers_original"] == 1
-    ranking = meaning_ranking(pairs, scores[["m"]]).iloc[0]
+    ranking = edit_study.meaning_ranking(pairs, scores[["m"]]).iloc[0]
     assert ranking["kept_above_broken"] == 1 and ranking["low"] == 1
 
 
@@ -196,11 +184,6 @@ def test_each_pair_of_kinds_weighs_the_same_in_the_ranking():
     columns = ["edit", "effect", "strength", "text", "document", "edited"]
     pairs = pd.DataFrame(rows, columns=columns)
     scores = pd.DataFrame({"m": [2.0, 2, 2, 0, 1, 1, 1, 1]})
-    ranking = meaning_ranking(pairs, scores).iloc[0]
+    ranking = edit_study.meaning_ranking(pairs, scores).iloc[0]
     assert ranking["kept_above_broken"] == 0.5
-    assert (ranking["texts"], ranking["documents"], ranking["pairs"], ranking["kinds"]) == (
-        4,
-        4,
-        4,
-        2,
-    )
+    assert list(ranking[["texts", "documents", "pairs", "kinds"]]) == [4, 4, 4, 2]

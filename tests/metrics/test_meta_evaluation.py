@@ -8,11 +8,7 @@ from scipy import stats
 from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.studies import human_study
 from gpt2_quant.metrics.studies import meta_evaluation as meta
-from gpt2_quant.metrics.studies.human_judgements import (
-    QUALITIES,
-    SummEval,
-    load_human_judgements,
-)
+from gpt2_quant.metrics.studies.human_judgements import QUALITIES, SummEval, load_human_judgements
 from gpt2_quant.metrics.studies.resampling import document_means, draws
 
 
@@ -94,9 +90,8 @@ def rated():
     """20 documents x 6 systems rated by the length of what they said, and metrics that know it."""
     rng = np.random.default_rng(0)
     ratings = rng.normal(size=(20, 6))
-    data = SummEval(
-        ["x"] * 20, [["x"]] * 20, list("abcdef"), [["x"] * 6] * 20, {"coherence": ratings}
-    )
+    texts = ["x"] * 20, [["x"]] * 20, list("abcdef"), [["x"] * 6] * 20
+    data = SummEval(*texts, {"coherence": ratings})
     noise = rng.normal(size=ratings.shape)
     names = [*human_study.RIVALS, "ROUGE-1, eleven references"]
     metrics = {name: rng.normal(size=ratings.shape) for name in names}
@@ -124,11 +119,8 @@ def test_williams_against_a_worked_case():
 
 def test_folder_of_human_judgements(human_judgements_dir):
     summeval, pairs = load_human_judgements(str(human_judgements_dir))
-    assert (
-        len(summeval.sources) == 100
-        and len(summeval.systems) == 16
-        and {len(group) for group in summeval.references} == {11}
-    )
+    assert (len(summeval.sources), len(summeval.systems)) == (100, 16)
+    assert {len(group) for group in summeval.references} == {11}
     assert all(summeval.ratings[quality].shape == (100, 16) for quality in QUALITIES)
     assert (
         min(r.min() for r in summeval.ratings.values()) >= 1

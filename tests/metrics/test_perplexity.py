@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.perplexity import _windows, context_gain, load_language_model, perplexity
@@ -14,7 +15,7 @@ def nll_by_hand(language_model, text: str) -> np.ndarray:
     with torch.inference_mode():
         logits = language_model.model(input_ids=torch.tensor([ids])).logits[0]
     return np.array(
-        [-torch.log_softmax(logits[i], -1)[ids[i + 1]].item() for i in range(len(ids) - 1)]
+        [-row.log_softmax(-1)[k].item() for row, k in zip(logits[:-1], ids[1:], strict=True)]
     )
 
 
@@ -26,12 +27,10 @@ def test_equals_one_token_at_a_time_whatever_the_batch(tiny_language_model, tiny
         # Same float32 model; padding and batch change sums of 64 products in their last bits.
         assert scored.parts["nll"][i] == pytest.approx(nll.sum(), rel=1e-5)
         assert scored.values[i] == pytest.approx(np.exp(nll.mean()), rel=1e-5)
-        assert scored.parts["per_word"][i] == pytest.approx(
-            np.exp(nll.sum() / len(text.split())), rel=1e-5
-        )
-        assert scored.parts["bits_per_byte"][i] == pytest.approx(
-            nll.sum() / np.log(2) / len(text.encode()), rel=1e-5
-        )
+        per_word = np.exp(nll.sum() / len(text.split()))
+        assert scored.parts["per_word"][i] == pytest.approx(per_word, rel=1e-5)
+        bits = nll.sum() / np.log(2) / len(text.encode())
+        assert scored.parts["bits_per_byte"][i] == pytest.approx(bits, rel=1e-5)
     total = scored.parts["nll"].sum() / scored.parts["tokens"].sum()
     assert scored.corpus == pytest.approx(np.exp(total))
 
@@ -57,14 +56,10 @@ def test_long_text_equals_windows_by_hand(tiny_language_model, tiny_texts):
     while done < len(ids):
         count = context if done == 0 else min(context // 2, len(ids) - done)
         first = done + count - context
+        read, targets = (torch.tensor(row[first : first + context]) for row in (stream, ids))
         with torch.inference_mode():
-            logits = tiny_language_model.model(
-                input_ids=torch.tensor([stream[first : first + context]])
-            ).logits[0]
-        targets = torch.tensor(ids[first : first + context])
-        total += torch.nn.functional.cross_entropy(
-            logits[-count:], targets[-count:], reduction="sum"
-        ).item()
+            logits = tiny_language_model.model(input_ids=read[None]).logits[0]
+        total += cross_entropy(logits[-count:], targets[-count:], reduction="sum").item()
         done += count
     assert perplexity([text], tiny_language_model).parts["nll"][0] == pytest.approx(total, rel=1e-5)
 

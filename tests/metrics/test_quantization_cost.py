@@ -8,22 +8,8 @@ import torch
 
 from gpt2_quant.errors import UserError
 from gpt2_quant.metrics.studies import quantization_cost
-from gpt2_quant.metrics.studies.quantization_cost import (
-    cost_of_all,
-    cost_table,
-    quantized_language_models,
-)
-from gpt2_quant.models.variants import (
-    BASELINE,
-    FP16,
-    INT8,
-    NF4,
-    TF32,
-    TFIDF,
-    VARIANTS,
-    W8A8,
-    made_by,
-)
+from gpt2_quant.models import variants
+from gpt2_quant.models.variants import BASELINE, FP16, INT8, NF4, VARIANTS, W8A8, made_by
 
 
 @pytest.fixture
@@ -35,9 +21,9 @@ def folder(tiny_language_model, tmp_path):
 
 def test_table_equals_a_direct_computation(tiny_language_model, tiny_texts, folder):
     texts = [*tiny_texts[0][:6], ""]
-    table, missing = cost_of_all(tiny_language_model, folder, texts)
+    table, missing = quantization_cost.cost_of_all(tiny_language_model, folder, texts)
     # Of TF32's weights there is nothing to study, and the control is no language model.
-    others = [key for key in VARIANTS if key not in (TF32.key, TFIDF.key)]
+    others = [key for key in VARIANTS if key not in (variants.TF32.key, variants.TFIDF.key)]
     assert [*table["scheme"], *missing] == others
     quantized = INT8.how.quantize(INT8.key, tiny_language_model.model, folder, torch.float32)
     kl, agree, nll, base_nll = [], [], [], []
@@ -66,8 +52,10 @@ def test_table_equals_a_direct_computation(tiny_language_model, tiny_texts, fold
 
 def test_finer_schemes_cost_less(tiny_language_model, tiny_texts, folder):
     keys = [FP16.key, *(variant.key for variant in made_by(2))]
-    models = quantized_language_models(tiny_language_model, folder, keys)
-    table = cost_table(tiny_language_model, models, tiny_texts[0][:6]).set_index("scheme")
+    models = quantization_cost.quantized_language_models(tiny_language_model, folder, keys)
+    table = quantization_cost.cost_table(tiny_language_model, models, tiny_texts[0][:6]).set_index(
+        "scheme"
+    )
     kl = table["kl_mean"]
     assert kl[BASELINE.key] == 0 and table.loc[BASELINE.key, "ratio"] == 1
     assert kl[FP16.key] < kl[INT8.key] and kl[W8A8.key] < kl[NF4.key]
@@ -81,6 +69,6 @@ def test_without_bitsandbytes_its_variants_are_missing(
         raise UserError("bitsandbytes cannot be imported")
 
     monkeypatch.setattr(quantization_cost, "require", require)
-    table, missing = cost_of_all(tiny_language_model, folder, tiny_texts[0][:3])
+    table, missing = quantization_cost.cost_of_all(tiny_language_model, folder, tiny_texts[0][:3])
     assert list(missing) == [v.key for v in made_by(3) if v.method]
     assert not set(missing) & set(table["scheme"])

@@ -15,22 +15,27 @@ def test_codes_of_a_worked_example():
     x = torch.tensor([2.54, -2.54, 0.05, 0.03, 0.0, -0.011])
     quantized = affine.quantize_tensor(x, per="tensor")
     assert quantized.scale.item() == pytest.approx(0.02)
-    exact = affine.quantize(
-        torch.tensor([0.5, 1.5, 2.5, -2.5, 200.0, -200.0]), torch.tensor(1.0), 0, -127, 127
-    )
+    ties = torch.tensor([0.5, 1.5, 2.5, -2.5, 200.0, -200.0])
+    exact = affine.quantize(ties, torch.tensor(1.0), 0, -127, 127)
     assert exact.tolist() == [0, 2, 2, -2, 127, -127]
     assert quantized.codes.tolist()[:2] == [127, -127] and quantized.codes.tolist()[4:] == [0, -1]
 
 
 def test_affine_example_with_a_zero_point():
     # [-1, 4]: scale 5/255, zero point round(-128 + 51) = -77; 0 must read back as exactly 0.
-    quantized = affine.quantize_tensor(
-        torch.tensor([-1.0, 0.0, 4.0]), symmetric=False, per="tensor"
-    )
+    x = torch.tensor([-1.0, 0.0, 4.0])
+    quantized = affine.quantize_tensor(x, symmetric=False, per="tensor")
     assert quantized.scale.item() == pytest.approx(5 / 255)
     assert quantized.zero_point.item() == -77
     assert quantized.codes.tolist() == [-128, -77, 127]
     assert quantized.dequantize()[1].item() == 0.0
+
+
+def assert_same(x, scale, zero_point, theirs):
+    """Codes and values equal those of torch's quantized tensor."""
+    codes = affine.quantize(x, scale, zero_point, -128, 127)
+    assert torch.equal(codes, theirs.int_repr())
+    assert torch.equal(affine.dequantize(codes, scale, zero_point), theirs.dequantize())
 
 
 @pytest.mark.parametrize("zero_point", [0, 5, -100, 127])
@@ -38,11 +43,7 @@ def test_equals_torch_per_tensor_bit_for_bit(zero_point):
     x = torch.randn(10_007) * 3
     for scale in (0.0173, 0.1, 1e-5, 7.0):
         theirs = torch.quantize_per_tensor(x, scale, zero_point, torch.qint8)
-        codes = affine.quantize(x, torch.tensor(scale), zero_point, -128, 127)
-        assert torch.equal(codes, theirs.int_repr())
-        assert torch.equal(
-            affine.dequantize(codes, torch.tensor(scale), zero_point), theirs.dequantize()
-        )
+        assert_same(x, torch.tensor(scale), zero_point, theirs)
 
 
 @pytest.mark.parametrize("zero_point", [0, 1, -100, 127])
@@ -50,24 +51,16 @@ def test_equals_torch_on_values_next_to_a_tie(zero_point):
     x = (torch.randint(-120, 120, (64, 2000)) + 0.5) * 0.7 * (1 + torch.randn(64, 2000) * 1e-6)
     scale, zero_points = torch.full((64,), 0.7), torch.full((64,), zero_point)
     theirs = torch.quantize_per_tensor(x, 0.7, zero_point, torch.qint8)
-    assert torch.equal(
-        affine.quantize(x, torch.tensor(0.7), zero_point, -128, 127), theirs.int_repr()
-    )
+    assert_same(x, torch.tensor(0.7), zero_point, theirs)
     theirs = torch.quantize_per_channel(x, scale, zero_points, 0, torch.qint8)
-    assert torch.equal(
-        affine.quantize(x, scale[:, None], zero_points[:, None], -128, 127), theirs.int_repr()
-    )
+    assert_same(x, scale[:, None], zero_points[:, None], theirs)
 
 
 def test_equals_torch_per_channel_bit_for_bit():
     x, scale = torch.randn(33, 257), torch.rand(33) * 0.05 + 1e-3
     zero_point = torch.randint(-20, 20, (33,))
     theirs = torch.quantize_per_channel(x, scale, zero_point, 0, torch.qint8)
-    codes = affine.quantize(x, scale[:, None], zero_point[:, None], -128, 127)
-    assert torch.equal(codes, theirs.int_repr())
-    assert torch.equal(
-        affine.dequantize(codes, scale[:, None], zero_point[:, None]), theirs.dequantize()
-    )
+    assert_same(x, scale[:, None], zero_point[:, None], theirs)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -107,15 +100,12 @@ def test_degenerate_tensors(symmetric, dtype):
 
 def test_denormals_and_the_largest_floats():
     tiny = torch.tensor([1e-40, -1e-42, 0.0])
-    assert (
-        affine.quantize_tensor(tiny, per="tensor").dequantize() - tiny
-    ).abs().max() <= affine.SMALLEST_SCALE / 2
+    error = affine.quantize_tensor(tiny, per="tensor").dequantize() - tiny
+    assert error.abs().max() <= affine.SMALLEST_SCALE / 2
     huge = torch.tensor([3.3e38, -3.3e38, 1e38])
     for symmetric in (True, False):  # high - low overflows float32
         quantized = affine.quantize_tensor(huge, symmetric=symmetric, per="tensor")
-        assert (
-            torch.isfinite(quantized.scale).all() and torch.isfinite(quantized.dequantize()).all()
-        )
+        assert torch.isfinite(quantized.scale).all()
         assert ((quantized.dequantize() - huge).abs() <= quantized.scale * 0.51).all()
 
 
@@ -126,9 +116,8 @@ def test_an_outlier_of_ten_thousand_sigma_spoils_a_tensor_but_only_its_own_chann
     per_tensor = affine.quantize_tensor(weight, per="tensor").dequantize()
     per_channel = affine.quantize_tensor(weight, per="channel").dequantize()
     assert (per_tensor[others] == 0).all()  # the scale is 79 sigma
-    assert (per_channel[others] - weight[others]).abs().max() <= weight[
-        others
-    ].abs().max() / 254 * 1.0001
+    error = (per_channel[others] - weight[others]).abs().max()
+    assert error <= weight[others].abs().max() / 254 * 1.0001
     assert per_channel[3, 5].item() == pytest.approx(1e4, rel=1e-6)
 
 

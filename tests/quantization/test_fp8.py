@@ -123,40 +123,17 @@ def test_codes_and_scales_keep_their_bits_in_half_precision():
     assert layer(torch.randn(2, 16).half()).dtype == torch.float16
 
 
-@pytest.mark.parametrize("n, k, native", [(32, 48, True), (33, 48, False), (32, 40, False)])
-def test_where_the_device_multiplies_fp8(n, k, native, monkeypatch):
-    """`torch._scaled_mm` gets what it documents, where its multiples of 16 allow."""
-    asked = []
-
-    def scaled_mm(a, b, scale_a, scale_b, *, bias, out_dtype):
-        assert a.is_contiguous() and b.t().is_contiguous()
-        assert a.shape[1] == b.shape[0] and bias.dtype == out_dtype == torch.bfloat16
-        assert scale_a.shape == (len(a), 1) and scale_b.shape == (1, b.shape[1])
-        asked.append(True)
-        return ((a.float() @ b.float()) * scale_a * scale_b + bias.float()).to(out_dtype)
-
+@pytest.mark.gpu
+@pytest.mark.parametrize("n, k", [(768, 256), (768, 3072), (33, 40)])
+def test_the_gpus_product_is_the_emulated_one(n, k):
     layer = FP8Linear(n, k, torch.float32, bias=True)
     layer.quantize_(torch.randn(n, k), "w", torch.randn(n))
-    x = torch.randn(3, k)
-    emulated = layer(x)
-    monkeypatch.setattr(fp8, "is_native", lambda device: True)
-    monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
-    got = layer(x)
-    assert bool(asked) is native
-    # The bias and the result are rounded to bfloat16, 2^-9 of each.
-    bound = 2.0**-8 * (emulated.abs() + layer.bias.abs()) if native else 0
-    assert ((got - emulated).abs() <= bound).all()
-
-
-@pytest.mark.gpu
-def test_the_gpus_product_is_the_emulated_one():
-    layer = FP8Linear(768, 256, torch.float32, bias=True)
-    layer.quantize_(torch.randn(768, 256), "w", torch.randn(768))
-    x = torch.randn(50, 256)
+    x = torch.randn(50, k)
     emulated, got = layer(x), layer.to("cuda")(x.cuda()).cpu()
-    # Hopper sums 8-bit floats in registers of 14 bits or more.
-    bound = 2.0**-8 * (emulated.abs() + 1) + 2.0**-13 * 256**0.5 * x.abs().amax()
-    assert fp8.is_native(torch.device("cuda")) and ((got - emulated).abs() <= bound).all()
+    assert fp8.is_native(torch.device("cuda"))
+    # Codes may differ by a step (2^-4) where a quotient rounds otherwise: one in 10,000 at most.
+    # Sums keep 14 bits of their addends; for random signs that is well below 1% of the results.
+    assert (got - emulated).norm() < 0.01 * (emulated - layer.bias.cpu()).norm()
 
 
 @pytest.mark.parametrize("capability, native", [((9, 0), True), ((8, 9), True), ((8, 6), False)])

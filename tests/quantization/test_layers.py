@@ -1,7 +1,6 @@
 """Quantized layers against float layers that hold the dequantized weights."""
 
 import copy
-import sys
 import warnings
 
 import pytest
@@ -11,14 +10,7 @@ from torch import nn
 from gpt2_quant.errors import UserError
 from gpt2_quant.models.variants import made_by
 from gpt2_quant.quantization import affine, layers
-from gpt2_quant.quantization.layers import (
-    Int8Embedding,
-    Int8Linear,
-    Linear,
-    NF4Embedding,
-    NF4Linear,
-    TiedHead,
-)
+from gpt2_quant.quantization.layers import Int8Embedding, Int8Linear, NF4Embedding, NF4Linear
 
 
 def is_what_its_codes_stand_for(layer, x):
@@ -64,15 +56,10 @@ def test_nf4_linear_is_a_float_layer_on_what_the_codes_stand_for(in_features):
     layer = NF4Linear(24, in_features, torch.float32, bias=True)
     layer.quantize_(float_layer.weight, "w", float_layer.bias)
     x = torch.randn(3, 7, in_features)
-    assert torch.allclose(
-        layer(x),
-        nn.functional.linear(x, layer.dequantize(torch.float32), float_layer.bias),
-        rtol=1e-6,
-        atol=1e-6,
-    )
-    assert (
-        layer.dequantize(torch.float32) - float_layer.weight
-    ).norm() / float_layer.weight.norm() < 0.1
+    weight = layer.dequantize(torch.float32)
+    expected = nn.functional.linear(x, weight, float_layer.bias)
+    assert torch.allclose(layer(x), expected, rtol=1e-6, atol=1e-6)
+    assert (weight - float_layer.weight).norm() < 0.1 * float_layer.weight.norm()
 
 
 @pytest.mark.parametrize("width", [64, 50, 2])
@@ -86,7 +73,7 @@ def test_embeddings_read_back_the_rows_of_the_whole_table(width):
 
 
 def test_an_odd_nf4_row_is_refused():
-    with pytest.raises(ValueError, match="even"):
+    with pytest.raises(UserError, match="even"):
         NF4Embedding(4, 3, torch.float32)
 
 
@@ -94,14 +81,11 @@ def test_an_odd_nf4_row_is_refused():
 def test_tied_head_multiplies_by_the_table_and_stores_nothing(kind, monkeypatch):
     monkeypatch.setattr(layers, "HEAD_TILE_ROWS", 16)  # several tiles, the last one shorter
     embedding = kind(40, 64, torch.float32).quantize_(torch.randn(40, 64), "wte")
-    head = TiedHead(embedding)
+    head = layers.TiedHead(embedding)
     x = torch.randn(2, 3, 64)
     table = embedding(torch.arange(40))
-    tolerance = (
-        0.02 * (x.norm(dim=-1).max() * table.norm(dim=-1).max()).item()
-        if kind is Int8Embedding
-        else 1e-4
-    )
+    largest = (x.norm(dim=-1).max() * table.norm(dim=-1).max()).item()
+    tolerance = 0.02 * largest if kind is Int8Embedding else 1e-4
     assert torch.allclose(head(x), x @ table.t(), atol=tolerance)
     assert not head.state_dict() and not list(head.parameters())
     both = nn.ModuleList([embedding, head])
@@ -118,9 +102,8 @@ def test_dtype_moves_the_output_but_not_the_scales():
     scales = embedding.scale_absmax.clone(), embedding.scale_offset.clone()
     embedding.half()
     assert embedding(torch.tensor([1])).dtype == torch.float16
-    assert torch.equal(embedding.scale_absmax, scales[0]) and torch.equal(
-        embedding.scale_offset, scales[1]
-    )
+    assert torch.equal(embedding.scale_absmax, scales[0])
+    assert torch.equal(embedding.scale_offset, scales[1])
 
 
 def test_layers_compile_on_the_cpu_to_the_same_results():
@@ -131,35 +114,32 @@ def test_layers_compile_on_the_cpu_to_the_same_results():
     assert torch.allclose(compiled(x), layer(x), rtol=1e-6, atol=1e-6)
 
 
-def _pretend_gpu(monkeypatch, capability):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+@pytest.fixture
+def pretend_gpu(monkeypatch):
+    """Makes `kernels_for` see a GPU of this compute capability."""
+    yield lambda capability: monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: capability
+    )
     layers._kernels_on.cache_clear()
 
 
-def test_a_gpu_without_an_int8_product_is_refused(monkeypatch):
-    _pretend_gpu(monkeypatch, (7, 0))
+def test_a_gpu_without_an_int8_product_is_refused(pretend_gpu):
+    pretend_gpu((7, 0))
     with pytest.raises(UserError, match=r"7\.0.*7\.5 or newer"):
         layers.kernels_for(torch.device("cuda", 0))
 
 
-def test_an_old_gpu_falls_back_and_says_so(monkeypatch):
-    _pretend_gpu(monkeypatch, (7, 5))
-    with pytest.warns(UserWarning, match="older than Ampere"):
+@pytest.mark.parametrize(
+    "found, capability, words",
+    [(None, (9, 0), "Triton is not installed"), ("spec", (7, 5), "older than Ampere")],
+)
+def test_without_kernels_it_falls_back_and_says_so(
+    pretend_gpu, monkeypatch, found, capability, words
+):
+    pretend_gpu(capability)
+    monkeypatch.setattr(layers, "find_spec", lambda name: found)
+    with pytest.warns(UserWarning, match=words):
         assert layers.kernels_for(torch.device("cuda", 0)) is None
-    layers._kernels_on.cache_clear()
-
-
-def test_without_triton_it_falls_back_and_says_so(monkeypatch):
-    _pretend_gpu(monkeypatch, (9, 0))
-    for name in [
-        name for name in sys.modules if name.startswith("gpt2_quant.quantization.kernels")
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("gpt2_quant.quantization.kernels", raising=False)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.warns(UserWarning, match="Triton is not installed"):
-        assert layers.kernels_for(torch.device("cuda", 0)) is None
-    layers._kernels_on.cache_clear()
 
 
 def test_on_the_cpu_nothing_is_said():
@@ -179,7 +159,7 @@ def test_gradients_are_those_of_the_weights_read_back(scheme, tiny_gpt2):
     reference = copy.deepcopy(tiny_gpt2)
     quantized = quantize_model(copy.deepcopy(tiny_gpt2), scheme)
     for name, layer in quantized.named_modules():
-        if isinstance(layer, Linear):
+        if isinstance(layer, layers.Linear):
             reference.get_submodule(name).weight.data = layer.dequantize(torch.float32).t()
     gradients = []
     for model in (reference, quantized):

@@ -21,11 +21,7 @@ def decode(codes, scales):
 
 def test_levels_are_the_published_constants():
     assert torch.allclose(nf4.levels(), torch.tensor(PUBLISHED), atol=3e-7, rtol=0)
-    assert (
-        nf4.levels()[7].item() == 0.0
-        and nf4.levels()[0].item() == -1.0
-        and nf4.levels()[15].item() == 1.0
-    )
+    assert nf4.levels()[[0, 7, 15]].tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_dynamic_map_equals_bitsandbytes():
@@ -34,11 +30,8 @@ def test_dynamic_map_equals_bitsandbytes():
 
 
 def test_packing_puts_the_first_code_into_the_high_nibble():
-    assert nf4.pack(torch.tensor([1, 2, 15, 0, 7], dtype=torch.uint8)).tolist() == [
-        0x12,
-        0xF0,
-        0x77,
-    ]
+    codes = torch.tensor([1, 2, 15, 0, 7], dtype=torch.uint8)
+    assert nf4.pack(codes).tolist() == [0x12, 0xF0, 0x77]
     values = nf4.dequantize(torch.tensor([0x0F, 0x7F], dtype=torch.uint8), torch.tensor([2.0]), 3)
     assert values.tolist() == [-2.0, 2.0, 0.0]
 
@@ -47,9 +40,8 @@ def test_packing_puts_the_first_code_into_the_high_nibble():
 def test_codes_and_values_equal_bitsandbytes(shape):
     functional = pytest.importorskip("bitsandbytes.functional")
     x = torch.randn(shape) * 0.02
-    theirs, state = functional.quantize_4bit(
-        x, blocksize=64, quant_type="nf4", compress_statistics=True
-    )
+    options = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": True}
+    theirs, state = functional.quantize_4bit(x, **options)
     ours = nf4.quantize(x)
     scales = nf4.to_blocks(x).abs().amax(1)
     # A weight between two levels, to the last bit, may go to either; it must not go anywhere else.
@@ -64,18 +56,10 @@ def test_codes_and_values_equal_bitsandbytes(shape):
     our_scales = nf4.read_scales(ours.scale_codes, ours.scale_absmax, ours.scale_offset)
     their_scales = nf4.read_scales(state.absmax, state.state2.absmax, state.offset)
     spread = (scales - scales.mean()).abs().max()
-    assert (
-        (our_scales - scales).abs() <= (their_scales - scales).abs() + 1e-6 * scales.max()
-    ).all()
-    assert (
-        (their_scales - scales).abs() - (our_scales - scales).abs()
-    ).max() <= 1e-3 * spread + 1e-9
-    same_scale = (
-        torch.isclose(our_scales, their_scales, rtol=1e-6)
-        .repeat_interleave(64)[: x.numel()]
-        .view(shape)
-    )
-    same = same_scale & (ours_at == theirs_at)
+    excess = (their_scales - scales).abs() - (our_scales - scales).abs()
+    assert excess.min() >= -1e-6 * scales.max() and excess.max() <= 1e-3 * spread + 1e-9
+    same_scale = torch.isclose(our_scales, their_scales, rtol=1e-6).repeat_interleave(64)
+    same = same_scale[: x.numel()].view(shape) & (ours_at == theirs_at)
     back = functional.dequantize_4bit(theirs, state).view(shape)
     assert torch.allclose(ours.dequantize()[same], back[same], rtol=1e-6, atol=1e-9)
     assert same.float().mean() > 0.7  # of a few blocks one may be a tie; of many hardly any is
@@ -85,12 +69,10 @@ def test_codes_and_values_equal_bitsandbytes(shape):
 @pytest.mark.parametrize("fit", ["absmax", "mse"])
 def test_error_is_at_most_half_the_widest_gap(fit):
     x = torch.randn(64, 256)
-    scales = nf4.to_blocks(x).abs().amax(1)
-    codes = nf4.encode(nf4.to_blocks(x), scales)
-    widest = (nf4.levels()[1:] - nf4.levels()[:-1]).max()
-    assert (
-        (decode(codes, scales) - nf4.to_blocks(x)).abs() <= scales[:, None] * widest / 2 * 1.0001
-    ).all()
+    blocks = nf4.to_blocks(x)
+    scales = blocks.abs().amax(1)
+    error = (decode(nf4.encode(blocks, scales), scales) - blocks).abs()
+    assert (error <= scales[:, None] * nf4.levels().diff().max() / 2 * 1.0001).all()
     # Double quantization moves a scale by half a gap of the map at most: 1.5% of the spread of
     # scales around their mean.
     error = (nf4.quantize(x, fit=fit).dequantize() - x).square().mean().sqrt() / x.std()
@@ -98,13 +80,8 @@ def test_error_is_at_most_half_the_widest_gap(fit):
 
 
 def test_least_squares_never_loses_to_absmax():
-    for x in (
-        torch.randn(200, 64),
-        torch.rand(200, 64),
-        torch.randn(200, 64) ** 3,
-        torch.zeros(2, 64),
-        torch.ones(3, 64),
-    ):
+    normal, even = torch.randn(200, 64), torch.rand(200, 64)
+    for x in (normal, even, normal**3, torch.zeros(2, 64), torch.ones(3, 64)):
         absmax = x.abs().amax(1)
         fitted = nf4._least_squares(x, absmax)
 
@@ -113,22 +90,15 @@ def test_least_squares_never_loses_to_absmax():
 
         assert (error(fitted) <= error(absmax) * 1.0001 + 1e-12).all()
     gaussian = torch.randn(2000, 64)
-    gain = [
-        (nf4.quantize(gaussian, fit=fit).dequantize() - gaussian).square().sum()
-        for fit in ("absmax", "mse")
-    ]
-    assert gain[1] < 0.93 * gain[0]  # 0.4 dB on normal weights
+    read_back = (nf4.quantize(gaussian, fit=fit).dequantize() for fit in ("absmax", "mse"))
+    absmax, mse = ((back - gaussian).square().sum() for back in read_back)
+    assert mse < 0.93 * absmax  # 0.4 dB on normal weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_degenerate_tensors(dtype):
-    for x in (
-        torch.zeros(3, 64),
-        torch.full((2, 64), 0.5),
-        torch.zeros(0),
-        torch.tensor([3.0]),
-        torch.tensor([[-2.0, 2.0]]),
-    ):
+    few = torch.zeros(0), torch.tensor([3.0]), torch.tensor([[-2.0, 2.0]])
+    for x in (torch.zeros(3, 64), torch.full((2, 64), 0.5), *few):
         for fit in ("absmax", "mse"):
             back = nf4.quantize(x.to(dtype), fit=fit).dequantize(dtype)
             assert back.shape == x.shape and back.dtype == dtype

@@ -8,26 +8,16 @@ import torch
 from gpt2_quant.quantization import product
 
 HAS_AVX2 = torch.backends.cpu.get_cpu_capability() in product.MACHINE_FLAGS
-PATHS = [
-    "vnni",  # torch._int_mm: everywhere exact, if not fast
-    pytest.param(
-        "vpmaddwd",
-        marks=pytest.mark.skipif(
-            not (HAS_AVX2 and product.compiler()), reason="needs AVX2 and a C++ compiler"
-        ),
-    ),
-    "float32",
-]
+COMPILES = pytest.mark.skipif(
+    not (HAS_AVX2 and product.compiler()), reason="needs AVX2 and a C++ compiler"
+)
+# torch._int_mm ("vnni"): everywhere exact, if not fast.
+PATHS = ["vnni", pytest.param("vpmaddwd", marks=COMPILES), "float32"]
 # Around the edges of tiles, panels and pieces; k odd, even and longer than one pass.
-SHAPES = [(1, 1, 1), (2, 3, 5), (3, 17, 31), (7, 16, 768), (13, 33, 769), (6, 64, 1040)]
-SHAPES += [
-    (37, 70, 1041),
-    (36, 15, 1536),
-    (5, 1, 2081),
-    (4, 70, 3071),
-    (19, 48, 3072),
-    (400, 20, 40),
-]
+SHAPES = [
+    (1, 1, 1), (2, 3, 5), (3, 17, 31), (7, 16, 768), (13, 33, 769), (6, 64, 1040), (37, 70, 1041),
+    (36, 15, 1536), (5, 1, 2081), (4, 70, 3071), (19, 48, 3072), (400, 20, 40),
+]  # fmt: skip
 
 
 @pytest.fixture(params=PATHS)
@@ -81,9 +71,8 @@ def test_in_compiled_code(path):
 
 def test_the_operator_is_described_truly():
     inputs = codes(3, 8), torch.rand(3, 1), codes(5, 8), torch.rand(5), None
-    torch.library.opcheck(
-        product._int8_linear, inputs, test_utils=("test_schema", "test_faketensor")
-    )
+    checks = "test_schema", "test_faketensor"
+    torch.library.opcheck(product._int8_linear, inputs, test_utils=checks)
 
 
 def test_a_compiler_that_fails_costs_only_speed(monkeypatch, tmp_path):

@@ -26,7 +26,7 @@ def test_tables_show_every_row_of_the_record(record):
     data = report_data(record)
     scores, edits, humans = data["scores"], data["edits"], data["humans"]
     assert len(scores["head"]) == len(scores["rows"][0]["values"]) == len(scores["signatures"])
-    assert {len(row["falls"]) for row in edits["dose"]} == {len(edits["strengths"])}
+    assert {len(row["values"]) for row in edits["dose"]} == {len(edits["strengths"])}
     assert len(edits["edited"]) == edits["n_edits"] and all(row["runs"] for row in edits["edited"])
     assert {len(row["values"]) for row in humans["rows"] + humans["system"]} == {4}
     assert all({"one", "eleven", "published"} <= set(row) for row in humans["compared"])

@@ -11,17 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
-pytest.importorskip("triton")
+from gpt2_quant.data.tokens import Tokens
+from gpt2_quant.training.loop import BETAS, EPS, Plan
+from gpt2_quant.training.plain_step import PlainStep
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+
+from gpt2_quant.training.fused import attention, kernels, optimizer, parameters  # noqa: E402
+from gpt2_quant.training.fused import step as fused_step  # noqa: E402
+from gpt2_quant.training.fused.batches import field_sizes, pack  # noqa: E402
+from gpt2_quant.training.fused.step import FusedStep  # noqa: E402
 
 
 def make(dropout: float, layers: int = 2, classes: int = 4, lengths=(3, 8, 1, 5, 8, 2, 4)):
     """A GPT-2 of width 32 over 40 tokens, and texts of these lengths."""
-    import torch
-    from transformers import GPT2Config, GPT2ForSequenceClassification
-
-    from gpt2_quant.data.tokens import Tokens
-
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = GPT2Config(
@@ -42,11 +50,8 @@ def make(dropout: float, layers: int = 2, classes: int = 4, lengths=(3, 8, 1, 5,
 
 def few_partial_sums():
     """Fewer programs a launch: the interpreter runs them one after another."""
-    from gpt2_quant.training.fused import parameters as fused_parameters
-    from gpt2_quant.training.fused import step as fused_step
-
     fused_step.PARTIALS = 4
-    fused_step.CHUNKS = fused_parameters.CHUNKS = 3
+    fused_step.CHUNKS = parameters.CHUNKS = 3
 
 
 def assert_same_training(left: dict, right: dict):
@@ -54,7 +59,6 @@ def assert_same_training(left: dict, right: dict):
     rate, 1e-2, however small its gradient, so where the gradient is all rounding AdamW makes a step
     of it. That is so for the keys' bias, which softmax cancels: it is left out.
     """
-    import torch
 
     assert left.keys() == right.keys()
     for name, tensor in right.items():
@@ -79,13 +83,6 @@ def compare_with_plain():
     """Three updates with no dropout, FP32: tokens come and go between batches, batches are
     incomplete.
     """
-    import torch
-    from accelerate import Accelerator
-
-    from gpt2_quant.training.fused.step import FusedStep
-    from gpt2_quant.training.loop import Plan
-    from gpt2_quant.training.plain_step import PlainStep
-
     model, tokens = make(0.0)
     plan = Plan(1, 1e-2, 2, 0, "bf16")
     order = [np.array(rows) for rows in ([0, 1], [2], [1, 6])]
@@ -115,13 +112,6 @@ def deep_long_and_of_many_classes():
     """More layers than six bits of the dropout key count, more classes than a tile of the head, and
     a text longer than attention does in one piece, against the plain step.
     """
-    import torch
-    from accelerate import Accelerator
-
-    from gpt2_quant.training.fused.step import FusedStep
-    from gpt2_quant.training.loop import Plan
-    from gpt2_quant.training.plain_step import PlainStep
-
     # At so low a rate weights differ by less than their tolerance: moments are compared.
     plan = Plan(1, 1e-5, 2, 0, "bf16")
     for layers, classes, lengths in ((22, 7, (3, 8, 5)), (1, 2, (150, 70))):
@@ -137,17 +127,13 @@ def attention_in_tiles_is_attention():
     """With dropout, forward and backward, four tiles against all in one piece: the same numbers in
     another order of summation.
     """
-    import torch
-
-    from gpt2_quant.training.fused import attention
-
     torch.manual_seed(0)
     texts, length, heads, head = 2, 50, 2, 16
     width = heads * head
     qkv, do = torch.randn(texts * length, 3 * width), torch.randn(texts * length, width)
     scale = torch.tensor([1 / 0.7]).view(torch.int32).item()
     random = torch.tensor([5, 7, int(0.3 * 2**32), scale], dtype=torch.int32)
-    rest = random, 70, head**-0.5, length, width
+    rest = random, 70, 3, head**-0.5, length, width
     shape = {"HEADS": heads, "HEAD": head}
     o, dqkv, o_tiled, dqkv_tiled = (torch.zeros_like(t) for t in (do, qkv) * 2)
     log_sum = torch.zeros(texts, heads, length)
@@ -166,11 +152,6 @@ def two_processes_train_as_one(process: str = "", port: str = ""):
     """Ten updates with dropout; batches of three, two and one, on processes with two texts each.
     Losses and weights equal one process's but for the order of sums; both have the same bits.
     """
-    import torch
-
-    from gpt2_quant.training.fused.step import FusedStep
-    from gpt2_quant.training.loop import Plan
-
     model, tokens = make(0.3, layers=1)
     order = [np.array(rows) for rows in ([0, 1, 2], [3, 6], [5], [4, 2, 6], [1, 2, 3])] * 2
     # A rate so low that rounding does not grow into steps of AdamW.
@@ -204,11 +185,6 @@ def rows_that_missed_many_updates():
     """300 missed updates, more than are gone through one by one, and none: as AdamW with zero
     gradients leaves them.
     """
-    import torch
-
-    from gpt2_quant.training.fused import optimizer
-    from gpt2_quant.training.loop import BETAS, EPS
-
     torch.manual_seed(0)
     width, had, now = 8, 40, 340
     schedule = optimizer.schedule(np.full(now, 1e-3))
@@ -217,24 +193,19 @@ def rows_that_missed_many_updates():
     for update in range(had, now):
         expected[1] *= BETAS[0]
         expected[2] *= BETAS[1]
-        expected[0] -= (
-            schedule[update, 0] * expected[1] / (expected[2].sqrt() * schedule[update, 1] + EPS)
-        )
-    rows, current = (
-        torch.tensor([1, 2, 3], dtype=torch.int32),
-        torch.tensor([had, had, now, -1], dtype=torch.int32),
-    )
+        rate, scale = schedule[update]
+        expected[0] -= rate * expected[1] / (expected[2].sqrt() * scale + EPS)
+    rows = torch.tensor([1, 2, 3], dtype=torch.int32)
+    current = torch.tensor([had, had, now, -1], dtype=torch.int32)
     optimizer.catch_up[(3,)](
         p, m, v, rows, torch.tensor([3]), current, schedule, torch.tensor([now]), width,
         BLOCK=width,
     )  # fmt: skip
     for mine, exact in zip((p, m, v), expected, strict=True):
-        torch.testing.assert_close(
-            mine[1].double(), exact, rtol=1e-4, atol=1e-6 if mine is p else 0
-        )
-    for mine, old in zip(
-        (p, m, v), before, strict=True
-    ):  # not asked for, up to date, never had a gradient
+        atol = 1e-6 if mine is p else 0
+        torch.testing.assert_close(mine[1].double(), exact, rtol=1e-4, atol=atol)
+    for mine, old in zip((p, m, v), before, strict=True):
+        # Not asked for, up to date, never had a gradient.
         assert all(torch.equal(mine[i], old[i]) for i in (0, 2, 3))
     assert current.tolist() == [had, now, now, -1]
 
@@ -243,62 +214,42 @@ def same_seed_same_bits():
     """With dropout: two runs are equal in every bit, another seed is not, and losses differ from
     those without dropout.
     """
-    import torch
-
-    from gpt2_quant.training.fused.step import FusedStep
-    from gpt2_quant.training.loop import Plan
-
     order = [np.array([3, 6])]
     runs = []
     for dropout, seed in ((0.3, 0), (0.3, 0), (0.3, 1), (0.0, 0)):
         model, tokens = make(dropout)
         runs.append(updates(FusedStep(model, tokens, Plan(1, 1e-2, 2, seed, "bf16")), order))
     first, second, other_seed, without = runs
-    assert first[0][0] == second[0][0] and all(
-        torch.equal(first[1][name], second[1][name]) for name in first[1]
-    )
+    assert first[0][0] == second[0][0]
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
     assert first[0][0] != other_seed[0][0] and first[0][0] != without[0][0]
     assert torch.isfinite(first[0][: len(order)]).all()
+
+
+@triton.jit
+def words(out, seed, update, site, n: tl.constexpr):
+    index = tl.arange(0, n)
+    word = kernels.random_word(tl.load(seed), tl.load(update), site, index)
+    tl.store(out + index, word.to(tl.int64))
 
 
 def dropout_keeps_the_right_share():
     """Masks of 20,000 elements over updates and sites: share kept within 5 sigma, neighbours
     uncorrelated.
     """
-    import torch
-    import triton
-    import triton.language
-
-    from gpt2_quant.training.fused import kernels as fused_kernels
-
-    # A kernel looks for names where its module has them.
-    globals().update(random_word=fused_kernels.random_word, tl=triton.language)
-
-    @triton.jit
-    def words(out, seed, update, site, n: tl.constexpr):  # noqa: F821
-        index = tl.arange(0, n)  # noqa: F821
-        word = random_word(tl.load(seed), tl.load(update), site, index)  # noqa: F821
-        tl.store(out + index, word.to(tl.int64))  # noqa: F821
-
     n, kept = 1 << 15, []
     for update, site in ((0, 0), (0, 1), (1, 0), (8789, 36), (0, 64)):
         out = torch.zeros(n, dtype=torch.int64)
-        words[(1,)](
-            out,
-            torch.tensor([7], dtype=torch.int32),
-            torch.tensor([update], dtype=torch.int32),
-            site,
-            n,
-        )
+        seed, now = torch.tensor([[7], [update]], dtype=torch.int32)
+        words[(1,)](out, seed, now, site, n)
         kept.append((out.numpy() >= 0.1 * 2**32).astype(float))
     sigma = (0.9 * 0.1 / n) ** 0.5
     for mask in kept:
         assert abs(mask.mean() - 0.9) < 5 * sigma
         for lag in (1, 2, 768):
             assert abs(np.corrcoef(mask[:-lag], mask[lag:])[0, 1]) < 5 / n**0.5
-    for i in range(len(kept)):
-        for j in range(i):
-            assert abs(np.corrcoef(kept[i], kept[j])[0, 1]) < 5 / n**0.5
+    between = np.corrcoef(kept) - np.eye(len(kept))
+    assert np.abs(between).max() < 5 / n**0.5
 
 
 @pytest.mark.parametrize(
@@ -324,20 +275,14 @@ def test_in_the_interpreter(check):
 
 
 def test_packing_a_batch_by_hand():
-    from gpt2_quant.data.tokens import Tokens
-    from gpt2_quant.training.fused.batches import field_sizes, pack
-
-    tokens = Tokens(
-        np.array([5, 6, 5, 7], dtype=np.int32), np.array([0, 3, 4]), np.array([2, 0]), 0
-    )
+    flat = np.array([5, 6, 5, 7], dtype=np.int32)
+    tokens = Tokens(flat, np.array([0, 3, 4]), np.array([2, 0]), 0)
     length, values = pack(tokens, np.array([1, 0]), texts=3, pad_id=9)
-    ids, last, labels, count, n, touched, order, starts = np.split(
-        values, np.cumsum(field_sizes(3, 8))[:-1]
-    )
+    fields = np.split(values, np.cumsum(field_sizes(3, 8))[:-1])
+    ids, last, labels, count, n, touched, order, starts = fields
     assert length == 8
-    np.testing.assert_array_equal(
-        ids.reshape(3, 8)[:, :4], [[7, 9, 9, 9], [5, 6, 5, 9], [9, 9, 9, 9]]
-    )
+    padded = [[7, 9, 9, 9], [5, 6, 5, 9], [9, 9, 9, 9]]
+    np.testing.assert_array_equal(ids.reshape(3, 8)[:, :4], padded)
     assert last.tolist() == [0, 10, 16] and labels.tolist() == [0, 2, -1]
     assert count.tolist() == [2] and n.tolist() == [3]
     assert touched[:3].tolist() == [5, 6, 7] and order[:4].tolist() == [8, 10, 9, 0]
@@ -349,13 +294,6 @@ def test_captured_graphs_train_as_the_interpreter_does():
     """On a GPU, bf16, 3 updates a shape: the loss follows the plain FP32 step's within bf16's
     rounding (2**-8 of a loss near 2).
     """
-    import torch
-    from accelerate import Accelerator
-
-    from gpt2_quant.training.fused.step import FusedStep
-    from gpt2_quant.training.loop import Plan
-    from gpt2_quant.training.plain_step import PlainStep
-
     model, tokens = make(0.0)
     plan, order = Plan(9, 1e-3, 4, 0, "bf16"), [np.array([0, 1, 2, 3]), np.array([4, 5, 6, 1])] * 4
     plain = updates(PlainStep(copy.deepcopy(model).cuda(), tokens, plan, Accelerator()), order)[0]

@@ -60,39 +60,22 @@ def source(tmp_path_factory, tiny_tokenizer) -> Path:
 
 
 def flags(source: Path, folder: Path, device: str) -> list[str]:
-    into = ["--models-dir", folder / "models", "--results-dir", folder / "results"]
-    return list(
-        map(
-            str,
-            [
-                "--base-model",
-                source / "base",
-                "--dataset",
-                source / "data",
-                "--device",
-                device,
-                *into,
-            ],
-        )
-    )
+    flags = [
+        "--base-model", source / "base", "--dataset", source / "data", "--device", device,
+        "--models-dir", folder / "models", "--results-dir", folder / "results",
+    ]  # fmt: skip
+    return list(map(str, flags))
 
 
 def start(source: Path, folder: Path, device: str, *more: object) -> subprocess.Popen:
     """Script 1 into `folder`, what it prints into `output.txt` there."""
-    command = [
-        sys.executable,
-        SCRIPT,
-        *flags(source, folder, device),
-        "--learning-rate",
-        "1e-3",
-        *map(str, more),
-    ]
+    given = [*flags(source, folder, device), "--learning-rate", "1e-3", *map(str, more)]
     folder.mkdir(exist_ok=True)
     with open(folder / "output.txt", "w", encoding="utf-8") as output:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+        streams = {"stdout": output, "stderr": subprocess.STDOUT}
+        command = [sys.executable, SCRIPT, *given]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +89,7 @@ def trained(source, device, tmp_path_factory) -> dict[str, Path]:
     victim = start(source, folders["killed"], device, "--checkpoint-minutes", 0)
     seed = folders["killed"] / "models" / "baseline_gpt2.training" / "seed-0"
     enough = f"update-{KILL_AFTER:08d}"
-    while (
-        victim.poll() is None
-        and max((path.name for path in seed.glob("update-*")), default="") < enough
-    ):
+    while victim.poll() is None and not any(p.name >= enough for p in seed.glob("update-*")):
         time.sleep(0.002)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL, output_of(folders["killed"])
@@ -126,9 +106,8 @@ def output_of(folder: Path) -> str:
 
 
 def training_of(folder: Path) -> dict:
-    return json.loads(
-        (folder / "results" / "records" / "baseline.json").read_text(encoding="utf-8")
-    )["training"]
+    record = folder / "results" / "records" / "baseline.json"
+    return json.loads(record.read_text(encoding="utf-8"))["training"]
 
 
 def scores_of(folder: Path) -> dict[str, float]:
@@ -137,23 +116,18 @@ def scores_of(folder: Path) -> dict[str, float]:
     """
     test = pd.read_parquet(folder / "results" / "predictions" / "baseline.parquet")
     logits = test[[f"logit_{i}" for i in range(4)]].to_numpy()
+    losses = pd.read_csv(folder / "results" / "training_curve.csv")["train_loss"]
     return {
         "accuracy": float((logits.argmax(axis=1) == test["label"]).mean()),
         "validation loss": training_of(folder)["validations"][-1]["loss"],
-        "train loss": float(
-            pd.read_csv(folder / "results" / "training_curve.csv")["train_loss"].tail(20).mean()
-        ),
+        "train loss": float(losses.tail(20).mean()),
     }
 
 
 def test_a_killed_training_ends_where_uninterrupted_ones_do(trained, device):
     record = training_of(trained["killed"])
-    assert (
-        KILL_AFTER
-        <= record["resumed_from"][0]
-        < record["updates"]
-        == training_of(trained["first"])["updates"]
-    )
+    assert KILL_AFTER <= record["resumed_from"][0] < record["updates"]
+    assert record["updates"] == training_of(trained["first"])["updates"]
     names = ("first", "second", "killed")
     first, second, killed = (scores_of(trained[name]) for name in names)
     weights = {
@@ -161,19 +135,14 @@ def test_a_killed_training_ends_where_uninterrupted_ones_do(trained, device):
         for name in names
     }
     for name in names[1:]:
-        apart = max(
-            float(np.abs(weights["first"][key] - tensor).max())
-            for key, tensor in weights[name].items()
-        )
+        apart = max(np.abs(weights["first"][key] - w).max() for key, w in weights[name].items())
         print(f"{name}: largest difference of a weight from the first training's: {apart:.2e}")
     for name, value in killed.items():
         middle, spread = (first[name] + second[name]) / 2, abs(first[name] - second[name])
         print(f"{name}: {first[name]:.5f}, {second[name]:.5f} uninterrupted, {value:.5f} killed")
         assert abs(value - middle) <= 2 * spread + SLACK, name
         assert device == "cuda" or value == first[name] == second[name]
-    assert (
-        first["accuracy"] > 0.5
-    )  # four classes: something was learned, so that there is something to lose
+    assert first["accuracy"] > 0.5  # of four classes: there is something to lose
     assert record["step"] == {"cpu": "plain", "cuda": "fused"}[device]
     assert device == "cpu" or record["shapes_captured"] > 3
 
@@ -185,7 +154,7 @@ def test_validation_in_mid_training_is_of_the_weights_that_are_saved(
     checkpoint has the weights of an epoch's end: run by transformers on the CPU, they must give the
     loss that was noted at that moment.
     """
-    from gpt2_quant import cli as common
+    from gpt2_quant.cli import parser, settings_from
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.tokens import tokenize
     from gpt2_quant.measure.predictions import predict
@@ -198,18 +167,12 @@ def test_validation_in_mid_training_is_of_the_weights_that_are_saved(
     noted = max(validations, key=lambda v: (v["accuracy"], -v["loss"]))
     model = load_classifier(trained["first"] / "models" / "baseline_gpt2", "cpu")
     model.load_state_dict(best)
-    splits = load_splits(
-        common.settings_from(common.parser("").parse_args(flags(source, tmp_path, "cpu")))
-    )
-    tokens = tokenize(tiny_tokenizer, splits["validation"], 128)
+    settings = settings_from(parser("").parse_args(flags(source, tmp_path, "cpu")))
+    tokens = tokenize(tiny_tokenizer, load_splits(settings)["validation"], 128)
     logits = predict(model, tokens, 64, tiny_tokenizer.pad_token_id, "validation")
-    loss = -log_softmax(logits.astype(np.float64), axis=1)[
-        np.arange(len(tokens)), tokens.labels
-    ].mean()
-    print(
-        f"validation loss: {noted['loss']:.6f} noted, {loss:.6f} of the weights in the checkpoint"
-    )
+    logs = log_softmax(logits.astype(np.float64), axis=1)
+    loss = -logs[np.arange(len(tokens)), tokens.labels].mean()
+    print(f"validation loss: {noted['loss']:.6f} noted, {loss:.6f} of the checkpoint's weights")
     assert loss == pytest.approx(noted["loss"], abs=LOSS_TOLERANCE)
-    assert np.isclose(
-        (logits.argmax(axis=1) == tokens.labels).mean(), noted["accuracy"], atol=1.5 / len(tokens)
-    )
+    accuracy = (logits.argmax(axis=1) == tokens.labels).mean()
+    assert accuracy == pytest.approx(noted["accuracy"], abs=1.5 / len(tokens))

@@ -1,11 +1,10 @@
 """GPT-2 classification as a chain of fused kernels.
 
-In W8A8 a block is nine launches, where transformers makes some forty:
+In W8A8 and FP8 a block is nine launches, where transformers makes some forty:
 
     LayerNorm+quantize -> QKV product -> attention -> quantize -> output product + residual
     LayerNorm+quantize -> up product -> GELU+quantize -> down product + residual
 
-FP8 runs on the same kernels, its products on `torch._scaled_mm` with the residual added after it.
 In floats, NF4 included, the chain runs on torch's operations. The classifier reads one token of
 each text: the last block computes only keys and values for all, a sixth of its work.
 """
@@ -21,55 +20,30 @@ from ..quantization.layers import NF4Linear
 from .gpt2 import is_fp8, is_w8a8, score_scale
 
 
-class Integers:
-    """W8A8: operands are `(codes int8 [m, k], scale float32 [m, 1])`."""
+class Codes:
+    """W8A8 and FP8: operands are `(codes [m, k], scale float32 [m, 1])`, codes int8 or e4m3."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
 
     def embed(self, transformer, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        wte, wpe = transformer.wte, transformer.wpe
-        positions = wpe.weight, wpe.weight_scale
-        return kernels.read_rows(ids, wte.weight, wte.weight_scale, dtype, *positions)
+        tables = transformer.wte, transformer.wpe
+        token, position = ((x.weight.view(self.dtype), x.weight_scale) for x in tables)
+        return kernels.read_rows(ids, *token, dtype, *position)
 
     def normalize(self, norm, x: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps)
+        return kernels.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, self.dtype)
 
     def gelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.gelu_quantize(x)
+        return kernels.gelu_quantize(x, self.dtype)
 
     def operand(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.quantize_rows(x)
+        return kernels.quantize_rows(x, self.dtype)
 
     def product(self, layer, operand, channels: slice, residual, dtype) -> Tensor:
-        parts = (x[channels] for x in (layer.weight, layer.weight_scale, layer.bias))
-        return kernels.int8_gemm(*operand, *parts, residual=residual, dtype=dtype)
-
-
-class EightBitFloats:
-    """FP8: operands are `(codes e4m3 [m, k], scale float32 [m, 1])`, bfloat16 between the layers,
-    which is what `torch._scaled_mm` gives.
-    """
-
-    def __init__(self, model):
-        layers = (module for module in model.modules() if type(module) is fp8.FP8Linear)
-        self.biases = {x: x.bias.bfloat16() for x in layers if x.bias is not None}
-
-    def embed(self, transformer, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        wte, wpe = transformer.wte, transformer.wpe
-        positions = wpe.codes, wpe.weight_scale
-        return kernels.read_rows(ids, wte.codes, wte.weight_scale, dtype, *positions)
-
-    def normalize(self, norm, x: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps, fp8.E4M3)
-
-    def gelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.gelu_quantize(x, fp8.E4M3)
-
-    def operand(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels.quantize_rows(x, fp8.E4M3)
-
-    def product(self, layer, operand, channels: slice, residual, dtype) -> Tensor:
-        parts = (x[channels] for x in (layer.codes, layer.weight_scale, self.biases[layer]))
-        out = fp8.product(*operand, *parts)
-        return out if residual is None else out.add_(residual)
+        weight = layer.weight.view(self.dtype), layer.weight_scale, layer.bias
+        parts = (x[channels] for x in weight)
+        return kernels.scaled_gemm(*operand, *parts, residual=residual, dtype=dtype)
 
 
 class Floats:
@@ -101,9 +75,11 @@ class FusedClassifier:
 
     def __init__(self, model):
         self.model, self.dtype = model, model.transformer.ln_f.weight.dtype
-        self.arithmetic: Any = Integers() if is_w8a8(model) else Floats()
-        if is_fp8(model):
-            self.arithmetic, self.dtype = EightBitFloats(model), torch.bfloat16
+        self.arithmetic: Any = Floats()
+        if is_w8a8(model):
+            self.arithmetic = Codes(torch.int8)
+        elif is_fp8(model):
+            self.arithmetic = Codes(fp8.E4M3)
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -22,8 +22,8 @@ class InputStatistics:
 
     def __init__(self, channels: int, device: torch.device):
         self.channel_absmax = torch.zeros(channels, device=device)
-        self.tokens, self.signal, self.token_noise, self.tensor_noise = 0, 0.0, 0.0, 0.0
-        self.fp8_noise = 0.0
+        self.tokens, self.signal = 0, 0.0
+        self.noise = {"per_token": 0.0, "per_tensor": 0.0, "fp8_per_token": 0.0}
 
     def update(self, x: Tensor) -> None:
         """Take in x float `[tokens, in]`."""
@@ -31,27 +31,22 @@ class InputStatistics:
         self.channel_absmax = torch.maximum(self.channel_absmax, x.abs().amax(0))
         self.tokens += len(x)
         self.signal += energy(x)
-        self.token_noise += energy(affine.dequantize(*affine.quantize_rows(x)) - x)
         codes, scale = fp8.quantize_rows(x)
-        self.fp8_noise += energy(codes.float() * scale - x)
         per_tensor = affine.quantize_tensor(x, per="tensor", name="activations")
-        self.tensor_noise += energy(per_tensor.dequantize() - x)
+        self.noise["per_token"] += energy(affine.dequantize(*affine.quantize_rows(x)) - x)
+        self.noise["per_tensor"] += energy(per_tensor.dequantize() - x)
+        self.noise["fp8_per_token"] += energy(codes.float() * scale - x)
 
     def row(self) -> dict:
         absmax = self.channel_absmax
         median, top = absmax.median().item(), absmax.max().item()
         return {
-            "channels": absmax.numel(),
-            "tokens": self.tokens,
-            "absmax": top,
-            "median_channel_absmax": median,
-            "outlier_ratio": top / max(median, 1e-12),
-            "top_channel": int(absmax.argmax()),
+            "channels": absmax.numel(), "tokens": self.tokens,
+            "absmax": top, "median_channel_absmax": median,
+            "outlier_ratio": top / max(median, 1e-12), "top_channel": int(absmax.argmax()),
             "channels_beyond_6": int((absmax >= OUTLIER).sum()),
-            "sqnr_per_token_db": decibels(self.signal, self.token_noise),
-            "sqnr_per_tensor_db": decibels(self.signal, self.tensor_noise),
-            "sqnr_fp8_per_token_db": decibels(self.signal, self.fp8_noise),
-        }
+            **{f"sqnr_{name}_db": decibels(self.signal, e) for name, e in self.noise.items()},
+        }  # fmt: skip
 
 
 def energy(x: Tensor) -> float:

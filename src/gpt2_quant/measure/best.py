@@ -1,17 +1,13 @@
 """Best mode, prepared within a time limit and checked against FP32 and eager.
 
-Best mode rounds in other places than eager, so the two differ. If it is right, its error (the root
-mean square of its logits' distance to FP32's) is another draw of eager's. Over the 16 texts of a
-check, four logits counted as two, such draws differ 1.75-fold once in a thousand times (root of
-F(32, 32)). Twice eager's error on top of it makes a factor of sqrt(1 + 2^2) = 2.24: refused.
-
-What is given up leaves a sentence in the variant's record, beside its eager figures.
+Best mode rounds in other places than eager. If it is right, its error (the root mean square of its
+logits' distance to FP32's) is another draw of eager's. Over the 16 texts of a check, four logits
+counted as two, such draws differ 1.75-fold once in a thousand times (root of F(32, 32)). Twice
+eager's error on top of it makes a factor of sqrt(1 + 2^2) = 2.24: refused, and noted in the record.
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +15,7 @@ from torch import Tensor
 
 from ..inference import engine
 from ..models.variants import BASELINE, VARIANTS
+from ..records import write_text
 from . import predictions
 from .footprint import kept_bytes
 from .session import Function, Functions, Session, Shape, eager
@@ -30,20 +27,30 @@ ROUNDING = 1e-4
 CHECKED_TEXTS = 16  # at least, at each shape
 
 
-class Budget:
-    """The seconds that preparing may take, in all and for each variant."""
+def best_functions(session: Session, results_dir: Path) -> dict[Shape, Functions]:
+    """At each shape, what `prepare_best` made and `check_on_test` left.
 
-    def __init__(self, seconds: float, seconds_each: float):
-        self.seconds, self.seconds_each = seconds, seconds_each
-        self.spent: dict[str, float] = defaultdict(float)
-
-    def run(self, key: str, prepare: Callable[[], object]) -> None:
-        """Raises TimeoutError where earlier calls have used up the time."""
-        if self.spent[key] > self.seconds_each or sum(self.spent.values()) > self.seconds:
-            raise TimeoutError("compiling took more than the time allowed")
-        start = time.monotonic()
-        prepare()
-        self.spent[key] += time.monotonic() - start
+    Whoever compiles may take the process down. A marker is left then: the next run does without
+    best mode, so that it has eager times at least, and removes the marker.
+    """
+    marker, missing = results_dir / "cache" / "best_mode_begun", ""
+    if BASELINE.key not in session.models:  # script 2, on someone's checkpoint
+        missing = "without FP32's results to check it by"
+    elif marker.exists():
+        missing = "since the last run was killed while preparing it; --overwrite tries again"
+    ready: dict[Shape, Functions] = {}
+    try:
+        if missing:
+            for key in session.models:
+                session.note(key, f"best mode: not measured, {missing}")
+        else:
+            write_text(marker, session.id)
+            ready = prepare_best(session)
+            logits = {key: predictions.load_logits(results_dir, key) for key in session.models}
+            check_on_test(session, ready, logits)
+    finally:
+        marker.unlink(missing_ok=True)
+    return ready
 
 
 def prepare_best(session: Session) -> dict[Shape, Functions]:
@@ -51,36 +58,35 @@ def prepare_best(session: Session) -> dict[Shape, Functions]:
 
     All variants are prepared for the first shape before any is for the second.
     """
-    budget = Budget(session.plan.best_seconds, session.plan.best_seconds_each)
-    keys = [key for key in session.models if not VARIANTS[key].no_best_mode]
-    for key in session.models:
+    plan, models = session.plan, session.models
+    for key in models:
         if reason := VARIANTS[key].no_best_mode:
             session.note(key, reason)
+    keys = [key for key in models if not VARIANTS[key].no_best_mode]
     keys.sort(key=lambda key: not VARIANTS[key].computes_on_codes)
-    ready: dict[Shape, Functions] = {shape: {} for shape in session.plan.best_shapes}
+    ready: dict[Shape, Functions] = {shape: {} for shape in plan.best_shapes}
     made: Functions = {}
-
-    def prepare(key: str, shape: Shape, exact: Tensor) -> None:
-        batch_size, seq_len = shape
-        if key not in made:
-            made[key] = _make(session, key, session.batch(shape))
-        batch = session.batch((max(batch_size, CHECKED_TEXTS), seq_len))
-        best = _in_parts(made[key], batch, batch_size)  # compiles or captures
-        check(best, _in_parts(eager(session.models[key]), batch, CHECKED_TEXTS), exact)
-
-    for shape in ready:
+    spent = dict.fromkeys(keys, 0.0)  # seconds
+    for shape, functions in ready.items():
         at = f"at {shape[0]} x {shape[1]}"
         batch = session.batch((max(shape[0], CHECKED_TEXTS), shape[1]))
-        exact = _in_parts(eager(session.models[BASELINE.key]), batch, CHECKED_TEXTS)
+        exact = _in_parts(eager(models[BASELINE.key]), batch, CHECKED_TEXTS)
         for key in list(keys):
+            if spent[key] > plan.best_seconds_each or sum(spent.values()) > plan.best_seconds:
+                late = "compiling took more than the time allowed"
+                session.note(key, f"best mode: left out {at}, since {late}")
+                continue
+            start = time.monotonic()
             try:
-                budget.run(key, partial(prepare, key, shape, exact))
-                ready[shape][key] = made[key]
-            except TimeoutError as fault:
-                session.note(key, f"best mode: left out {at}, since {fault}")
+                if key not in made:
+                    made[key] = _make(session, key, session.batch(shape))
+                best = _in_parts(made[key], batch, shape[0])  # compiles or captures
+                check(best, _in_parts(eager(models[key]), batch, CHECKED_TEXTS), exact)
+                functions[key] = made[key]
             except Exception as fault:  # whatever a compiler may raise
                 session.note(key, f"best mode: given up {at}, {_sentence(fault)}")
                 keys.remove(key)
+            spent[key] += time.monotonic() - start
     return ready
 
 
@@ -90,7 +96,7 @@ def _in_parts(function: Function, batch: tuple[Tensor, Tensor], batch_size: int)
 
 
 def _make(session: Session, key: str, batch: tuple[Tensor, Tensor]) -> Function:
-    """Best mode, called once; the CUDA memory that it keeps joins the variant's figures."""
+    """Best mode, called once; the CUDA memory that it keeps joins the variant's."""
     before = kept_bytes(session.device)
     best = engine.best_mode(session.models[key], session.device)
 
@@ -104,8 +110,8 @@ def _make(session: Session, key: str, batch: tuple[Tensor, Tensor]) -> Function:
 
 
 def check(best, reference, exact) -> None:
-    """Logits [n, classes] of best mode, of eager and of FP32, all tensors or all arrays. Raises
-    ValueError where best mode's error is not of the size of eager's.
+    """Logits [n, classes] of best mode, eager and FP32. Raises ValueError where best mode's error
+    is not of the size of eager's.
     """
     error, own = (float(((x - exact) ** 2).mean()) ** 0.5 for x in (best, reference))
     allowed = LARGEST_RATIO * own + ROUNDING * float(abs(exact).max())
@@ -119,8 +125,8 @@ def _sentence(fault: Exception) -> str:
 
 
 def check_on_test(session: Session, ready: dict[Shape, Functions], eager_logits: dict) -> None:
-    """Every test text through best mode, beside `eager_logits` (key -> [n, classes]): what is timed
-    is what is scored. One that fails leaves `ready`.
+    """What is timed is what is scored: every test text through best mode, beside `eager_logits`
+    (key -> [n, classes]). One that fails leaves `ready`.
     """
     functions = {key: made for at_shape in ready.values() for key, made in at_shape.items()}
     labels, size = session.tokens.labels, session.plan.texts_a_batch
@@ -137,13 +143,11 @@ def check_on_test(session: Session, ready: dict[Shape, Functions], eager_logits:
             for at_shape in ready.values():
                 at_shape.pop(key, None)
             continue
-        same = best.argmax(axis=1) == reference.argmax(axis=1)
+        answers, gap = best.argmax(axis=1), best - reference
+        same = answers == reference.argmax(axis=1)
         session.found[key].best_check = {
-            "accuracy": float((best.argmax(axis=1) == labels).mean()),
-            "agreement": float(same.mean()),
-            "flips": int((~same).sum()),
-            "largest_logit_difference": float(np.abs(best - reference).max()),
-            "rms_logit_difference": float(((best - reference) ** 2).mean() ** 0.5),
-            "n": len(labels),
-            "session": session.id,
-        }
+            "accuracy": (answers == labels).mean(), "agreement": same.mean(),
+            "flips": (~same).sum(), "largest_logit_difference": np.abs(gap).max(),
+            "rms_logit_difference": np.square(gap).mean() ** 0.5,
+            "n": len(labels), "session": session.id,
+        }  # fmt: skip

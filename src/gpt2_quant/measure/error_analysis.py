@@ -46,15 +46,15 @@ class Analysis:
 
     def save(self, results_dir: Path) -> list[Path]:
         tables = {
-            results_dir / "quantization_error.csv": self.weights,
-            results_dir / "activation_outliers.csv": self.activations,
-            results_dir / "quantization_effect.csv": self.effects,
-            results_dir / "quantization_choices.csv": self.choices,
+            "quantization_error": self.weights,
+            "activation_outliers": self.activations,
+            "quantization_effect": self.effects,
+            "quantization_choices": self.choices,
         }
-        for path, frame in tables.items():
-            records.write_csv(path, frame)
-        heat_map = results_dir / "quantization_error_heatmap.png"
-        return [*tables, *quantization_error(self.weights, heat_map)]
+        for name, frame in tables.items():
+            records.write_csv(results_dir / f"{name}.csv", frame)
+        drawn = quantization_error(self.weights, results_dir / "quantization_error_heatmap.png")
+        return [*(results_dir / f"{name}.csv" for name in tables), *drawn]
 
     def summary(self) -> str:
         sqnr = self.weights.pivot_table("sqnr_db", "scheme", "matrix", sort=False)
@@ -91,37 +91,37 @@ def weight_errors(model: nn.Module) -> pd.DataFrame:
     for path, weight in progress:
         weight = weight.detach().float()
         out, inputs = weight.shape
-        absmax = weight.abs().max().item()
+        absmax = weight.abs().max()
         for scheme, read_back in WEIGHT_SCHEMES.items():
             result = read_back(weight, path)
             error = result.values - weight
-            ratios = {
-                "worst_relative_error": (error.abs().max().item(), absmax),
-                "mean_relative_error": (error.abs().mean().item(), weight.abs().mean().item()),
-                "absmax_over_sigma": (absmax, weight.std().item()),
-            }
-            row = _position(path) | {"scheme": scheme, "out_features": out, "in_features": inputs}
-            row["bits_per_weight"] = result.bits_per_weight
-            row["sqnr_db"] = decibels(energy(weight), energy(error))
-            for name, (top, bottom) in ratios.items():
-                row[name] = top / max(bottom, affine.SMALLEST_SCALE)
-            rows.append(row | {"saturated_share": result.saturated_share})
+            rows.append(_position(path) | {
+                "scheme": scheme, "out_features": out, "in_features": inputs,
+                "bits_per_weight": result.bits_per_weight,
+                "sqnr_db": decibels(energy(weight), energy(error)),
+                "worst_relative_error": _ratio(error.abs().max(), absmax),
+                "mean_relative_error": _ratio(error.abs().mean(), weight.abs().mean()),
+                "absmax_over_sigma": _ratio(absmax, weight.std()),
+                "saturated_share": result.saturated_share,
+            })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _ratio(top: torch.Tensor, bottom: torch.Tensor) -> float:
+    return top.item() / max(bottom.item(), affine.SMALLEST_SCALE)
 
 
 def _effects() -> dict[tuple, Change]:
     def in_layers(scheme: schemes.LayerScheme, model: GPT2PreTrainedModel, wanted) -> None:
         scheme.replace(model, model.dtype, True, wanted)
 
-    how: dict[str, Callable] = {
-        "int8 affine per tensor": partial(fake_quantize_weights, scheme="int8 affine per tensor"),
-        "W8A8": partial(in_layers, schemes.W8A8),
-        "FP8": partial(in_layers, fp8.SCHEME),
-        "NF4": partial(in_layers, schemes.NF4),
-    }
+    affine_int8 = "int8 affine per tensor"
+    how: dict[str, Callable] = {affine_int8: partial(fake_quantize_weights, scheme=affine_int8)}
+    layers = {"W8A8": schemes.W8A8, "FP8": fp8.SCHEME, "NF4": schemes.NF4}
+    how |= {name: partial(in_layers, scheme) for name, scheme in layers.items()}
     return {
-        (scheme, kind): partial(quantize, wanted=partial(_is_of, kind))
-        for scheme, quantize in how.items()
+        (name, kind): partial(quantize, wanted=partial(_is_of, kind))
+        for name, quantize in how.items()
         for kind in (*KINDS, "all")
     }
 
@@ -136,13 +136,11 @@ def _normal_float(model: GPT2PreTrainedModel, scheme: str, positions: str) -> No
 
 
 CHOICES: dict[tuple, Change] = {  # scheme, choice, whether the scheme does it
-    ("NF4", f"{scales} scales, positions in {where}", taken): partial(
-        _normal_float, scheme=scheme, positions=positions
-    )
-    for scales, where, taken, scheme, positions in (
-        ("absmax", "NF4", False, "nf4", "nf4"),
-        ("least-squares", "NF4", False, "nf4 least squares", "nf4 least squares"),
-        ("least-squares", "int8", True, "nf4 least squares", "int8 per channel"),
+    ("NF4", choice, taken): partial(_normal_float, scheme=scheme, positions=positions)
+    for choice, taken, scheme, positions in (
+        ("absmax scales, positions in NF4", False, "nf4", "nf4"),
+        ("least-squares scales, positions in NF4", False, "nf4 least squares", "nf4 least squares"),
+        ("least-squares scales, positions in int8", True, "nf4 least squares", "int8 per channel"),
     )
 }
 
@@ -157,14 +155,13 @@ def _compare(
         changed = copy.deepcopy(model)
         change(changed)
         found = _logits(changed, batches)
-        row = dict(zip(columns, names, strict=True)) | {
+        rows.append(dict(zip(columns, names, strict=True)) | {
             "accuracy": (found.argmax(1) == labels).mean(),
             "float_accuracy": (reference.argmax(1) == labels).mean(),
             "agreement": (found.argmax(1) == reference.argmax(1)).mean(),
             "kl_nats": divergence(reference, found).mean(),
             "n": len(labels),
-        }
-        rows.append(row)
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 

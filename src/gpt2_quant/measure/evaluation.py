@@ -39,8 +39,8 @@ def evaluate_variant(
 ) -> dict:
     """Run `model` over validation and test; write predictions, confusion matrix and record.
 
-    `folder` is the variant's checkpoint, `baseline` the FP32 one that it came from, whose weights'
-    sha256 names the experiment. `extra` joins the record; `predict` may spread rows over processes.
+    `folder` is the variant's checkpoint, `baseline` the FP32 one that it came from. `extra` joins
+    the record; `predict` may spread rows over processes.
     """
     parts = size_in_parts(model)  # before bitsandbytes casts tensors
     described = {name: split.describe() for name, split in splits.items()}
@@ -55,16 +55,13 @@ def evaluate_variant(
         "splits": described,
         "data": described["test"] | splits["test"].facts,
         "size": {
-            "parts": parts,
-            "tensor_bytes": sum(parts.values()),
-            "file_bytes": file_bytes(folder),
-            "resident_bytes": sum(parts.values()),
-            "stored": stored_size(folder),
+            "parts": parts, "tensor_bytes": sum(parts.values()), "file_bytes": file_bytes(folder),
+            "resident_bytes": sum(parts.values()), "stored": stored_size(folder),
         },
         "batch_invariance": batch_invariance(model, tokens, pad_id),
         **(extra or {}),
-    }
-    dtype = str(model.dtype).split(".")[-1]
+    }  # fmt: skip
+    dtype = str(model.dtype).removeprefix("torch.")
     return _store(settings, VARIANTS[key], splits, logits, folder, baseline, dtype, facts)
 
 
@@ -99,15 +96,12 @@ def _store(
     figures.confusion_matrix(labels, logits["test"], variant.label, path, splits["test"].classes)
     record = {
         "variant": {
-            "label": variant.label,
-            "folder": folder.name,
-            "script": variant.script_path,
+            "label": variant.label, "folder": folder.name, "script": variant.script_path,
             "dtype": dtype,
         },
         "settings": settings.as_dict(),
         "checkpoint": {
-            "base_model": settings.base_model,
-            "baseline_sha256": weights_sha256(baseline),
+            "base_model": settings.base_model, "baseline_sha256": weights_sha256(baseline),
         },
         "data": splits["test"].describe() | splits["test"].facts,
         "splits": {name: split.describe() for name, split in splits.items()},
@@ -115,7 +109,7 @@ def _store(
         "latency": [],
         "provenance": records.provenance(settings),
         **facts,
-    }
+    }  # fmt: skip
     records.save_record(results, key, record)
     return record
 
@@ -131,8 +125,8 @@ def written(results_dir: Path, key: str) -> list[Path]:
 
 
 def batch_invariance(model, tokens: Tokens, pad_id: int) -> dict:
-    """How much a text's logits depend on the texts beside it: some test texts in batches of 16, and
-    each alone at the same length.
+    """How much a text's logits depend on the texts beside it: in batches of 16, and alone at the
+    same length.
     """
     device, function, gaps, flips = next(model.parameters()).device, eager(model), [], 0
     rows = spaced(len(tokens), min(INVARIANCE_TEXTS, len(tokens)))
@@ -153,5 +147,5 @@ def batch_invariance(model, tokens: Tokens, pad_id: int) -> dict:
 
 
 def headline(record: dict) -> str:
-    words = record["variant"]["label"] + ": accuracy {value:.4f} [{low:.4f}, {high:.4f}]"
-    return words.format(**record["metrics"]["accuracy"])
+    words = ": accuracy {value:.4f} [{low:.4f}, {high:.4f}]"
+    return record["variant"]["label"] + words.format(**record["metrics"]["accuracy"])

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,11 +22,10 @@ from .scores import reliability as reliability_bins
 def confusion_matrix(
     labels: np.ndarray, logits: np.ndarray, title: str, path: Path, names: Sequence[str] = LABELS
 ) -> list[Path]:
-    """Colour: the fraction of the row. Up to 8 classes a cell holds its count and that fraction, up
-    to 20 its count; beyond, classes that are taken for one another stand side by side, and the
-    ten most frequent confusions are listed.
+    """Colour: the fraction of the row; labels [n] in [0, C), logits [n, C].
 
-    labels [n] in [0, C); logits [n, C].
+    Up to 8 classes a cell holds its count and that fraction, up to 20 its count; beyond, confused
+    classes stand side by side, and the ten most frequent confusions are listed.
     """
     n, n_classes = logits.shape
     predicted = logits.argmax(axis=1)
@@ -47,28 +45,26 @@ def confusion_matrix(
         order = _similar_together(fraction)
         fraction, names = fraction[np.ix_(order, order)], [names[i] for i in order]
     with look():
-        size = (1.6 + cell[0] * n_classes, 1.3 + cell[1] * n_classes + bool(worst) * 1.8)
+        width = max(1.6 + cell[0] * n_classes, 4)  # the note below the title takes 2 inches
+        size = (width, 1.3 + cell[1] * n_classes + bool(worst) * 1.8)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         every = -(-n_classes // MOST_NAMED)  # beyond, some names stand for their neighbours
         # A square root spreads the small fractions.
         sns.heatmap(
             np.sqrt(fraction), vmin=0, vmax=1, cmap="Blues", annot=words, fmt="", cbar=False,
-            xticklabels=False, yticklabels=False, ax=axes,
-            annot_kws={"fontsize": font} if words is not None and font else None,
+            xticklabels=False, yticklabels=False, ax=axes, annot_kws={"fontsize": font},
         )  # fmt: skip
-        axes.set_xticks(np.arange(0, n_classes, every) + 0.5, names[::every], fontsize=font)
-        axes.set_yticks(np.arange(0, n_classes, every) + 0.5, names[::every], fontsize=font)
-        axes.tick_params(length=0)
+        ticks = np.arange(0, n_classes, every) + 0.5
         upright = n_classes > FULL_CELLS or max(map(len, names)) > LONG_NAME
-        axes.tick_params(axis="x", rotation=90 * upright)
-        axes.tick_params(axis="y", rotation=90 * (not upright))
+        axes.set_xticks(ticks, names[::every], fontsize=font, rotation=90 * upright)
+        axes.set_yticks(ticks, names[::every], fontsize=font, rotation=90 * (not upright))
+        axes.tick_params(length=0)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_title(title, loc="left", pad=20)
         note = f"accuracy {metrics.accuracy_score(labels, predicted):.4f}, n = {n:,}"
         note += "; colour: share of the true class" * (n_classes > FULL_CELLS)
-        where: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        axes.annotate(note, (0, 1), (0, 5), color=FAINT, **where)
+        axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", color=FAINT)
         if worst:
             figure.supxlabel(worst, x=0.02, ha="left", fontsize=8)
         return save(figure, path)
@@ -80,20 +76,30 @@ LONG_NAME = 12  # letters, which fill a cell's width
 
 def _similar_together(fraction: np.ndarray) -> list[int]:
     """An order of the classes that keeps the often confused together: average linkage."""
-    closeness = (fraction + fraction.T) / 2
-    distance = 1 - closeness[np.triu_indices(len(fraction), 1)]
+    distance = 1 - (fraction + fraction.T)[np.triu_indices(len(fraction), 1)] / 2
     return leaves_list(linkage(distance, "average")).tolist()
 
 
-def _worst_pairs(counts: np.ndarray, fraction: np.ndarray, names: list[str], most=10) -> str:
+def _worst_pairs(counts: np.ndarray, fraction: np.ndarray, names: list[str]) -> str:
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     lines = ["Most frequent confusions (true → predicted: rows, share of the true class)"]
-    for cell in np.argsort(-wrong, axis=None, kind="stable")[:most]:
-        row, column = divmod(int(cell), len(counts))
-        if wrong[row, column]:
-            share = f"{wrong[row, column]:,}, {fraction[row, column]:.0%}"
-            lines.append(f"{names[row]} → {names[column]}: {share}")
+    for cell in np.argsort(-wrong, axis=None, kind="stable")[:10]:
+        row, column = np.unravel_index(cell, wrong.shape)
+        if n := wrong[row, column]:
+            lines.append(f"{names[row]} → {names[column]}: {n:,}, {fraction[row, column]:.0%}")
     return "\n".join(lines)
+
+
+def _panels(n: int, height: float, sharex=False) -> tuple[Figure, np.ndarray]:
+    """A figure with `n` panels, `height` inches each, in rows of four: Axes [rows, columns]."""
+    columns = min(4, n)
+    n_rows = -(-n // columns)
+    size = (min(2.35 * columns + 0.8, WIDEST), height * n_rows + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(n_rows, columns, squeeze=False, sharex=sharex, sharey=True)
+    for axes in panels.flat[n:]:
+        axes.set_visible(False)
+    return figure, panels
 
 
 def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
@@ -102,17 +108,11 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
     Each is {key, label, labels, logits, ece, temperature}; with a temperature (fitted on
     validation) open circles show the rows after it. A circle's area is the fraction of rows.
     """
-    columns = min(4, len(variants))
-    n_rows = -(-len(variants) // columns)
     colours = style([variant["key"] for variant in variants])
     with look():
-        size = (min(2.35 * columns + 0.4, WIDEST), 2.4 * n_rows + 0.8)
-        figure = Figure(figsize=size, layout="constrained")
+        figure, panels = _panels(len(variants), 2.4, sharex=True)
         figure.suptitle("Reliability: accuracy against confidence")
-        grid = figure.subplots(n_rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for axes in grid[len(variants) :]:
-            axes.set_visible(False)
-        for variant, axes in zip(variants, grid, strict=False):
+        for variant, axes in zip(variants, panels.flat, strict=False):
             axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
             note, temperature = f"ECE {variant['ece']:.3f}", variant["temperature"]
             colour, _ = colours[variant["key"]]
@@ -123,8 +123,8 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
             axes.set_title(variant["label"], loc="left", fontsize=9)
             axes.text(0.04, 0.96, note, transform=axes.transAxes, va="top", fontsize=8, color=INK)
             axes.set(xlim=(0, 1.04), ylim=(0, 1.04))
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.tick_params(labelbottom=True)
             axes.grid()
         figure.supxlabel("confidence (probability of the predicted class)", fontsize=9)
@@ -140,20 +140,14 @@ def _circles(axes: Axes, variant: dict, temperature: float, **colours) -> None:
 
 
 def quantization_error(weights: pd.DataFrame, path: Path) -> list[Path]:
-    """SQNR in dB (6 dB are one bit) of every matrix from `error_analysis.weight_errors`: one panel
-    per scheme, each with a scale of its own, kinds of matrix across, layers downward.
+    """SQNR in dB (6 dB are one bit) of every matrix from `error_analysis.weight_errors`: a panel
+    per scheme, with a scale of its own, kinds of matrix across, layers downward.
     """
     layers = weights["layer"].map("{:.0f}".format, na_action="ignore").fillna(weights["matrix"])
     by_scheme = weights.assign(layer=layers).groupby("scheme", sort=False)
-    columns = min(4, len(by_scheme))
-    n_rows = -(-len(by_scheme) // columns)
     with look():
-        size = (min(1.2 + 2.3 * columns, WIDEST), n_rows * (1.5 + 0.2 * layers.nunique()) + 0.3)
-        figure = Figure(figsize=size, layout="constrained")
+        figure, panels = _panels(len(by_scheme), 1.4 + 0.2 * layers.nunique())
         figure.suptitle("Quantization error of the weights: SQNR (dB), more is better")
-        panels = figure.subplots(n_rows, columns, sharey=True, squeeze=False)
-        for axes in panels.flat[len(by_scheme) :]:
-            axes.set_visible(False)
         for (scheme, rows), axes in zip(by_scheme, panels.flat, strict=False):
             grid = rows.pivot_table("sqnr_db", "layer", "matrix", sort=False)
             grid = grid.bfill(axis=1).ffill(axis=1)  # an embedding's one value fills its row

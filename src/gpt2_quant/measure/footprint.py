@@ -1,7 +1,7 @@
 """Peak memory and energy of a forward pass.
 
-*Memory.* What the forward adds at most to the model's own tensors: on CUDA by the caching
-allocator, on the CPU the highest running sum of torch's profiler; without libraries' work space.
+*Memory.* What the forward adds at most to the model's own tensors: by CUDA's caching allocator, on
+the CPU the highest running sum of torch's profiler; without libraries' work space.
 
 *Energy.* Millijoules that NVIDIA's driver counts (Volta and later): the whole board's, idle too.
 """
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -45,20 +46,15 @@ def kept_bytes(device: str) -> int:
 def peak_bytes_of(call: Callable[[], object], device: str) -> int:
     """The most bytes allocated at one time during `call()`, its result included."""
     if device == "cuda":
-        torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
-        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         call()
     events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 @contextmanager

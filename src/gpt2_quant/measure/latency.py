@@ -14,10 +14,9 @@ from ..data.tokens import load_tokenizer, tokenize
 from ..models import tfidf
 from ..models.checkpoints import weights_sha256
 from ..models.loading import baseline_folder, load_variant, unavailable
-from ..models.variants import BASELINE, VARIANTS
+from ..models.variants import VARIANTS, Variant
 from . import footprint
-from .best import check_on_test, prepare_best
-from .predictions import load_logits
+from .best import best_functions
 from .session import (
     AGAIN,
     Found,
@@ -38,13 +37,11 @@ _CPU_SWEEP = ((16, 128), (1, 128), (16, 32), (1, 32))
 PROTOCOLS = {
     "cuda": Protocol(
         shapes=_SWEEP, best_shapes=_SWEEP, best_seconds=75, best_seconds_each=20,
-        blocks=6, max_rounds=6, seconds_a_shape=0.6,
-        texts=1024, texts_a_batch=64, seconds_a_pass=1.0,
+        max_rounds=6, texts=1024, texts_a_batch=64, seconds_a_pass=1.0,
     ),
     "cpu": Protocol(
         shapes=_CPU_SWEEP, best_shapes=((16, 128),), best_seconds=90, best_seconds_each=45,
-        blocks=6, max_rounds=4, seconds_a_shape=0.6,
-        texts=64, texts_a_batch=16, seconds_a_pass=0.0,
+        max_rounds=4, texts=64, texts_a_batch=16, seconds_a_pass=0.0,
     ),
 }  # fmt: skip
 
@@ -62,26 +59,24 @@ def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
     """The variants that this device has, whose model is there and whose record came from this
     baseline.
     """
-    found = records.load_records(settings.results_dir)
-    sha256 = weights_sha256(baseline_folder(settings.models_dir, checkpoint))
-    return [
-        key
-        for key, variant in VARIANTS.items()
-        if key in found
-        and found[key]["checkpoint"]["baseline_sha256"] == sha256
-        and not unavailable(variant, settings.device)
-        and (
-            not (variant.method or variant.reads_texts)
-            or (settings.models_dir / variant.folder / variant.first_file).is_file()
+    found, models = records.load_records(settings.results_dir), settings.models_dir
+    sha256 = weights_sha256(baseline_folder(models, checkpoint))
+
+    def comparable(variant: Variant) -> bool:
+        own_model = variant.method or variant.reads_texts
+        return (
+            found[variant.key]["checkpoint"]["baseline_sha256"] == sha256
+            and not unavailable(variant, settings.device)
+            and (not own_model or (models / variant.folder / variant.first_file).is_file())
         )
-    ]
+
+    return [key for key in VARIANTS if key in found and comparable(VARIANTS[key])]
 
 
 def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict[str, dict]:
     """Measure all comparable variants, renew `records.TIMED_SECTIONS`; returns records by key."""
-    device = settings.device
+    device, keys = settings.device, comparable_keys(settings, checkpoint)
     plan = protocol(settings.preset, device, settings.max_length)
-    keys = comparable_keys(settings, checkpoint)
     of_texts = [key for key in keys if VARIANTS[key].reads_texts]
     tokenizer = load_tokenizer(baseline_folder(settings.models_dir, checkpoint))
     test, pad_id = load_splits(settings)["test"], tokenizer.pad_token_id
@@ -105,42 +100,29 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
             progress.update()
         session = Session(models, found, tokens, pad_id, device, plan)
         ready: dict[Shape, Functions] = {}
-        if plan.best_shapes and BASELINE.key not in models:  # script 2, on someone's checkpoint
-            for key in models:
-                session.note(key, "best mode: not measured, without FP32's results to check it by")
-        elif plan.best_shapes:
-            ready = prepare_best(session)
-            check_on_test(
-                session, ready, {key: load_logits(settings.results_dir, key) for key in models}
-            )
+        if plan.best_shapes:
+            ready = best_functions(session, settings.results_dir)
             progress.update()
-        functions_at = _functions(models, plan, ready)
+        plain: dict[Name, Function] = {(key, "eager"): eager(models[key]) for key in models}
+        first = next(iter(models))
+        plain[first, AGAIN] = plain[first, "eager"]
+        functions_at = {
+            shape: plain | {(key, "best"): made for key, made in ready.get(shape, {}).items()}
+            for shape in plan.shapes
+        }
         for key in of_texts:
             function = _of_texts(settings.models_dir / VARIANTS[key].folder, test)
             functions_at[MEMORY_SHAPE][key, "eager"] = function
         # Compiled code on a CPU would have to serve every length first.
         modes = ("eager", "best") if device == "cuda" else ("eager",)
         over_texts = {
-            (key, mode): function
-            for (key, mode), function in functions_at[MEMORY_SHAPE].items()
-            if mode in modes and key in models
+            name: function
+            for name, function in functions_at[MEMORY_SHAPE].items()
+            if name[0] in models and name[1] in modes
         }
         batches = text_batches(tokens, plan.texts, plan.texts_a_batch, pad_id)
         session.run(functions_at, over_texts, batches, progress.update)
     return store(settings, session)
-
-
-def _functions(
-    models: dict, plan: Protocol, ready: dict[Shape, Functions]
-) -> dict[Shape, dict[Name, Function]]:
-    """What is timed at each shape; the first model's eager function under two names."""
-    plain: dict[Name, Function] = {(key, "eager"): eager(model) for key, model in models.items()}
-    first = next(iter(models))
-    plain[first, AGAIN] = plain[first, "eager"]
-    return {
-        shape: plain | {(key, "best"): made for key, made in ready.get(shape, {}).items()}
-        for shape in plan.shapes
-    }
 
 
 def _of_texts(folder: Path, test: Split) -> Function:
@@ -151,29 +133,26 @@ def _of_texts(folder: Path, test: Split) -> Function:
 
 
 def store(settings: Settings, session: Session) -> dict[str, dict]:
+    a_a = session.a_a
     timing = {
         "session": session.id,
         "protocol": asdict(session.plan),
         "interval": "median of block medians, 95% interval by order statistics of these",
         "a_a": {
-            "shapes": session.a_a,
-            "n": len(session.a_a),
-            "equal": sum(entry["equal"] for entry in session.a_a),
+            "shapes": a_a, "n": len(a_a), "equal": sum(entry["equal"] for entry in a_a),
             "criterion": "one function under two names: the intervals overlap",
         },
         "provenance": records.provenance(settings),
-    }
+    }  # fmt: skip
     stored = {}
     for key, found in session.found.items():
         record = records.load_record(settings.results_dir / "records" / f"{key}.json")
         for section in records.TIMED_SECTIONS:
             record.pop(section, None)
-        record |= {"latency": found.latency, "timing": timing}
         if found.memory:
-            record["memory"] = found.memory | {"session": session.id}
-        for section in ("throughput", "energy", "best_check", "notes"):
-            if measured := getattr(found, section):
-                record[section] = measured
+            found.memory["session"] = session.id
+        measured = {section: value for section, value in vars(found).items() if value}
+        record |= measured | {"latency": found.latency, "timing": timing}
         records.save_record(settings.results_dir, key, record)
         stored[key] = record
     return stored
@@ -182,9 +161,10 @@ def store(settings: Settings, session: Session) -> dict[str, dict]:
 def table(stored: dict[str, dict]) -> str:
     rows = {}
     for record in stored.values():
-        memory, row = record.get("memory"), {}
-        if memory:
-            row = {name: memory[f"{name}_bytes"] / footprint.MIB for name in ("resident", "peak")}
+        row = {}
+        for name, column in (("resident", "MiB held"), ("peak", "MiB peak")):
+            if "memory" in record:
+                row[column] = record["memory"][f"{name}_bytes"] / footprint.MIB
         for entry in record["latency"]:
             if (entry["batch_size"], entry["seq_len"]) == MEMORY_SHAPE:
                 row[f"{entry['mode']} ms"] = entry["median_ms"]
@@ -192,7 +172,6 @@ def table(stored: dict[str, dict]) -> str:
             row[f"{mode} texts/s"] = found["texts_per_s"]
         rows[record["variant"]["label"]] = row
     frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame = frame.rename(columns={"resident": "MiB held", "peak": "MiB peak"})
     same = record["timing"]["a_a"]
     return (
         frame.to_string(float_format="{:.2f}".format, na_rep="-")

@@ -6,9 +6,8 @@ F1) multinomially, sums over rows (NLL, Brier, ECE) row by row. Intervals are it
 
   * proportions (accuracy, precision and recall per class): Wilson's score interval, which stays in
     [0, 1] and is not empty at its ends (JASA 1927, eq. 7);
-  * calibration errors: sums of absolute values, which sampling biases upward and resampling once
-    more; the basic bootstrap takes that off: [2v - q97.5, 2v - q2.5] (Davison & Hinkley 1997, eq.
-    5.6).
+  * calibration errors, which sampling biases upward and resampling once more; the basic bootstrap
+    takes that off: [2v - q97.5, 2v - q2.5] (Davison & Hinkley 1997, eq. 5.6).
 """
 
 import numpy as np
@@ -16,7 +15,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
-from sklearn import metrics
+from sklearn.metrics import confusion_matrix
 
 from ..errors import UserError
 
@@ -26,18 +25,18 @@ BINS = 15
 
 def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predictions") -> None:
     """Raise UserError unless labels [n] are in [0, C), logits [n, C] finite, n >= 1, C >= 2."""
-    fault = ""
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
         fault = f"expected n labels and n x C logits, got {labels.shape} and {logits.shape}"
     elif len(labels) == 0:
         fault = "there are no rows to score"
     elif len(bad := np.flatnonzero(~np.isfinite(logits).all(axis=1))):
         fault = f"{len(bad)} rows have NaN or infinite logits, the first is row {bad[0]}"
-    elif labels.min() < 0 or labels.max() >= logits.shape[1]:
+    elif labels.min() < 0 or labels.max() >= (columns := logits.shape[1]):
         span = f"labels run from {labels.min()} to {labels.max()}"
-        fault = f"{span} but the logits have {logits.shape[1]} columns"
-    if fault:
-        raise UserError(f"{name}: {fault}.")
+        fault = f"{span} but the logits have {columns} columns"
+    else:
+        return
+    raise UserError(f"{name}: {fault}.")
 
 
 def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,9 +51,8 @@ def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndar
 def count_scores(
     counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray, n_classes: int
 ) -> dict[str, np.ndarray]:
-    """Accuracy, and precision, recall and F1 per class (`f1_2`), macro and, F1 alone, weighted by
-    the rows of each class, [...], where counts [..., cells] rows have `labels` [cells] and
-    `predicted` [cells]; 0 / 0 is 0.
+    """Accuracy; precision, recall, F1 per class (`f1_2`) and macro; weighted F1: each [...], where
+    counts [..., cells] rows have `labels` [cells] and `predicted` [cells]; 0 / 0 is 0.
     """
     classes = np.eye(n_classes)
     labelled, answered = counts @ classes[labels], counts @ classes[predicted]
@@ -62,11 +60,10 @@ def count_scores(
     scores = {"accuracy": correct.sum(axis=-1) / counts.sum(axis=-1)}
     # Macro means are over the classes that occur in a draw, as scikit-learn's are.
     occurring = (labelled + answered > 0).sum(axis=-1)
-    for name, per_class in (
-        ("precision", correct / np.maximum(answered, 1)),
-        ("recall", correct / np.maximum(labelled, 1)),
-        ("f1", 2 * correct / np.maximum(labelled + answered, 1)),
-    ):
+    for name, factor, of in (
+        ("precision", 1, answered), ("recall", 1, labelled), ("f1", 2, labelled + answered)
+    ):  # fmt: skip
+        per_class = factor * correct / np.maximum(of, 1)
         scores[f"{name}_macro"] = per_class.sum(axis=-1) / occurring
         scores |= {f"{name}_{c}": per_class[..., c] for c in range(n_classes)}
     weight = labelled / counts.sum(axis=-1)[..., None]
@@ -87,8 +84,7 @@ def row_terms(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
     confidence = probability.max(axis=1)
     gap = confidence - (logits.argmax(axis=1) == labels)
     terms = np.zeros((len(labels), 2 + 2 * BINS), dtype=np.float32)
-    # scikit-learn's log_loss stops at 36 nats a row, a probability of 2e-16; this one does not.
-    terms[:, 0] = -log_probability[rows, labels]
+    terms[:, 0] = -log_probability[rows, labels]  # scikit-learn's log_loss stops at 36 nats a row
     terms[:, 1] = np.square(probability - np.eye(logits.shape[1])[labels]).sum(axis=1)
     terms[rows, 2 + equal_width_bins(confidence)] = gap
     for number, run in enumerate(np.array_split(np.argsort(confidence, kind="stable"), BINS)):
@@ -114,10 +110,10 @@ def draw_sums(terms: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 def sum_scores(sums: np.ndarray, n: int) -> dict[str, np.ndarray]:
     """NLL, Brier score and calibration errors from sums [..., 32] of `row_terms` over n rows."""
-    widths, counts = np.split(np.abs(sums[..., 2:]), 2, axis=-1)
-    totals = {"nll": sums[..., 0], "brier": sums[..., 1]}
-    totals |= {"ece": widths.sum(axis=-1), "ece_adaptive": counts.sum(axis=-1)}
-    return {name: total / n for name, total in totals.items()}
+    bins = np.abs(sums[..., 2:]) / n
+    scores = {"nll": sums[..., 0] / n, "brier": sums[..., 1] / n}
+    scores |= {"ece": bins[..., :BINS].sum(axis=-1), "ece_adaptive": bins[..., BINS:].sum(axis=-1)}
+    return scores
 
 
 def calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:
@@ -130,8 +126,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """95% score interval of a proportion; (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
-    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
+    found = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def classification_scores(
@@ -142,34 +138,20 @@ def classification_scores(
     labels [n] in [0, C); logits [n, C]. Raises UserError (`check_predictions`).
     """
     check_predictions(labels, logits)
-    logits = logits.astype(np.float64)
     n, n_classes = logits.shape
-    classes, predicted = range(n_classes), logits.argmax(axis=1)
+    predicted, classes = logits.argmax(axis=1), range(n_classes)
     (truth, guess), counts = draw_counts(np.column_stack([labels, predicted]), resamples, seed)
     samples = count_scores(counts, truth, guess, n_classes)
     samples |= sum_scores(draw_sums(row_terms(labels, logits), resamples, seed), n)
 
-    per_class = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=0
-    )
-    probability = softmax(logits, axis=1)
-    brier = metrics.brier_score_loss(labels, probability, labels=classes, scale_by_half=False)
-    values = {"accuracy": metrics.accuracy_score(labels, predicted), "brier": brier}
-    values |= {name: samples[name][0] for name in ("nll", "ece", "ece_adaptive")}
-    occurs = np.union1d(labels, predicted)
-    for name, of_class in zip(("precision", "recall", "f1"), per_class[:3], strict=True):
-        values[f"{name}_macro"] = of_class[occurs].mean()
-        values |= {f"{name}_{c}": of_class[c] for c in classes}
-    values["f1_weighted"] = np.average(per_class[2], weights=per_class[3])
-
-    table = metrics.confusion_matrix(labels, predicted, labels=classes)  # [label, prediction]
+    table = confusion_matrix(labels, predicted, labels=classes)  # [label, prediction]
     proportions = {"accuracy": (table.trace(), n)}
     for name, totals in (("precision", table.sum(axis=0)), ("recall", table.sum(axis=1))):
         proportions |= {f"{name}_{c}": (table[c, c], totals[c]) for c in classes}
 
     scores = {}
-    for name, value in values.items():
-        low, high = np.quantile(samples[name][1:], (0.025, 0.975))
+    for name, sample in samples.items():
+        value, (low, high) = sample[0], np.quantile(sample[1:], (0.025, 0.975))
         hits, of = proportions.get(name, (None, n))
         if hits is not None:
             low, high = wilson(hits, of)
@@ -181,8 +163,8 @@ def classification_scores(
 
 def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> pd.DataFrame:
     """Rows (`count`), mean `confidence` and `accuracy` per equal-width bin that is not empty."""
-    probability = softmax(logits.astype(np.float64) / temperature, axis=1)
-    confidence, hits = probability.max(axis=1), probability.argmax(axis=1) == labels
+    confidence = softmax(logits.astype(np.float64) / temperature, axis=1).max(axis=1)
+    hits = logits.argmax(axis=1) == labels
     frame = pd.DataFrame({"count": 1, "confidence": confidence, "accuracy": hits})
     how = {"count": "sum", "confidence": "mean", "accuracy": "mean"}
     return frame.groupby(equal_width_bins(confidence)).agg(how)

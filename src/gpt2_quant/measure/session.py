@@ -1,13 +1,12 @@
 """One process's measurements: the same batches for every variant, one id on every figure.
 
 Each *block* takes every function at every shape (latency), then over the test texts. The first
-settles clocks and caches and is thrown away; shown are the median of the others and its interval
-between them. One function runs under two names (A/A): whether its two intervals overlap tells what
-the intervals of two variants are worth.
+settles clocks and caches and is thrown away; shown are the others' median and its interval. One
+function runs under two names (A/A): whether its intervals overlap tells what intervals are worth.
 
 *Throughput* is of texts at their real lengths, in batches of like length, from padded batches to
-logits, both in host memory, without tokenizing. The same passes give the energy; the driver renews
-its counter ten times a second at least, so that a pass of a second is off by a tenth at most.
+logits, both in host memory. The same passes give the energy: the driver renews its counter ten
+times a second at least, so that a pass of a second is off by a tenth at most.
 """
 
 import time
@@ -47,12 +46,12 @@ class Protocol:
     best_shapes: tuple[Shape, ...]
     best_seconds: float  # for compiling
     best_seconds_each: float  # of that, for one variant
-    blocks: int  # beside the one thrown away; below 6: no 95% interval
     max_rounds: int  # of a block, at one shape
-    seconds_a_shape: float  # likewise
-    texts: int | None  # of the test set, evenly spaced; None takes all
+    texts: int  # of the test set, at most, evenly spaced
     texts_a_batch: int
     seconds_a_pass: float  # at least: energy is counted coarsely
+    seconds_a_shape: float = 0.6  # of a block
+    blocks: int = 6  # beside the one thrown away; below 6: no 95% interval
     version: int = 2
 
 
@@ -63,7 +62,7 @@ class Found:
     latency: list[dict] = field(default_factory=list)
     throughput: dict[str, dict] = field(default_factory=dict)
     energy: dict[str, dict] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
+    memory: dict = field(default_factory=dict)
     best_check: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -91,15 +90,14 @@ class Session:
         self.models, self.found = models, found
         self.tokens, self.pad_id = tokens, pad_id
         self.device, self.plan = device, plan
-        self.id = uuid.uuid4().hex[:12]
-        self.rng = np.random.default_rng(0)
+        self.id, self.rng = uuid.uuid4().hex[:12], np.random.default_rng(0)
+        self.a_a: list[dict] = []
         self.joules, no_energy = footprint.energy_counter(device)
         for key in models if no_energy else ():
             self.note(key, no_energy)
-        self.a_a: list[dict] = []
 
     def note(self, key: str, text: str) -> None:
-        """Keep, once, a sentence on what is missing from a variant's figures."""
+        """Keep, once, what is missing from a variant's figures."""
         if text not in self.found[key].notes:
             self.found[key].notes.append(text)
 
@@ -113,9 +111,7 @@ class Session:
         batches: Batches,
         progress: Callable[[], object],
     ) -> None:
-        """Time the functions given for each shape, and those given for the test texts; `progress`
-        is called after each block.
-        """
+        """Time functions at each shape and over the test texts; calls `progress` after a block."""
         timed: dict[tuple[Shape, Name], Timed] = defaultdict(Timed)
         passes: dict[Name, list[tuple]] = defaultdict(list)
         names = list(over_texts)
@@ -124,29 +120,24 @@ class Session:
                 for shape, functions in functions_at.items():
                     self._time_block(shape, functions, timed)
                 for i in self.rng.permutation(len(names)):
-                    seconds = self.plan.seconds_a_pass if block else 0.0
-                    found = self._one_pass(over_texts[names[i]], batches, seconds)
-                    passes[names[i]].append(found)
+                    name, seconds = names[i], self.plan.seconds_a_pass if block else 0.0
+                    passes[name].append(self._one_pass(over_texts[name], batches, seconds))
                 progress()
-        for times in timed.values():
-            del times.blocks[:1], times.on_device[:1]
-        for (shape, (key, mode)), times in timed.items():
+        entries = {where: self._entry(*where, times) for where, times in timed.items()}
+        for (shape, (key, mode)), entry in entries.items():
             if mode != AGAIN:
-                self.found[key].latency.append(self._entry(key, shape, mode, times))
-        self.a_a = [
-            _compared(key, shape, timed[shape, (key, "eager")], again)
-            for (shape, (key, mode)), again in timed.items()
-            if mode == AGAIN and (shape, (key, "eager")) in timed
-        ]
+                self.found[key].latency.append(entry)
+            elif first := entries.get((shape, (key, "eager"))):
+                self.a_a.append(_compared(key, first, entry))
         for name, measured in passes.items():
             self._keep_passes(name, measured[1:], batches)
 
     def _time_block(self, shape: Shape, functions: dict[Name, Function], timed: dict) -> None:
-        """Each function once on the device's clock, which warms it up, then in rounds by the wall;
-        a note says whose memory ran out.
+        """Each function once on the device's clock, which warms it up, then in rounds; one whose
+        memory runs out is noted and leaves `functions`.
         """
         batch, calls = self.batch(shape), {}
-        for name, function in functions.items():
+        for name, function in [*functions.items()]:
             call, so_far = partial(function, *batch), timed[shape, name]
             try:
                 if self.device == "cuda" and name[0] in self.models:
@@ -156,31 +147,31 @@ class Session:
                     call()
                 calls[name] = call
             except torch.OutOfMemoryError:
-                key, mode = name
-                at = f"{mode} at {shape[0]} x {shape[1]}"
-                self.note(key, f"latency: {at} does not fit in the device's memory")
-                del timed[shape, name]
+                at = f"{name[1]} at {shape[0]} x {shape[1]}"
+                self.note(name[0], f"latency: {at} does not fit in the device's memory")
+                del timed[shape, name], functions[name]
         limits = self.plan.max_rounds, self.plan.seconds_a_shape
-        times = time_interleaved(calls, self.device, self.rng, *limits)
-        for name, values in times.items():
+        for name, values in time_interleaved(calls, self.device, self.rng, *limits).items():
             timed[shape, name].blocks.append(values)
 
-    def _entry(self, key: str, shape: Shape, mode: str, timed: Timed) -> dict:
-        values = [value for block in timed.blocks for value in block]
-        model = self.models.get(key)
+    def _entry(self, shape: Shape, name: Name, timed: Timed) -> dict:
+        blocks, on_device = timed.blocks[1:], timed.on_device[1:]
+        values = [value for block in blocks for value in block]
+        medians = [float(np.median(block)) for block in blocks]
+        model = self.models.get(name[0])
         # Activations have the last norm's dtype between the layers.
         dtype = str(model.transformer.ln_f.weight.dtype) if model else "float32"
         entry = {
             "batch_size": shape[0], "seq_len": shape[1],
-            "dtype": dtype.removeprefix("torch."), "mode": mode,
+            "dtype": dtype.removeprefix("torch."), "mode": name[1],
             "device": self.device if model else "cpu", "n": len(values),
-            **_between_blocks(timed), "p95_ms": float(np.percentile(values, 95)),
+            **_named(("median_ms", "median_low_ms", "median_high_ms"), medians),
+            "blocks": medians, "p95_ms": float(np.percentile(values, 95)),
             "values_ms": [round(value, 5) for value in values], "session": self.id,
         }  # fmt: skip
-        if timed.on_device:
-            own_ms, waited = zip(*timed.on_device, strict=True)
-            median, low, high = median_interval(own_ms)
-            entry |= {"device_median_ms": median, "device_low_ms": low, "device_high_ms": high}
+        if on_device:
+            own_ms, waited = zip(*on_device, strict=True)
+            entry |= _named(("device_median_ms", "device_low_ms", "device_high_ms"), own_ms)
             entry["device_waits_for_host"] = any(waited)
         return entry
 
@@ -189,23 +180,17 @@ class Session:
         key, mode = name
         n_texts = sum(len(batch["labels"]) for batch in batches)
         n_tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
-        rates = [texts / seconds for texts, seconds, _ in measured]
-        median, low, high = median_interval(rates)
-        self.found[key].throughput[mode] = {
-            "texts_per_s": median, "texts_per_s_low": low, "texts_per_s_high": high,
-            "tokens_per_s": median * n_tokens / n_texts,
-            "n": n_texts, "batch_size": self.plan.texts_a_batch, "mode": mode,
-            "values_texts_per_s": rates, "session": self.id,
+        texts, seconds, joules = np.array(measured).T
+        rates = _rates("texts_per_s", texts / seconds)
+        self.found[key].throughput[mode] = rates | {
+            "tokens_per_s": rates["texts_per_s"] * n_tokens / n_texts, "n": n_texts,
+            "batch_size": self.plan.texts_a_batch, "mode": mode, "session": self.id,
         }  # fmt: skip
         if self.joules:
-            texts, seconds, joules = (sum(column) for column in zip(*measured, strict=True))
-            values = [1000 * drawn / done for done, _, drawn in measured]
-            median, low, high = median_interval(values)
-            self.found[key].energy[mode] = {
-                "joules_per_1000_texts": median, "joules_per_1000_texts_low": low,
-                "joules_per_1000_texts_high": high, "values_joules_per_1000_texts": values,
-                "mean_watts": joules / seconds, "seconds": seconds, "texts": texts,
-                "shortest_window_seconds": min(seconds for _, seconds, _ in measured),
+            rates = _rates("joules_per_1000_texts", 1000 * joules / texts)
+            self.found[key].energy[mode] = rates | {
+                "mean_watts": joules.sum() / seconds.sum(), "seconds": seconds.sum(),
+                "texts": int(texts.sum()), "shortest_window_seconds": seconds.min(),
                 "mode": mode, "session": self.id,
             }  # fmt: skip
 
@@ -226,29 +211,29 @@ class Session:
                 return texts, seconds, read_joules() - joules
 
 
-def _between_blocks(timed: Timed) -> dict:
-    """The median of the blocks' medians, its interval, and the medians themselves."""
-    medians = [float(np.median(values)) for values in timed.blocks]
-    median, low, high = median_interval(medians)
-    return {"median_ms": median, "median_low_ms": low, "median_high_ms": high, "blocks": medians}
+def _named(names: tuple[str, str, str], values) -> dict[str, float]:
+    return dict(zip(names, median_interval(values), strict=True))
 
 
-def _compared(key: str, shape: Shape, first: Timed, again: Timed) -> dict:
-    """One function's two results at one shape; equal: their intervals overlap."""
-    one, other = _between_blocks(first), _between_blocks(again)
-    latest, earliest = (
-        pick(result[end] for result in (one, other))
-        for pick, end in ((max, "median_low_ms"), (min, "median_high_ms"))
+def _rates(name: str, values: np.ndarray) -> dict:
+    found = _named((name, f"{name}_low", f"{name}_high"), values)
+    return found | {f"values_{name}": values.tolist()}
+
+
+def _compared(key: str, first: dict, again: dict) -> dict:
+    """One function's two entries at one shape; equal: their intervals overlap."""
+    shape = {name: first[name] for name in ("batch_size", "seq_len")}
+    result = {"variant": key} | shape
+    for name in ("median_ms", "median_low_ms", "median_high_ms", "blocks"):
+        result |= {name: first[name], f"again_{name}": again[name]}
+    overlap = max(first["median_low_ms"], again["median_low_ms"]) <= min(
+        first["median_high_ms"], again["median_high_ms"]
     )
-    renamed = {f"again_{name}": value for name, value in other.items()}
-    where = {"variant": key, "batch_size": shape[0], "seq_len": shape[1]}
-    return where | one | renamed | {"equal": latest <= earliest}
+    return result | {"equal": overlap}
 
 
 def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_before: int) -> dict:
-    """Bytes held by a freshly loaded model, and the most during a forward pass of `batch`;
-    `allocated_before` is the allocator's count before loading.
-    """
+    """Bytes held by a freshly loaded model, and the most during a forward pass of `batch`."""
     resident = resident_bytes(model)  # before bitsandbytes casts tensors
     allocated = footprint.allocated_bytes(device) - allocated_before
     call = partial(eager(model), *batch)
@@ -256,8 +241,6 @@ def measure_memory(model, batch: tuple[Tensor, Tensor], device: str, allocated_b
         call()  # kernels tune themselves in their first call
         peak = resident + footprint.peak_bytes_of(call, device)
     batch_size, seq_len = batch[0].shape
-    return {
-        "resident_bytes": resident, "peak_bytes": peak,
-        "batch_size": batch_size, "seq_len": seq_len,
-        **({"allocated_bytes": allocated} if device == "cuda" else {}),
-    }  # fmt: skip
+    shape = {"batch_size": batch_size, "seq_len": seq_len}
+    found = {"resident_bytes": resident, "peak_bytes": peak} | shape
+    return found | ({"allocated_bytes": allocated} if device == "cuda" else {})

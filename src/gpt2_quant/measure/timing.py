@@ -1,9 +1,9 @@
 """Timing of calls, and an interval that holds beyond the moment they were timed in.
 
-All variants get the same batch of real texts, already on the device, and are timed in turns, in an
-order shuffled anew each *round*: drift of clock and temperature hits all alike. Neighbouring values
-share the machine's mood, so an interval over all of them is too narrow. Rounds are therefore
-gathered in *blocks*, which lie minutes apart, and the interval is over the blocks' medians.
+All variants get the same batch of real texts on the device and are timed in turns, in an order
+shuffled anew each *round*: drift of clock and temperature hits all alike. Neighbouring values share
+the machine's mood, so rounds are gathered in *blocks*, which lie apart, and the interval is over
+the blocks' medians: over all values it would be too narrow.
 
 The median has a distribution-free 95% interval of order statistics: the number of values below the
 true median is binomial(n, 1/2), so the k-th smallest and k-th largest enclose it with probability 1
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy.stats import quantile_test
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..data.tokens import Tokens, pad_batch, sorted_batches
 
@@ -46,17 +47,15 @@ def shape_batch(
     """input_ids and attention_mask, int64 [batch_size, seq_len], of evenly spaced texts, cut or
     padded on the right.
     """
-    ids = torch.full((batch_size, seq_len), pad_id)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(spaced(len(tokens), batch_size)):
-        text = torch.from_numpy(tokens.row(row)[:seq_len])
-        ids[i, : len(text)], mask[i, : len(text)] = text, 1
-    return ids.to(device), mask.to(device)
+    batch = pad_batch(tokens, spaced(len(tokens), batch_size), pad_id)
+    missing = 0, seq_len - batch["input_ids"].shape[1]  # below 0 where it cuts
+    ids = pad(batch["input_ids"], missing, value=pad_id)
+    return ids.to(device), pad(batch["attention_mask"], missing).to(device)
 
 
-def text_batches(tokens: Tokens, limit: int | None, batch_size: int, pad_id: int) -> Batches:
-    """`limit` texts, evenly spaced, or all: batches of like length on the host, longest first."""
-    rows = spaced(len(tokens), min(limit or len(tokens), len(tokens)))
+def text_batches(tokens: Tokens, limit: int, batch_size: int, pad_id: int) -> Batches:
+    """At most `limit` texts, evenly spaced: batches of like length on the host, longest first."""
+    rows = spaced(len(tokens), min(limit, len(tokens)))
     groups = sorted_batches(tokens.lengths[rows], batch_size)
     return [pad_batch(tokens, rows[group], pad_id) for group in groups]
 
@@ -78,8 +77,8 @@ def time_once(call: Callable[[], object], device: str) -> float:
 def time_on_device(call: Callable[[], object], longest_ms: float) -> tuple[float, bool]:
     """Milliseconds of CUDA's own work in `call()`, by events; whether it waited for the host.
 
-    The device sleeps first, for as long as the launches may take (`longest_ms`), and then finds all
-    of them queued. It waits all the same for a call that asks it something midway.
+    The device sleeps first, as long as the launches may take (`longest_ms`), and finds all of them
+    queued. It waits all the same for a call that asks it something midway.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
@@ -113,8 +112,7 @@ def time_interleaved(
     is expected to end within `seconds`.
     """
     values: dict[Name, list[float]] = {name: [] for name in calls}
-    names = list(calls)
-    start = time.perf_counter()
+    names, start = list(calls), time.perf_counter()
     for done in range(1, max_rounds + 1):
         for i in rng.permutation(len(names)):
             values[names[i]].append(time_once(calls[names[i]], device))

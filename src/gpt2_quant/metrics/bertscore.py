@@ -17,7 +17,7 @@ import torch
 from ..cache import Cache
 from ..models.loading import quiet_loading
 from .embeddings import N_LAYERS, N_POSITIONS, WEIGHTS_SHA256, Encoder
-from .scored import References, Scored, cached_rows, check_pairs, has_words
+from .scored import References, Scored, cached_rows, has_words, pair_items
 
 BASELINE_PAIRS = 1000
 
@@ -28,15 +28,14 @@ def bertscore(
     """BERTScore under MiniLM's last layer, without idf; values are F, NaN for blank texts; `parts`
     has precision and recall. Longer texts are truncated to N_POSITIONS tokens.
     """
-    check_pairs(candidates, references)
     signature = f"BERTScore|all-MiniLM-L6-v2@{WEIGHTS_SHA256[:8]}|layer {N_LAYERS}|no idf"
     signature += f"|first {N_POSITIONS} tokens|F1|raw"
     # The package crashes on blank texts.
     pairs = [
-        (i, candidates[i], reference)
-        for i, group in enumerate(references)
+        (i, candidate, reference)
+        for i, (candidate, *group) in enumerate(pair_items(candidates, references))
         for reference in group
-        if has_words(candidates[i]) and has_words(reference)
+        if has_words(candidate)
     ]
     score = functools.partial(_score, encoder=encoder)
     rows = cached_rows(cache, "bertscore", signature, [pair[1:] for pair in pairs], score, width=3)

@@ -18,7 +18,7 @@ from itertools import zip_longest
 import numpy as np
 
 from ..cache import Cache
-from .scored import References, Scored, cached_rows, check_pairs, has_words, version
+from .scored import References, Scored, cached_rows, has_words, pair_items, version
 
 
 def bleu(candidates: Sequence[str], references: References, cache: Cache | None = None) -> Scored:
@@ -41,17 +41,15 @@ def chrf(candidates: Sequence[str], references: References, cache: Cache | None 
 
 
 def _sacrebleu(name, sentence, corpus, settings, candidates, references, cache) -> Scored:
-    check_pairs(candidates, references)
-    items = _items(candidates, references)
+    items = pair_items(candidates, references)
     fixed = f"{name}|{version('sacrebleu')}|{settings}"
 
     def score(candidate: str, *group: str) -> float:
         defined = group and has_words(candidate)
         return sentence.sentence_score(candidate, group).score if defined else np.nan
 
-    values = cached_rows(
-        cache, name.lower(), fixed, items, lambda some: [score(*item) for item in some]
-    )[:, 0]
+    rows = cached_rows(cache, name.lower(), fixed, items, lambda some: [score(*i) for i in some])
+    values = rows[:, 0]
     defined = [item for item, value in zip(items, values, strict=True) if np.isfinite(value)]
     if not defined:
         return Scored(name, values, fixed)
@@ -67,11 +65,6 @@ def _sacrebleu(name, sentence, corpus, settings, candidates, references, cache) 
     return Scored(name, values, signature, pooled)
 
 
-def _items(candidates, references, keep=has_words) -> list[tuple[str, ...]]:
-    pairs = zip(candidates, references, strict=True)
-    return [(candidate, *filter(keep, group)) for candidate, group in pairs]
-
-
 def nltk_bleu(
     candidates: Sequence[str], references: References, cache: Cache | None = None
 ) -> Scored:
@@ -79,7 +72,6 @@ def nltk_bleu(
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
-    check_pairs(candidates, references)
     smoothing, tokens = SmoothingFunction().method4, functools.cache(NLTKWordTokenizer().tokenize)
     signature = f"BLEU (NLTK)|{version('nltk')}|NLTKWordTokenizer|smoothing method 4"
 
@@ -91,6 +83,6 @@ def nltk_bleu(
         words = [tokens(text) for text in group]
         return 100 * sentence_bleu(words, tokens(candidate), (1 / order,) * order, smoothing)
 
-    items = _items(candidates, references, keep=tokens)
+    items = pair_items(candidates, references, keep=tokens)
     rows = cached_rows(cache, "bleu_nltk", signature, items, lambda some: [score(*i) for i in some])
     return Scored("BLEU (NLTK)", rows[:, 0], signature)

@@ -39,27 +39,23 @@ def coherence(texts: Sequence[str], encoder: Encoder, parts: Sequence[str] = PAR
     result's `parts` has every factor and the number of sentences.
     """
     version = f"SCS|v2|order model {order_model_hash()}|{encoder.signature}"
+    columns = (*PARTS, "sentences")
 
     def compute(items):
-        return _all_parts([text for (text,) in items], encoder)
+        table = np.full((len(items), len(columns)), np.nan)
+        embedded = _embedded([text for (text,) in items], encoder)
+        for row, (sentences, vectors) in zip(table, embedded, strict=True):
+            row[-1] = len(sentences)
+            if len(sentences) > 1:
+                in_place = judge(vectors, [cues_of(sentence) for sentence in sentences])
+                row[:-1] = coherence_parts(in_place, vectors)
+        return table
 
-    columns = (*PARTS, "sentences")
     items = [(text,) for text in texts]
     rows = cached_rows(encoder.cache, "coherence_parts", version, items, compute, len(columns))
     table = dict(zip(columns, rows.T, strict=True))
     values = np.prod([np.maximum(table[part], FLOOR) for part in parts], axis=0)
     return Scored("SCS", values, f"{version}|{'+'.join(parts)}", parts=table)
-
-
-def _all_parts(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
-    """Continuity, novelty, unity, number of sentences, float64 [len(texts), 4]."""
-    table = np.full((len(texts), len(PARTS) + 1), np.nan)
-    for row, (sentences, vectors) in zip(table, _embedded(texts, encoder), strict=True):
-        row[-1] = len(sentences)
-        if len(sentences) > 1:
-            in_place = judge(vectors, [cues_of(sentence) for sentence in sentences])
-            row[:-1] = coherence_parts(in_place, vectors)
-    return table
 
 
 def coherence_parts(in_place: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -78,25 +74,21 @@ def coherence_parts(in_place: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 def adjacent_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
     """Mean cosine of neighbouring sentences: rewards repetition. NaN below two."""
-
-    def neighbours(n: int):
-        return np.arange(n - 1), np.arange(1, n)
-
-    return _cosines("adjacent cosine", texts, encoder, neighbours)
+    return _cosines("adjacent cosine", texts, encoder, lambda cosines: np.diag(cosines, 1))
 
 
 def all_pairs_cosine(texts: Sequence[str], encoder: Encoder) -> Scored:
     """Mean cosine over all pairs of sentences: blind to order. NaN below two."""
-    return _cosines("all-pairs cosine", texts, encoder, lambda n: np.triu_indices(n, 1))
+    return _cosines("all-pairs cosine", texts, encoder, lambda c: c[np.triu_indices(len(c), 1)])
 
 
-def _cosines(name: str, texts: Sequence[str], encoder: Encoder, pairs: Callable) -> Scored:
-    """Mean cosine over the (rows, columns) that `pairs` picks of [n, n]."""
+def _cosines(name: str, texts: Sequence[str], encoder: Encoder, chosen: Callable) -> Scored:
+    """Mean of the cosines `chosen` from [n, n]."""
     values = np.full(len(texts), np.nan)
     for i, (_, vectors) in enumerate(_embedded(texts, encoder)):
         if len(vectors) > 1:
             exact = vectors.astype(np.float64)
-            values[i] = (exact @ exact.T)[pairs(len(exact))].mean()
+            values[i] = chosen(exact @ exact.T).mean()
     return Scored(name, values, f"{name}|{encoder.signature}")
 
 

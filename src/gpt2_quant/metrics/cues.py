@@ -1,4 +1,4 @@
-"""Lexical cues to a sentence's position in a text of English news, beyond its vector.
+"""Lexical cues to a sentence's position in a text of English news.
 
 A story names a person in full and then by the surname, says "a ferry" and then "the ferry", and
 does not open with "He", "But" or a quotation. The cues' weights are learned (`order_model.py`).

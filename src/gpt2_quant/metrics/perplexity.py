@@ -3,8 +3,8 @@
     PPL = exp( -1/T * sum over t of log p(x_t | x_<t) )
 
 The first token is scored given the end-of-text token, as between GPT-2's training documents. Beyond
-the context, windows move by half a context: each token is scored once and, past the first window,
-with at least half a context before it. Per token it depends on the tokenizer; across models compare
+the context, windows move by half of it: each token is scored once and, past the first window, with
+at least half a context before it. Per token it depends on the tokenizer; across models compare
 
     per word (white space) = exp(NLL / words),   bits per byte of UTF-8 = NLL / (ln 2 * bytes)
 
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from ..cache import Cache
 from ..data.hub import fetch_model_folder
@@ -38,7 +37,7 @@ Window = tuple[int, int, int, int]  # sequence, first position, length, scored
 
 @dataclass
 class LanguageModel:
-    """GPT-2, its tokenizer, a name with its weights' hash; `start_id` stands before each text."""
+    """GPT-2; `signature` names its weights, `start_id` stands before each text."""
 
     model: Any
     tokenizer: Any
@@ -61,38 +60,33 @@ class LanguageModel:
         """-log p of each token in nats, float64 [T] per sequence."""
         ends = np.cumsum([len(sequence) for sequence in ids])
         result = np.empty(ends[-1])
-        for tokens, logits, targets in self.scored_tokens(ids, None):
+        for tokens, logits, targets in self.scored_tokens(ids):
             nll = cross_entropy(logits, targets, reduction="none")
             result[tokens] = nll.double().cpu().numpy()
         return np.split(result, ends[:-1])
 
     @torch.inference_mode()
     def scored_tokens(
-        self, ids: Sequence[Sequence[int]], what: str | None
+        self, ids: Sequence[Sequence[int]]
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
         """Yields (tokens [m], logits float32 [m, V], targets [m]); `tokens` indexes the
-        concatenated sequences. `what` names the progress bar, None hides it.
+        concatenated sequences.
         """
         flat = np.concatenate(ids).astype(np.int64)
         lengths = [len(sequence) for sequence in ids]
         starts = np.cumsum([0, *lengths])
-        windows = _windows(lengths, self.context)
-        windows.sort(key=lambda window: -window[2])
-        hidden = what is None or len(ids) < 50
-        with tqdm(total=len(flat), desc=what, unit="token", disable=hidden, leave=False) as bar:
-            while windows:
-                size = max(1, BATCH_TOKENS[self.device] // windows[0][2])
-                batch, windows = windows[:size], windows[size:]
-                ends = [(starts[i] + first + length, count) for i, first, length, count in batch]
-                tokens = np.concatenate([np.arange(end - count, end) for end, count in ends])
-                targets = torch.from_numpy(flat[tokens]).to(self.device)
-                yield tokens, self._logits(ids, batch), targets
-                bar.update(len(tokens))
+        windows = sorted(_windows(lengths, self.context), key=lambda window: -window[2])
+        while windows:
+            size = max(1, BATCH_TOKENS[self.device] // windows[0][2])
+            batch, windows = windows[:size], windows[size:]
+            ends = [(starts[i] + first + length, count) for i, first, length, count in batch]
+            tokens = np.concatenate([np.arange(end - count, end) for end, count in ends])
+            targets = torch.from_numpy(flat[tokens]).to(self.device)
+            yield tokens, self._logits(ids, batch), targets
 
     def _logits(self, ids: Sequence[Sequence[int]], batch: list[Window]) -> torch.Tensor:
         """Logits float32 [m, V] at the scored positions of these windows."""
-        # Position j of a window reads token first+j-1 and predicts token first+j; before token 0
-        # stands start_id.
+        # Position j reads token first+j-1 (before token 0: start_id) and predicts the next.
         read = [[self.start_id, *ids[i]][first : first + length] for i, first, length, _ in batch]
         input_ids = pad_sequence([torch.tensor(row) for row in read], True, self.start_id)
         position = torch.arange(input_ids.shape[1])
@@ -162,8 +156,7 @@ def perplexity(
     nll, tokens = np.where([[has_words(text)] for text in texts], rows, np.nan).T
     words = [len(text.split()) or np.nan for text in texts]
     size = [len(text.encode("utf-8", "surrogatepass")) or np.nan for text in texts]
-    # Beyond 700 float64 overflows.
-    per_word = np.exp(np.minimum(nll / words, 700))
+    per_word = np.exp(np.minimum(nll / words, 700))  # beyond, float64 overflows
     bits = nll / np.log(2) / size
     parts = {"per_word": per_word, "bits_per_byte": bits, "tokens": tokens, "nll": nll}
 

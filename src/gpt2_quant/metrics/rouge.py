@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..cache import Cache
-from .scored import References, Scored, cached_rows, check_pairs, version
+from .scored import References, Scored, cached_rows, pair_items, version
 from .sentences import split_sentences
 
 LABELS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
@@ -29,9 +29,7 @@ _ASCII_WORD = re.compile(r"[a-z0-9]{4,}")
 
 
 class UnicodeTokenizer:
-    """rouge-score's `tokenizer` for every alphabet; a Chinese or Japanese character, and an emoji,
-    is a token.
-    """
+    """rouge-score's `tokenizer` for every alphabet; a CJK character or an emoji is a token."""
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer
@@ -58,7 +56,6 @@ def rouge(
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    check_pairs(candidates, references)
     tokenizer = UnicodeTokenizer()
     scorer = RougeScorer(list(variants), tokenizer=tokenizer)
     signature = version("rouge-score")
@@ -69,7 +66,6 @@ def rouge(
     def score(candidate: str, *group: str) -> np.ndarray:
         """Precision, recall, F [variants, 3]."""
         row = np.full((len(variants), 3), np.nan)
-        group = tuple(filter(n_tokens, group))
         if group and n_tokens(candidate):
             best = scorer.score_multi([lines(text) for text in group], lines(candidate))
             row[:] = [best[name] for name in variants]
@@ -78,12 +74,11 @@ def rouge(
                 row[[name == "rouge2" for name in variants]] = np.nan
         return row
 
-    def compute(missing):
-        return [score(*item).ravel() for item in missing]
-
-    items = [(text, *group) for text, group in zip(candidates, references, strict=True)]
+    items = pair_items(candidates, references, keep=n_tokens)
     table, width = "rouge_" + "_".join(variants), 3 * len(variants)
-    rows = cached_rows(cache, table, signature, items, compute, width)
+    rows = cached_rows(
+        cache, table, signature, items, lambda some: [score(*i) for i in some], width
+    )
     rows = rows.reshape(-1, len(variants), 3)
     scored = {}
     for name, (precision, recall, f) in zip(variants, rows.transpose(1, 2, 0), strict=True):

@@ -65,17 +65,23 @@ def cached_rows(
         return (cache or Cache(None)).rows(name, keys, compute_missing).reshape(-1, width)
 
 
-def check_pairs(candidates: Sequence[str], references: References) -> None:
-    """Raise UserError unless each candidate has a list of references that is not empty."""
+def has_words(text: str) -> bool:
+    return bool(text.strip())
+
+
+def pair_items(
+    candidates: Sequence[str], references: References, keep: Callable = has_words
+) -> list[tuple[str, ...]]:
+    """(candidate, those of its references that `keep` accepts) of each text. Raises UserError
+    unless each candidate has a list of references that is not empty.
+    """
     if len(candidates) != len(references):
         fault = f"{len(candidates)} candidates but {len(references)} lists of references"
         raise UserError(f"{fault}: give one list per candidate")
     if any(isinstance(group, str) or not group for group in references):
         raise UserError("each candidate needs a list of at least one reference")
-
-
-def has_words(text: str) -> bool:
-    return bool(text.strip())
+    pairs = zip(candidates, references, strict=True)
+    return [(candidate, *filter(keep, group)) for candidate, group in pairs]
 
 
 def version(package: str) -> str:

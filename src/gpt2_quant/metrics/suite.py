@@ -1,6 +1,6 @@
 """All metrics over one set of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .bleu import bleu, chrf, nltk_bleu
 from .coherence import coherence
 from .embeddings import Encoder
 from .perplexity import LanguageModel, load_language_model, perplexity
-from .rouge import rouge
+from .rouge import LABELS, rouge
 from .scored import References, Scored
 
 
@@ -42,14 +42,24 @@ def score_texts(
     candidates: Sequence[str], references: References | None, tools: Tools
 ) -> dict[str, Scored]:
     """Every metric by name; without references only perplexity and coherence."""
-    scored: list[Scored] = []
-    if references is not None:
-        scored += rouge(candidates, references, tools.cache).values()
-        scored += [m(candidates, references, tools.cache) for m in (bleu, nltk_bleu, chrf)]
-        scored += [bertscore(candidates, references, tools.encoder, tools.cache)]
+    ngrams = (bleu, nltk_bleu, chrf)
+    scored = [] if references is None else overlap(candidates, references, tools, ngrams=ngrams)
     scored += [perplexity(candidates, tools.language_model, tools.cache)]
     scored += [coherence(candidates, tools.encoder)]
     return {metric.name: metric for metric in scored}
+
+
+def overlap(
+    candidates: Sequence[str],
+    references: References,
+    tools: Tools,
+    rouges: Sequence[str] = tuple(LABELS),
+    ngrams: Iterable[Callable] = (bleu, chrf),
+) -> list[Scored]:
+    """The metrics that need references."""
+    scored = [*rouge(candidates, references, tools.cache, rouges).values()]
+    scored += [metric(candidates, references, tools.cache) for metric in ngrams]
+    return [*scored, bertscore(candidates, references, tools.encoder, tools.cache)]
 
 
 def summary(scored: dict[str, Scored]) -> pd.DataFrame:

@@ -7,9 +7,10 @@ rows with outliers. Both take one byte. As in W8A8 the scales stand outside the 
 
     y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o]
 
-which is a float's here, not exact. GPUs since compute capability 8.9 multiply the codes themselves
-(`torch._scaled_mm`), the fastest product there is at large widths. Elsewhere the same codes are
-multiplied as float32: this shows what FP8 costs in accuracy, and its time says nothing.
+which is a float's here, not exact. GPUs since compute capability 8.9 multiply the codes themselves,
+by W8A8's kernel (`kernels/gemm.py`: its precision, and its times beside `torch._scaled_mm`).
+Elsewhere the same codes are multiplied as float32: this shows what FP8 costs in accuracy, and its
+time says nothing.
 """
 
 from typing import Any
@@ -23,7 +24,6 @@ from .schemes import LayerScheme
 
 E4M3 = torch.float8_e4m3fn
 CODE_MAX = 448.0
-MULTIPLE = 16  # of inputs and outputs, which `torch._scaled_mm` wants
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,24 +38,6 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def is_native(device: torch.device) -> bool:
     """Whether the device multiplies FP8 codes."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
-
-
-def product(
-    codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
-) -> Tensor:
-    """`scale * weight_scale * (codes weight^T) + bias`, `[m, n]`: bfloat16 where the device
-    multiplies FP8, else float32.
-
-    codes e4m3 `[m, k]`, scale float32 `[m, 1]`, weight e4m3 `[n, k]`, weight_scale float32 `[n]`,
-    bias float `[n]`.
-    """
-    n, k = weight.shape
-    if is_native(codes.device) and not n % MULTIPLE and not k % MULTIPLE:
-        bias = None if bias is None else bias.bfloat16()
-        scales = scale, weight_scale[None, :]
-        return torch._scaled_mm(codes, weight.t(), *scales, bias=bias, out_dtype=torch.bfloat16)
-    y = codes.float() @ weight.float().t() * scale * weight_scale
-    return y if bias is None else y + bias
 
 
 class FP8Weight(QuantizedLayer):
@@ -86,9 +68,14 @@ class FP8Weight(QuantizedLayer):
     def _multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, self.columns).contiguous()
         kernels = kernels_for(x.device) if is_native(x.device) else None
-        codes, scale = kernels.quantize_rows(rows, E4M3) if kernels else quantize_rows(rows)
-        y = product(codes, scale, self.codes, self.weight_scale, bias)
-        return y.to(x.dtype).view(*x.shape[:-1], self.rows)
+        if kernels is not None:
+            weight = self.codes, self.weight_scale, bias
+            y = kernels.scaled_gemm(*kernels.quantize_rows(rows, E4M3), *weight, dtype=x.dtype)
+        else:
+            codes, scale = quantize_rows(rows)
+            y = codes.float() @ self.codes.float().t() * scale * self.weight_scale
+            y = (y if bias is None else y + bias).to(x.dtype)
+        return y.view(*x.shape[:-1], self.rows)
 
 
 class FP8Linear(Linear, FP8Weight):

@@ -141,7 +141,7 @@ class Int8Weight(QuantizedLayer):
         kernels, rows = kernels_for(x.device), x.reshape(-1, self.columns).contiguous()
         if kernels is not None:
             weight = self.weight, self.weight_scale, bias
-            y = kernels.int8_gemm(*kernels.quantize_rows(rows), *weight, dtype=x.dtype)
+            y = kernels.scaled_gemm(*kernels.quantize_rows(rows), *weight, dtype=x.dtype)
         else:
             y = int8_linear(*affine.quantize_rows(rows), self.weight, self.weight_scale, bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.rows)

@@ -7,15 +7,13 @@ vnni       x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)   
 vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.58
 float32    no compiler, ARM, older x86               float32 products, in pieces      1.2
 
-The time is that of a whole pass of GPT-2 124M at 4x128 in best mode (float32: module by module, as
-without a compiler), FP32 eager being 1, on two cores of one AMD EPYC (Zen 4), whose VNNI the other
-two leave unused.
+Time: a pass of GPT-2 124M at 4x128 in best mode (float32: module by module), FP32 eager being 1, on
+two cores of an AMD EPYC (Zen 4).
 
 VNNI adds four byte products to a 32-bit sum in one instruction. Without it `torch._int_mm` is a
 plain loop, 20 times slower than FP32, and vpmaddwd the widest exact product: twice as many
-multiplications as an FP32 instruction holds, each followed by an addition. Floats are exact in any
-order of addition: partial sums of up to 1,040 products are integers below 2**24
-(127 * 127 * 1040 = 16.77e6).
+multiplications as an FP32 instruction, each followed by an addition. Float sums of up to 1,040
+products are exact: integers below 2**24 (127 * 127 * 1040 = 16.77e6).
 """
 
 import ctypes
@@ -120,8 +118,8 @@ def _by_floats(
 
 @cache
 def _kernel():
-    """`linear` of product.cpp, compiled on the first call on this machine and kept in torch's
-    cache folder; None, with a warning, where that fails.
+    """`linear` of product.cpp, compiled once into torch's cache folder; None, with a warning, where
+    that fails.
     """
     try:
         kernel = ctypes.CDLL(str(_library())).linear

@@ -58,28 +58,18 @@ class LayerScheme(Scheme):
     positions: type[layers.Embedding]
 
     def replace(
-        self,
-        model: Any,
-        dtype: torch.dtype,
-        fill: bool,
-        wanted: Callable[[str], bool] = lambda path: True,
-        *,
-        version: int = 0,
-    ) -> None:
+        self, model: Any, dtype: torch.dtype, fill: bool,
+        wanted: Callable[[str], bool] = lambda path: True, *, version: int = 0,
+    ) -> None:  # fmt: skip
         """Replace Conv1D, embeddings and language-model head, or those that are `wanted`."""
         tied = hasattr(model, "lm_head") and bool(model.config.tie_word_embeddings)
         for path, module in list(model.named_modules()):
             if not wanted(path):
                 continue
-            new: nn.Module
             if path == "lm_head" and tied:
-                new = layers.TiedHead(model.transformer.wte)
+                model.lm_head = layers.TiedHead(model.transformer.wte)
             elif path == "lm_head" or isinstance(module, (Conv1D, nn.Embedding)):
-                new = self._layer(module, dtype, path, fill)
-            else:
-                continue
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, new)
+                model.set_submodule(path, self._layer(module, dtype, path, fill))
         if tied and wanted("lm_head"):
             model._tied_weights_keys = None
             model.all_tied_weights_keys = {}
@@ -98,8 +88,7 @@ class LayerScheme(Scheme):
         tied = isinstance(getattr(model, "lm_head", None), layers.TiedHead)
         for path, module in list(model.named_modules()):
             if isinstance(module, layers.QuantizedLayer):
-                parent, _, name = path.rpartition(".")
-                setattr(model.get_submodule(parent), name, _float_layer(module, path))
+                model.set_submodule(path, _float_layer(module, path))
         if tied:
             rows, columns = model.transformer.wte.weight.shape
             model.lm_head = nn.Linear(columns, rows, bias=False, device="meta")

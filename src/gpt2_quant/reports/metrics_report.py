@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..metrics.studies.edits import EDITS, edited
+from ..metrics.studies.edits import EDITS, Edit, edited
 from ..metrics.studies.examples import EDIT_STORY, OTHER_STORY
 from ..metrics.studies.human_judgements import QUALITIES
 from ..metrics.studies.human_study import LENGTH, SOURCE
@@ -75,9 +75,8 @@ def _facts(record: dict) -> list[tuple[str, str]]:
     ]
 
 
-def _rows(table: pd.DataFrame, key: str, values: str) -> list[dict]:
-    numbers = table.to_numpy(float).tolist()
-    return [{key: name, values: row} for name, row in zip(table.index, numbers, strict=True)]
+def _rows(table: pd.DataFrame) -> list[dict]:
+    return [{"name": name, "values": row.tolist()} for name, row in table.astype(float).iterrows()]
 
 
 def _scores(section: dict) -> dict:
@@ -88,7 +87,7 @@ def _scores(section: dict) -> dict:
     finding = _said("scores", kept=kept["ROUGE-1"], wrong=wrong["ROUGE-1"].mean())
     return {
         "head": names,
-        "rows": _rows(by_kind, "kind", "values"),
+        "rows": _rows(by_kind),
         "signatures": section["corpus"],
         "fooled": fooled,
         "baseline": section["bertscore_baseline"]["f1"],
@@ -105,31 +104,28 @@ def _edits(section: dict) -> dict:
     if len(negation):
         fall, metric = max(zip(negation["mean_fall"], negation["metric"], strict=True))
         findings.append((fall > 1, _said("negation", fall=max(fall, 0), metric=metric)))
-    dose = table.query("metric == 'BERTScore'").pivot_table(
-        "mean_fall", "edit", "strength", sort=False
-    )
-    strengths = sorted(table["strength"].unique())
-    versions = [(edit, edited(edit, EDIT_STORY, OTHER_STORY, 1) or "") for edit in EDITS]
+    of_bertscore = table[table["metric"] == "BERTScore"]
+    dose = of_bertscore.pivot_table("mean_fall", "edit", "strength", sort=False).sort_index(axis=1)
     return {
         "source": section["source"],
         "n_low": table["n"].min(),
         "n_high": table["n"].max(),
         "n_edits": table["edit"].nunique(),
         "ranking": ranking,
-        "strengths": [STRENGTH_NAMES[strength] for strength in strengths],
-        "dose": _rows(dose[strengths], "edit", "falls"),
+        "strengths": [STRENGTH_NAMES[int(strength)] for strength in dose.columns],
+        "dose": _rows(dose),
         "story": EDIT_STORY,
         "edited": [
-            {"edit": edit.name, "effect": edit.effect, "runs": _runs(EDIT_STORY, text)}
-            for edit, text in versions
+            {"edit": edit.name, "effect": edit.effect, "runs": _runs(edit)} for edit in EDITS
         ],
         "findings": findings,
     }
 
 
-def _runs(before: str, after: str) -> list[tuple[str, bool]]:
-    """Runs of words of `after`, each with whether it differs from `before`."""
-    old, new = before.split(), after.split()
+def _runs(edit: Edit) -> list[tuple[str, bool]]:
+    """Runs of words of the edited story, each with whether it is new."""
+    old = EDIT_STORY.split()
+    new = (edited(edit, EDIT_STORY, OTHER_STORY, 1) or "").split()
     matches = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     return [(" ".join(new[i:j]), what != "equal") for what, _, _, i, j in matches if j > i]
 
@@ -146,10 +142,10 @@ def _humans(section: dict) -> dict:
     agreement["n"] = of_coherence.groupby("metric")["n"].max()
     return {
         "rows": [
-            {"metric": name, "values": cells.to_dict("records")}
+            {"name": name, "values": cells.to_dict("records")}
             for name, cells in spearman.groupby("metric", sort=False)
         ],
-        "system": _rows(by_quality, "metric", "values"),
+        "system": _rows(by_quality),
         "systems": int(system["n"].max()),
         "source": SOURCE,
         "differences": section["coherence_differences"],
@@ -168,8 +164,8 @@ def _human_findings(section: dict, spearman: pd.DataFrame) -> list[tuple[bool, s
     rivals: dict[str, list[str]] = {"open": [], "behind": [], "ahead": []}
     for row in section["coherence_differences"]:
         if row["statistic"] == "spearman":
-            outcome = "ahead" if (row["low"] or 0) > 0 else "open"
-            rivals["behind" if (row["high"] or 0) < 0 else outcome].append(_rival(row))
+            outcome = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "open"
+            rivals[outcome].append(_rival(row))
     findings = [
         (outcome == "ahead", _said(outcome, rivals="; ".join(names)))
         for outcome, names in rivals.items()
@@ -205,14 +201,14 @@ def _held_out(section: dict) -> dict:
 
 
 def _controls(section: dict, standing: str) -> dict:
-    won = {(row["metric"], row["control"]): row["prefers_original"] for row in section["table"]}
-    shuffle = [row for row in section["table"] if row["control"] == "shuffle"]
+    table, source = section["table"], section["source"]
+    won = {(row["metric"], row["control"]): row["prefers_original"] for row in table}
+    shuffle = [row for row in table if row["control"] == "shuffle"]
     of = {row["metric"]: row for row in shuffle}
-    source, scs = section["source"], of["SCS"]
     worst = min(won["SCS", control] for control in ("topic switch", *REPETITIONS))
     shuffled = {
-        **scs,
-        **_verdict(scs["prefers_original"], SHUFFLE_TARGET),
+        **of["SCS"],
+        **_verdict(won["SCS", "shuffle"], SHUFFLE_TARGET),
         "standing": SENTENCES["standing"][standing],
         "cosine": won["adjacent cosine", "shuffle"],
         "few": of["perplexity"],
@@ -221,7 +217,7 @@ def _controls(section: dict, standing: str) -> dict:
     return {
         "source": source,
         "twice": won["perplexity", "whole text twice"],
-        "texts": max(row["texts"] for row in section["table"]),
+        "texts": max(row["texts"] for row in table),
         "shuffle": shuffle,
         "findings": [
             (shuffled["hoped"], _said("shuffle", source=source, **shuffled)),
@@ -235,8 +231,7 @@ def _quantization(section: dict) -> dict:
     # Float16, the less so where it equals FP32, is no quantization.
     quantized = [row for key, row in rows.items() if VARIANTS[key].method]
     least, *_, most = sorted(quantized, key=lambda row: row["kl_mean"])
-    differs = 1 - most["top1_agreement"]
-    finding = _said("quantization", least=least, most=most, differs=differs)
+    finding = _said("quantization", least=least, most=most, differs=1 - most["top1_agreement"])
     return {
         "rows": section["table"],
         "missing": section["missing"],

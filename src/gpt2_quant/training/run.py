@@ -104,9 +104,8 @@ def choose_step(
                 step = FusedStep(model, tokens, plan, **share)
             except torch.OutOfMemoryError:
                 step = None
-            fits = torch.tensor(step is not None, dtype=torch.float32, device=accelerator.device)
-            everywhere = accelerator.reduce(fits, "sum") == accelerator.num_processes
-            if step and everywhere:
+            fits = torch.tensor(float(step is not None), device=accelerator.device)
+            if accelerator.reduce(fits, "sum") == accelerator.num_processes and step:
                 return step
             fault = "too little GPU memory for the fused step"
             accelerator.print(f"{fault}: training with the plain one")
@@ -115,12 +114,10 @@ def choose_step(
 
 def finished(checkpoints: Checkpoints, folder: Path) -> dict | None:
     """The noted outcome of this identity, if its model is in `folder`."""
-    noted = checkpoints.folder / OUTCOME
-    if not (noted.is_file() and (folder / "config.json").is_file()):
-        return None
-    with suppress(ValueError, LookupError, TypeError):  # damaged: it is trained again
-        outcome = json.loads(noted.read_text(encoding="utf-8"))
-        return outcome if outcome["identity"] == checkpoints.identity else None
+    with suppress(OSError, ValueError, LookupError, TypeError):  # missing or damaged: trained again
+        outcome = json.loads((checkpoints.folder / OUTCOME).read_text(encoding="utf-8"))
+        if outcome["identity"] == checkpoints.identity and (folder / "config.json").is_file():
+            return outcome
     return None
 
 

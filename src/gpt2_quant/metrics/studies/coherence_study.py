@@ -31,9 +31,8 @@ PERPLEXITY_TEXTS = 30
 def whole_texts(
     people: People | None, news: Split | None, held_out: Path | None, n: int
 ) -> dict[str, tuple[list[str], str]]:
-    """Part of the record -> (texts, their source): "coherence", n whole articles or else the
-    longest news items; "held_out", the documents of a user's file. SummEval's articles were looked
-    at while SCS was made: only documents that were not can confirm it.
+    """Part of the record -> (texts, their source): "coherence", n of SummEval's articles, which
+    were looked at while SCS was made, or else the longest news items; "held_out", a user's file.
 
     Raises UserError when fewer than two of the latter have the four sentences that a shuffle takes.
     """
@@ -53,8 +52,8 @@ def whole_texts(
 
 
 def damaged_versions(texts: Sequence[str], permutations: int) -> pd.DataFrame:
-    """One row per version of a text of at least four sentences: text (its number), control
-    ("original" among them), version; `permutations` of both shuffles, one of each other control.
+    """One row per version of a text of at least four sentences: text (its number), control (or
+    "original"), version; `permutations` of both shuffles, one of each other control.
     """
     rng = np.random.default_rng(0)
     split = [sentences for sentences in map(split_sentences, texts) if len(sentences) >= 4]

@@ -6,8 +6,7 @@ metric over the originals.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,76 +18,63 @@ from .resampling import document_means, interval, preferred
 from .values import coherence_metrics, overlap_values
 
 
-@dataclass(frozen=True)
-class Originals:
-    """n texts, each with one reference, another text on another matter, and the number of the
-    document that it is about.
+def choose_originals(
+    people: People | None, news: Sequence[str], limit: int
+) -> tuple[pd.DataFrame, str]:
+    """(one row per text: text, its reference, other (a text on another matter), document (number of
+    what it is about); their source): SummEval's references where available, else enough news for
+    `limit` texts per edit.
     """
-
-    texts: list[str]
-    references: list[str]
-    others: list[str]
-    documents: list[int]
-    source: str
-
-
-def choose_originals(people: People | None, news: Sequence[str], limit: int) -> Originals:
-    """SummEval's references where available, else enough news for `limit` texts per edit; the other
-    matter is the next document's, or the next item.
-    """
-    if not people:
-        texts, source = list(news[: 60 * limit]), "AG News test items against themselves"
-        return Originals(texts, texts, texts[1:] + texts[:1], list(range(len(texts))), source)
-    groups = people[0].references
-    texts = [text for group in groups for text in group[1:7]]
-    first = [group[0] for group in groups for _ in range(6)]
-    others = texts[6:] + texts[:6]
-    documents = [document for document in range(len(groups)) for _ in range(6)]
-    source = "SummEval references 2 to 7 against reference 1"
-    return Originals(texts, first, others, documents, source)
+    if people:
+        source = "SummEval references 2 to 7 against reference 1"
+        groups, each = people[0].references, 6
+        texts = [text for group in groups for text in group[1:7]]
+        references = [group[0] for group in groups for _ in range(each)]
+    else:
+        source, each = "AG News test items against themselves", 1
+        texts = references = list(news[: 60 * limit])
+    columns = {"text": texts, "reference": references, "other": texts[each:] + texts[:each]}
+    return pd.DataFrame({**columns, "document": np.arange(len(texts)) // each}), source
 
 
 def edit_pairs(
-    originals: Originals, limit: int, strengths: Sequence[int] = STRENGTHS
+    originals: pd.DataFrame, limit: int, strengths: Sequence[int] = STRENGTHS
 ) -> pd.DataFrame:
     """One row per edited text: edit, effect, strength, text (number of the original), document,
     edited; at most `limit` texts per edit, the same at every strength.
     """
     # By hash: random, but fixed by the texts.
-    digests = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in originals.texts]
-    order = sorted(range(len(digests)), key=digests.__getitem__)
+    digests = [hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in originals.text]
+    shuffled = originals.assign(digest=digests).sort_values("digest", kind="stable")
     rows: list[tuple] = []
     for edit in EDITS:
         levels = (3,) if edit.name in ONE_STRENGTH else strengths
         most = len(rows) + limit * len(levels)
-        for i in order:
+        for i, text, _, other, document, _ in shuffled.itertuples():
             if len(rows) == most:
                 break
-            texts = originals.texts[i], originals.others[i]
-            versions = [(level, edited(edit, *texts, level)) for level in levels]
+            versions = [(level, edited(edit, text, other, level)) for level in levels]
             if all(version and version.strip() for _, version in versions):
-                document = originals.documents[i]
                 rows += [(edit.name, edit.effect, level, i, document, t) for level, t in versions]
     columns = ["edit", "effect", "strength", "text", "document", "edited"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def score_edits(
-    originals: Originals, pairs: pd.DataFrame, tools: Tools
+    originals: pd.DataFrame, pairs: pd.DataFrame, tools: Tools
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(scores of the edited texts, in the order of `pairs`; of their originals, by number): one
     column per metric, higher meant to be better.
     """
-    used = sorted(set(pairs["text"]))
-    texts = [originals.texts[i] for i in used]
-    before = _scores(texts, [originals.references[i] for i in used], tools).set_axis(used)
-    references = [originals.references[i] for i in pairs["text"]]
-    return _scores(list(pairs["edited"]), references, tools), before
+    used = originals.loc[sorted(set(pairs["text"]))]
+    before = _scores(used["text"], used["reference"], tools).set_axis(used.index)
+    return _scores(pairs["edited"], originals["reference"][pairs["text"]], tools), before
 
 
-def _scores(texts: list[str], references: list[str], tools: Tools) -> pd.DataFrame:
-    groups, metrics = [[reference] for reference in references], coherence_metrics(tools)
-    values = overlap_values(texts, groups, tools, ("rouge1", "rouge2", "rougeL"))
+def _scores(texts: Iterable[str], references: Iterable[str], tools: Tools) -> pd.DataFrame:
+    texts, metrics = list(texts), coherence_metrics(tools)
+    groups = [[reference] for reference in references]
+    values = overlap_values(texts, groups, tools, rouges=("rouge1", "rouge2", "rougeL"))
     others = {"Perplexity": metrics["perplexity"](texts), "SCS": metrics["SCS"](texts)}
     return pd.DataFrame(values | others)
 
@@ -119,11 +105,8 @@ def edit_table(pairs: pd.DataFrame, after: pd.DataFrame, before: pd.DataFrame) -
 
 def meaning_ranking(pairs: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """For each metric the fraction of (text, meaning-keeping edit, meaning-breaking edit) where the
-    kept meaning scores higher (0.5 is chance).
-
-    Each pair of kinds, as synonyms and negation, weighs the same, however many texts allow both:
-    the mean over texts and strengths, then over pairs of kinds. Its interval is bootstrapped over
-    documents.
+    kept meaning scores higher (0.5 is chance): the mean over texts and strengths, then over pairs
+    of kinds, as synonyms and negation. Intervals are bootstrapped over documents.
     """
     columns = ["text", "document", "edit", "score"]
     rows = []

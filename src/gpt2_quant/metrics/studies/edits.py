@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +25,6 @@ ONE_STRENGTH = {"lower case", "no punctuation"}
 
 _WORDS = json.loads(Path(__file__).with_name("edit_words.json").read_text(encoding="utf-8"))
 NUMBER_WORDS, _WEEKDAYS, _MONTHS = (_WORDS[name] for name in ("numbers", "weekdays", "months"))
-# (pattern, template): a pattern asks for the neighbours that leave a word one meaning, as "about"
-# before a number; "last week" and "won the game" have no safe synonym and no entry.
-_SYNONYMS = [(re.compile(pattern), template) for pattern, template in _WORDS["synonyms"]]
 # Not the digits of "&#39;", an apostrophe in AG News.
 _NUMBER = re.compile(rf"(?<![#\d])\d+(?:[.,]\d+)*|\b(?:{'|'.join(NUMBER_WORDS)})\b")
 _DATE = re.compile(rf"\b(?:{'|'.join(_WEEKDAYS + _MONTHS)})\b|\b(?:19|20)\d\d\b")
@@ -43,6 +41,8 @@ _NOT_TOLD = re.compile(rf"{_DATE.pattern}|\b(?:{'|'.join(_WORDS['agencies'])})\b
 # Neither the point of "10.5" nor marks that mean something: "$", "%", "-".
 _PUNCTUATION = re.compile(r"""(?<!\d)[.,;:!?…"“”()]+|[.,;:!?…"“”()]+(?!\d)""")
 
+# A pattern, and what replaces a match.
+Rule = tuple[re.Pattern, Callable[[re.Match, Generator], str]]
 # (text, text on another matter, strength, rng) -> edited text or None
 Apply = Callable[[str, str, int, Generator], str | None]
 
@@ -58,64 +58,67 @@ def edited(edit: Edit, text: str, other: str, strength: int) -> str | None:
     key = f"{edit.name}|{strength}|{text}".encode("utf-8", "surrogatepass")
     seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
     result = edit.apply(text, other, strength, np.random.default_rng(seed))
-    return None if result is None or result.split() == text.split() else result
+    return result if result is not None and result.split() != text.split() else None
 
 
 def _some(n: int, strength: int, rng: Generator, fractions=FRACTIONS) -> list[int]:
     return sorted(rng.permutation(n)[: max(1, round(n * fractions[strength - 1]))].tolist())
 
 
-def _substitute(
-    pattern: re.Pattern, replacement: Callable[[str, Generator], str], fractions=FRACTIONS
-) -> Apply:
+def _substitute(*rules: Rule, fractions=FRACTIONS) -> Apply:
 
     def apply(text, other, strength, rng):
-        matches = list(pattern.finditer(text))
-        if not matches:
+        places = sorted(
+            (match.span(), k, match)
+            for k, (pattern, _) in enumerate(rules)
+            for match in pattern.finditer(text)
+        )
+        if not places:
             return None
+        untouched = len(text)
         # Last first: earlier positions stay valid.
-        for i in reversed(_some(len(matches), strength, rng, fractions)):
-            start, end = matches[i].span()
-            text = text[:start] + replacement(matches[i][0], rng) + text[end:]
+        for i in reversed(_some(len(places), strength, rng, fractions)):
+            (start, end), k, match = places[i]
+            if end <= untouched:  # patterns may share a word
+                text, untouched = text[:start] + rules[k][1](match, rng) + text[end:], start
         return text
 
     return apply
 
 
-def _synonyms(text, other, strength, rng):
-    places = []
-    for pattern, template in _SYNONYMS:
-        places += [(match.span(), match.expand(template)) for match in pattern.finditer(text)]
-    if not places:
-        return None
-    places.sort()
-    untouched = len(text)
-    for i in reversed(_some(len(places), strength, rng)):
-        (start, end), new = places[i]
-        if end <= untouched:  # patterns may share a word
-            text, untouched = text[:start] + new + text[end:], start
-    return text
+def _synonym(template: str, match: re.Match, rng: Generator) -> str:
+    return match.expand(template)
 
 
-def _negated(found: str, rng: Generator) -> str:
-    first, *rest = found.split(" ")
+# A pattern asks for the neighbours that leave a word one meaning, as "about" before a number; "last
+# week" and "won the game" have no safe synonym and no entry.
+_SYNONYMS: list[Rule] = [
+    (re.compile(pattern), partial(_synonym, template)) for pattern, template in _WORDS["synonyms"]
+]
+
+
+def _negated(match: re.Match, rng: Generator) -> str:
+    first, *rest = match[0].split(" ")
     return " ".join([first, "not", *rest])
 
 
-def _other_number(found: str, rng: Generator) -> str:
+def _other_number(match: re.Match, rng: Generator) -> str:
+    found = match[0]
     if not found[0].isdigit():
         return str(rng.choice([word for word in NUMBER_WORDS if word != found]))
     return f"{(int(found[0]) - 1 + rng.integers(1, 9)) % 9 + 1}{found[1:]}"
 
 
-def _other_date(found: str, rng: Generator) -> str:
+def _other_date(match: re.Match, rng: Generator) -> str:
+    found = match[0]
     if found[0].isdigit():
         return str(int(found) + int(rng.integers(1, 9)))
     group = _WEEKDAYS if found in _WEEKDAYS else _MONTHS
     return str(rng.choice([name for name in group if name != found]))
 
 
-def _typo(found: str, rng: Generator) -> str:
+def _typo(match: re.Match, rng: Generator) -> str:
+    found = match[0]
     positions = [i for i in range(1, len(found) - 2) if found[i] != found[i + 1]]
     if not positions:
         return found[:1] + found[2:]
@@ -141,16 +144,15 @@ def _entity_swap(text, other, strength, rng):
     mine, theirs = _names(text), [name for name in _names(other) if name not in text]
     if not mine or not theirs:
         return None
-    chosen = _some(len(mine), strength, rng)
-    mapping = {mine[i]: theirs[k % len(theirs)] for k, i in enumerate(chosen)}
-    return _replace_names(text, mapping)
+    chosen = [mine[i] for i in _some(len(mine), strength, rng)]
+    return _replace_names(text, dict(zip(chosen, itertools.cycle(theirs))))
 
 
 def _role_swap(text, other, strength, rng):
     names = _names(text)
     pairs = (1, 1 + len(names) // 4, len(names) // 2)[strength - 1]
     mapping: dict[str, str] = {}
-    drawn = [names[i] for i in rng.permutation(len(names))]
+    drawn = rng.permutation(names).tolist()
     for one, two in itertools.combinations(drawn, 2):
         if len(mapping) < 2 * pairs and not {one, two} & mapping.keys() and _apart(text, one, two):
             mapping |= {one: two, two: one}
@@ -236,13 +238,13 @@ def _no_punctuation(text, other, strength, rng):
 
 
 EDITS = (
-    Edit("synonyms", "keeps", _synonyms),
-    Edit("typos", "keeps", _substitute(_WORD, _typo, (0.03, 0.1, 0.25))),
+    Edit("synonyms", "keeps", _substitute(*_SYNONYMS)),
+    Edit("typos", "keeps", _substitute((_WORD, _typo), fractions=(0.03, 0.1, 0.25))),
     Edit("lower case", "keeps", lambda text, other, strength, rng: text.lower()),
     Edit("no punctuation", "keeps", _no_punctuation),
-    Edit("negation", "breaks", _substitute(_AUXILIARY, _negated)),
-    Edit("other number", "breaks", _substitute(_NUMBER, _other_number)),
-    Edit("other date", "breaks", _substitute(_DATE, _other_date)),
+    Edit("negation", "breaks", _substitute((_AUXILIARY, _negated))),
+    Edit("other number", "breaks", _substitute((_NUMBER, _other_number))),
+    Edit("other date", "breaks", _substitute((_DATE, _other_date))),
     Edit("entity swap", "breaks", _entity_swap),
     Edit("role swap", "breaks", _role_swap),
     Edit("intrusion", "breaks", _on_sentences(_inserted, 1)),

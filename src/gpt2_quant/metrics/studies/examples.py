@@ -1,8 +1,7 @@
 """Two news stories, written for this project, each in several retellings.
 
 Kinds that keep the meaning (`copy`, `paraphrase`, `compressed`) should outrank those that break it
-(`negated`, `wrong number`, `roles swapped`, `another story`); no overlap metric ranks them so. The
-rest are edge cases.
+(`negated`, `wrong number`, `roles swapped`, `another story`). The rest are edge cases.
 """
 
 import json

@@ -40,7 +40,7 @@ class SummEval:
 
 @dataclass(frozen=True)
 class SentencePairs:
-    """n pairs with their similarity float64 [n], of 0 to 5 or 0 to 1."""
+    """n pairs, similarity float64 [n], of 0 to 5 or 0 to 1."""
 
     first: list[str]
     second: list[str]
@@ -76,35 +76,34 @@ def load_human_judgements(where: str) -> People:
     if where == "hub":
         return _summeval_from_hub(), _stsb_from_hub()
     summeval, stsb = Path(where) / "summeval.jsonl", Path(where) / "stsb_test.csv"
-    for file in (summeval, stsb):
-        if not file.is_file():
-            fault = f"--human-judgements {where} has no {file.name}"
-            raise UserError(f"{fault}: give the folder that holds it, or hub")
+    flag = f"--human-judgements {where}"
     try:
         return _summeval_from_folder(summeval), _stsb_from_folder(stsb)
-    except (ValueError, KeyError, TypeError, IndexError) as fault:
-        fault_of = f"--human-judgements {where} is not in the stated form ({fault!r})"
-        raise UserError(f"{fault_of}: see metrics/studies/human_judgements.py") from fault
+    except OSError as fault:
+        name = Path(fault.filename).name
+        raise UserError(f"{flag} has no {name}: give the folder that holds it, or hub") from fault
+    except (ValueError, LookupError, TypeError) as fault:
+        form = "see metrics/studies/human_judgements.py"
+        raise UserError(f"{flag} is not in the stated form ({fault!r}): {form}") from fault
 
 
 def _summeval_from_folder(path: Path) -> SummEval:
     documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     systems = sorted(documents[0]["systems"])
-    rated = [[document["systems"][name] for name in systems] for document in documents]
-    return SummEval(
-        [document["source"] for document in documents],
-        [document["references"] for document in documents],
-        systems,
-        [[cell["summary"] for cell in row] for row in rated],
-        {q: np.array([[cell[q] for cell in row] for row in rated], float) for q in QUALITIES},
-    )
+
+    def column(name: str) -> list[list]:
+        return [[document["systems"][s][name] for s in systems] for document in documents]
+
+    sources, references = ([d[name] for d in documents] for name in ("source", "references"))
+    ratings = {quality: np.array(column(quality), float) for quality in QUALITIES}
+    return SummEval(sources, references, systems, column("summary"), ratings)
 
 
 def _stsb_from_folder(path: Path) -> SentencePairs:
     with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
-    similarity = np.array([float(row[4]) for row in rows])
-    return SentencePairs([row[5] for row in rows], [row[6] for row in rows], similarity)
+    *_, similarity, first, second = zip(*(row[:7] for row in rows), strict=True)
+    return SentencePairs(list(first), list(second), np.array(similarity, float))
 
 
 def _dataset(name: str, revision: str):
@@ -116,16 +115,13 @@ def _dataset(name: str, revision: str):
 
 def _summeval_from_hub() -> SummEval:
     rows = _dataset(*SUMMEVAL)
-    return SummEval(
-        list(rows["text"]),
-        [list(group) for group in rows["human_summaries"]],
-        [f"system {i}" for i in range(len(rows[0]["machine_summaries"]))],
-        [list(group) for group in rows["machine_summaries"]],
-        {q: np.array(rows[q], dtype=np.float64) for q in QUALITIES},
-    )
+    references, summaries = (list(rows[f"{who}_summaries"]) for who in ("human", "machine"))
+    systems = [f"system {i}" for i in range(len(summaries[0]))]
+    ratings = {quality: np.array(rows[quality], float) for quality in QUALITIES}
+    return SummEval(list(rows["text"]), references, systems, summaries, ratings)
 
 
 def _stsb_from_hub() -> SentencePairs:
     rows = _dataset(*STSB)
-    similarity = np.array(rows["score"], dtype=np.float64)
-    return SentencePairs(list(rows["sentence1"]), list(rows["sentence2"]), similarity)
+    first, second = (list(rows[f"sentence{i}"]) for i in (1, 2))
+    return SentencePairs(first, second, np.array(rows["score"], float))

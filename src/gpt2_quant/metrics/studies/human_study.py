@@ -5,9 +5,8 @@ all eleven; BERTScore's precision also against the source, with no reference at 
 one sentence has no coherence score: SCS is compared with its rivals on the others. Holm's
 correction is per table.
 
-A metric that gives all of a document's summaries one score, as novelty often does, ranks nothing
-there and counts as correlation 0: leaving such documents out would compare metrics over different
-texts.
+A metric that gives all of a document's summaries one score ranks nothing there and counts as
+correlation 0: leaving such documents out would compare metrics over different texts.
 """
 
 import numpy as np
@@ -20,7 +19,6 @@ from ..sentences import split_sentences
 from ..suite import Tools
 from . import meta_evaluation as meta
 from .human_judgements import QUALITIES, SentencePairs, SummEval
-from .meta_evaluation import spearman
 from .resampling import draws
 from .values import Values, coherence_metrics, overlap_values
 
@@ -50,8 +48,7 @@ def summeval_metrics(data: SummEval, tools: Tools) -> Values:
         values = overlap_values(summaries, references, tools)
         result |= {f"{name}, {label}": column for name, column in values.items()}
     sources = [[source] for source in data.sources for _ in data.systems]
-    against_source = bertscore(summaries, sources, tools.encoder, tools.cache)
-    result[SOURCE] = against_source.parts["precision"]
+    result[SOURCE] = bertscore(summaries, sources, tools.encoder, tools.cache).parts["precision"]
     metrics = coherence_metrics(tools)
     gain = context_gain(summaries, tools.language_model, tools.cache).values
     result |= {"perplexity": metrics.pop("perplexity")(summaries), "context gain": gain}
@@ -93,8 +90,8 @@ def undefined(values: np.ndarray) -> int:
 
 def coherence_differences(data: SummEval, metrics: Values) -> pd.DataFrame:
     """SCS minus each rival on SummEval's coherence, with and without control for the number of
-    sentences. The strongest metric against references is among them, `strongest` in its rows: it is
-    picked by these ratings, which can only favour it.
+    sentences. `strongest` marks the best metric against references, which being picked by these
+    ratings can only favour.
     """
     drawn, ratings = draws(len(data.summaries)), data.ratings["coherence"]
     defined = np.isfinite(metrics["SCS"])
@@ -119,13 +116,12 @@ def stsb_table(data: SentencePairs, tools: Tools) -> pd.DataFrame:
     values = overlap_values(data.first, [[text] for text in data.second], tools)
     first, second = map(tools.encoder.sentence_vectors, (data.first, data.second))
     cosine = values[COSINE] = (first * second).sum(1).astype(np.float64)
-    best = float(spearman(cosine, data.similarity))
+    best = float(meta.spearman(cosine, data.similarity))
     rows = []
     for name, column in values.items():
-        rank = float(spearman(column, data.similarity))
-        shared = float(spearman(cosine, column))
+        linear, rank = (float(r(column, data.similarity)) for r in (meta.pearson, meta.spearman))
+        shared = float(meta.spearman(cosine, column))
         p = 1.0 if name == COSINE else meta.williams(best, rank, shared, len(cosine))
-        linear = float(meta.pearson(column, data.similarity))
         rows.append((name, linear, rank, int(np.isfinite(column).sum()), p))
     table = pd.DataFrame(rows, columns=["metric", "pearson", "spearman", "n", "p_cosine"])
     return table.assign(p_holm=holm(list(table["p_cosine"])))

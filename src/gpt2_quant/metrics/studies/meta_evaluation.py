@@ -10,8 +10,7 @@ correlation over systems of the means over documents. Intervals are bootstrapped
 import warnings
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata
-from scipy.stats import t as student_t
+from scipy import stats
 
 from .resampling import RESAMPLES, interval
 
@@ -38,7 +37,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation; axis, pairs and NaN as `pearson`."""
-    return pearson(*(rankdata(v, axis=-1, nan_policy="omit") for v in _defined(x, y)))
+    return pearson(*(stats.rankdata(v, axis=-1, nan_policy="omit") for v in _defined(x, y)))
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -46,7 +45,7 @@ def kendall(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = _defined(x, y)
     with warnings.catch_warnings(action="ignore"):  # rows of fewer than two pairs
         # The p-value is not used.
-        tau = kendalltau(x, y, axis=-1, nan_policy="omit", method="asymptotic").statistic
+        tau = stats.kendalltau(x, y, axis=-1, nan_policy="omit", method="asymptotic").statistic
     return np.where(np.isfinite(x).sum(-1) > 2, tau, np.nan)
 
 
@@ -122,4 +121,4 @@ def williams(r12: float, r13: float, r23: float, n: int) -> float:
     mean = (r12 + r13) / 2
     bottom = 2 * determinant * (n - 1) / (n - 3) + mean**2 * (1 - r23) ** 3
     t = (r12 - r13) * np.sqrt((n - 1) * (1 + r23) / bottom)
-    return float(2 * student_t.sf(abs(t), n - 3))
+    return float(2 * stats.t.sf(abs(t), n - 3))

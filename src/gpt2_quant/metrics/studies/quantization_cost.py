@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.nn.functional import kl_div
+from tqdm import tqdm
 
 from ...errors import UserError
 from ...models.bitsandbytes import BitsAndBytes, require
@@ -45,16 +46,14 @@ def cost_of_all(
     except UserError as fault:
         of_library = [v for v in VARIANTS.values() if v.method and isinstance(v.how, BitsAndBytes)]
         missing = {variant.key: str(fault) for variant in of_library}
+    left_out = {BASELINE.key, *missing}
     keys = [
         key
         for key, variant in VARIANTS.items()
-        if key not in missing
-        and variant is not BASELINE
-        and not variant.reads_texts
-        and variant.needs != "tf32"  # the study is of weights
+        # The study is of weights, and TF32's are FP32's.
+        if key not in left_out and not variant.reads_texts and variant.needs != "tf32"
     ]
-    models = quantized_language_models(reference, folder, keys)
-    return cost_table(reference, models, texts), missing
+    return cost_table(reference, quantized_language_models(reference, folder, keys), texts), missing
 
 
 def quantized_language_models(
@@ -107,15 +106,16 @@ def _token_costs(
     """Variant -> one row per token of all texts: nll, kl (nats), agree (0, 1)."""
     n = sum(map(len, ids))
     costs = {key: np.empty((n, 3)) for key in (BASELINE.key, *models)}
-    streams = {key: model.scored_tokens(ids, None) for key, model in models.items()}
-    for tokens, logits, targets in reference.scored_tokens(ids, "FP32 and quantized"):
+    streams = {key: model.scored_tokens(ids) for key, model in models.items()}
+    bar = tqdm(total=n, desc="FP32 and quantized", unit="token", disable=len(ids) < 50, leave=False)
+    for tokens, logits, targets in reference.scored_tokens(ids):
         log_p = torch.log_softmax(logits, dim=-1)
         for key, rows in costs.items():
-            log_q = log_p
-            if key in streams:
-                log_q = torch.log_softmax(next(streams[key])[1], dim=-1)
+            log_q = torch.log_softmax(next(streams[key])[1], -1) if key in streams else log_p
             nll = -log_q.gather(1, targets[:, None])[:, 0]
             kl = kl_div(log_q, log_p, log_target=True, reduction="none").sum(1).clamp_min(0)
             agree = log_q.argmax(1) == log_p.argmax(1)
             rows[tokens] = torch.stack([nll, kl, agree], dim=1).double().cpu().numpy()
+        bar.update(len(tokens))
+    bar.close()
     return {key: pd.DataFrame(rows, columns=["nll", "kl", "agree"]) for key, rows in costs.items()}

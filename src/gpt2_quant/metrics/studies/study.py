@@ -11,9 +11,9 @@ from ...data.datasets import Split, load_splits
 from ...records import load_record, provenance, save_record, write_csv
 from ..embeddings import Encoder
 from ..suite import Tools
+from . import figures
 
 PARTS = ("scores", "edits", "humans", "coherence", "held_out", "quantization")
-Draw = Callable[[pd.DataFrame, Path], list[Path]]
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Study:
         }
         self._sections: dict[str, dict] = {}
 
-    def write(self, name: str, table: pd.DataFrame, figure: Draw | None = None) -> None:
+    def write(self, name: str, table: pd.DataFrame, figure: Callable | None = None) -> None:
         path = self.settings.results_dir / f"{name}.csv"
         write_csv(path, table)
         self.outputs.append(path)
         if figure:
             self.draw(name, table, figure)
 
-    def draw(self, name: str, table: pd.DataFrame, figure: Draw) -> None:
-        self.outputs += figure(table, self.settings.results_dir / f"{name}.png")
+    def draw(self, name: str, table: pd.DataFrame, figure: Callable) -> None:
+        self.outputs += figures.draw(figure, table, self.settings.results_dir / f"{name}.png")
 
     def keep(self, part: str, shown: list[pd.DataFrame], **section) -> None:
         """Record one part, tables as lists of rows, and print `shown`."""

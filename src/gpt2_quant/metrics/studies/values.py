@@ -5,29 +5,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from ..bertscore import bertscore, random_pair_baseline
-from ..bleu import bleu, chrf
+from ..bertscore import random_pair_baseline
 from ..coherence import ABLATIONS, PARTS, adjacent_cosine, all_pairs_cosine, coherence
 from ..perplexity import perplexity
-from ..rouge import LABELS, rouge
-from ..scored import References
-from ..suite import Tools, rounded, score_texts, summary
+from ..suite import Tools, overlap, rounded, score_texts, summary
 from .examples import EXAMPLES
 
 Values = dict[str, np.ndarray]
 Metric = Callable[[Sequence[str]], np.ndarray]
 
 
-def overlap_values(
-    texts: Sequence[str],
-    references: References,
-    tools: Tools,
-    rouges: Sequence[str] = tuple(LABELS),
-) -> Values:
-    """The metrics that need references: name -> values [n]."""
-    scored = [*rouge(texts, references, tools.cache, rouges).values()]
-    scored += [metric(texts, references, tools.cache) for metric in (bleu, chrf)]
-    scored += [bertscore(texts, references, tools.encoder, cache=tools.cache)]
+def overlap_values(texts, references, tools: Tools, **chosen) -> Values:
+    """`suite.overlap` as values [n] by name."""
+    scored = overlap(texts, references, tools, **chosen)
     return {metric.name: metric.values for metric in scored}
 
 

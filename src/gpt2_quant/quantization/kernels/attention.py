@@ -71,15 +71,9 @@ def padding_bias(mask: Tensor) -> Tensor:
 
 
 def causal_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    texts: int,
-    heads: int,
-    scale: float,
-    bias: Tensor | None = None,
-    positions: Tensor | None = None,
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, texts: int, heads: int, scale: float,
+    bias: Tensor | None = None, positions: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Causal softmax attention, in the query's shape.
 
     query, key, value  float `[texts * length, width]`, also column slices of a wider matrix.

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import await_predecessor, hopper_options
+from .launch import await_predecessor, hopper_options, read
 
 
 @triton.jit
@@ -30,15 +30,15 @@ def _head_kernel(
     text = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < n_columns
-    x = tl.load(x_ptr + text * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    x = read(x_ptr + text * n_columns + columns, inside)
+    weight = read(weight_ptr + columns, inside)
+    bias = read(bias_ptr + columns, inside)
     centred = tl.where(inside, x - tl.sum(x, axis=0) / n_columns, 0.0)
     variance = tl.sum(centred * centred, axis=0) / n_columns
     normed = centred * tl.rsqrt(variance + epsilon) * weight + bias
     for label in range(n_classes):
-        head = tl.load(head_ptr + label * n_columns + columns, mask=inside, other=0.0)
-        total = tl.sum(normed * head.to(tl.float32), axis=0)
+        head = read(head_ptr + label * n_columns + columns, inside)
+        total = tl.sum(normed * head, axis=0)
         tl.store(logits_ptr + text * n_classes + label, total)
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..affine import SMALLEST_SCALE, SYMMETRIC_MAX
-from .launch import await_predecessor, hopper_options
+from .launch import await_predecessor, hopper_options, read
 
 _INT8_MAX = tl.constexpr(float(SYMMETRIC_MAX))
 _E4M3_MAX = tl.constexpr(448.0)
@@ -59,12 +59,12 @@ def _quantize_kernel(
     is_row, is_column = rows < n_rows, columns < n_columns
     inside = is_row[:, None] & is_column[None, :]
     at = rows[:, None] * n_columns + columns[None, :]
-    values = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    values = read(x_ptr + at, inside)
     if GELU:
         values = _gelu(values, HOPPER)
     if weight_ptr is not None:  # LayerNorm
-        weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
-        bias = tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+        weight = read(weight_ptr + columns, is_column)
+        bias = read(bias_ptr + columns, is_column)
         centred = tl.where(inside, values - (tl.sum(values, axis=1) / n_columns)[:, None], 0.0)
         variance = tl.sum(centred * centred, axis=1) / n_columns
         values = centred * tl.rsqrt(variance + epsilon)[:, None] * weight[None, :] + bias[None, :]
@@ -81,12 +81,11 @@ def _embedding_kernel(
     columns = tl.arange(0, BLOCK)
     inside = columns < n_columns
     token = tl.load(ids_ptr + row).to(tl.int64)
-    values = tl.load(codes_ptr + token * n_columns + columns, mask=inside, other=0.0).to(tl.float32)
+    values = read(codes_ptr + token * n_columns + columns, inside)
     values *= tl.load(scale_ptr + token)
     if position_codes_ptr is not None:
         position = row % length
-        position_at = position_codes_ptr + position * n_columns + columns
-        offset = tl.load(position_at, mask=inside, other=0.0).to(tl.float32)
+        offset = read(position_codes_ptr + position * n_columns + columns, inside)
         values += offset * tl.load(position_scale_ptr + position)
     tl.store(out_ptr + row * n_columns + columns, values.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -126,13 +125,9 @@ def _launch(
 
 
 def read_rows(
-    ids: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    dtype: torch.dtype,
-    position_codes: Tensor | None = None,
-    position_scale: Tensor | None = None,
-) -> Tensor:
+    ids: Tensor, codes: Tensor, scale: Tensor, dtype: torch.dtype,
+    position_codes: Tensor | None = None, position_scale: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """ids `[...]` -> rows `[..., n]` in `dtype`, optionally plus those of the positions, the last
     axis of ids. Codes are int8 or e4m3 `[rows, n]`, scales float32 `[rows]`.
     """

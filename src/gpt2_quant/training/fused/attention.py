@@ -36,12 +36,21 @@ def _rows(program, row, length, width, HEADS: tl.constexpr, HEAD: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, k, row, column, program, random, site, first_head, softmax_scale, length):
-    """S and M of queries `row` and keys `column`. first_head: program 0's in the whole batch."""
+def _keys(qkv, at, inside, width):
+    """K, V."""
+    return tl.load(qkv + width + at, inside, 0.0), tl.load(qkv + 2 * width + at, inside, 0.0)
+
+
+@triton.jit
+def _scores(q, k, row, column, dropout, softmax_scale, length):
+    """S and M of queries `row` and keys `column`; `dropout`: random, site and the head's number in
+    the whole batch.
+    """
+    random, site, head = dropout
     row, column = row[:, None], column[None, :]
     score = _dot(q, tl.trans(k)) * softmax_scale
     score = tl.where((column <= row) & (column < length), score, -1e30)
-    at = ((first_head + program) * length + row) * length + column
+    at = (head * length + row) * length + column
     return score, dropped(1.0, random, site, at)
 
 
@@ -54,9 +63,9 @@ def _whole(
     program, row = tl.program_id(0), tl.arange(0, BLOCK)
     in_qkv, in_o, inside = _rows(program, row, length, width, HEADS, HEAD)
     q = tl.load(qkv + in_qkv, inside, 0.0)
-    k = tl.load(qkv + width + in_qkv, inside, 0.0)
-    v = tl.load(qkv + 2 * width + in_qkv, inside, 0.0)
-    score, mask = _scores(q, k, row, row, program, random, site, first_head, softmax_scale, length)
+    k, v = _keys(qkv, in_qkv, inside, width)
+    dropout = random, site, first_head + program
+    score, mask = _scores(q, k, row, row, dropout, softmax_scale, length)
     weight = tl.exp(score - tl.max(score, 1)[:, None])
     weight = weight / tl.sum(weight, 1)[:, None]
     return in_qkv, in_o, inside, weight, mask, q, k, v
@@ -104,17 +113,15 @@ def tiled(
     row = start + tl.arange(0, BLOCK)
     in_qkv, in_o, inside = _rows(program, row, length, width, HEADS, HEAD)
     q = tl.load(qkv + in_qkv, inside, 0.0)
+    dropout = random, site, first_head + program
     top = tl.full((BLOCK,), -1e30, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     out = tl.zeros((BLOCK, HEAD), tl.float32)
     for first in range(0, start + BLOCK, BLOCK):
         column = first + tl.arange(0, BLOCK)
         at, _, real = _rows(program, column, length, width, HEADS, HEAD)
-        k = tl.load(qkv + width + at, real, 0.0)
-        v = tl.load(qkv + 2 * width + at, real, 0.0)
-        score, mask = _scores(
-            q, k, row, column, program, random, site, first_head, softmax_scale, length
-        )
+        k, v = _keys(qkv, at, real, width)
+        score, mask = _scores(q, k, row, column, dropout, softmax_scale, length)
         peak = tl.maximum(top, tl.max(score, 1))
         weight, shrink = tl.exp(score - peak[:, None]), tl.exp(top - peak)
         total = total * shrink + tl.sum(weight, 1)
@@ -138,26 +145,10 @@ def _queries(
 
 
 @triton.jit
-def _tile_backward(
-    q,
-    sums,
-    dout,
-    total,
-    k,
-    v,
-    row,
-    column,
-    program,
-    random,
-    site,
-    first_head,
-    softmax_scale,
-    length,
-):
+def _tile_backward(queries, k, v, row, column, dropout, softmax_scale, length):
     """P M and dS of one tile."""
-    score, mask = _scores(
-        q, k, row, column, program, random, site, first_head, softmax_scale, length
-    )
+    q, sums, dout, total = queries
+    score, mask = _scores(q, k, row, column, dropout, softmax_scale, length)
     weight = tl.exp(score - sums[:, None])
     dweight = _dot(dout, tl.trans(v)) * mask
     dscore = weight * (dweight - total[:, None]) * softmax_scale
@@ -175,57 +166,25 @@ def tiled_backward(
     program, start = tl.program_id(0), tl.program_id(1) * BLOCK
     own = start + tl.arange(0, BLOCK)
     in_qkv, _, inside = _rows(program, own, length, width, HEADS, HEAD)
-    q, sums, dout, total = _queries(qkv, o, log_sum, do, program, own, length, width, HEADS, HEAD)
+    dropout = random, site, first_head + program
+    queries = _queries(qkv, o, log_sum, do, program, own, length, width, HEADS, HEAD)
     dq = tl.zeros((BLOCK, HEAD), tl.float32)
     for first in range(0, start + BLOCK, BLOCK):
         column = first + tl.arange(0, BLOCK)
         at, _, real = _rows(program, column, length, width, HEADS, HEAD)
-        k = tl.load(qkv + width + at, real, 0.0)
-        v = tl.load(qkv + 2 * width + at, real, 0.0)
-        kept, dscore = _tile_backward(
-            q,
-            sums,
-            dout,
-            total,
-            k,
-            v,
-            own,
-            column,
-            program,
-            random,
-            site,
-            first_head,
-            softmax_scale,
-            length,
-        )
+        k, v = _keys(qkv, at, real, width)
+        kept, dscore = _tile_backward(queries, k, v, own, column, dropout, softmax_scale, length)
         dq += _dot(dscore, k)
     tl.store(dqkv + in_qkv, dq, inside)
 
-    k = tl.load(qkv + width + in_qkv, inside, 0.0)
-    v = tl.load(qkv + 2 * width + in_qkv, inside, 0.0)
+    k, v = _keys(qkv, in_qkv, inside, width)
     dk = tl.zeros((BLOCK, HEAD), tl.float32)
     dv = tl.zeros((BLOCK, HEAD), tl.float32)
     for first in range(start, length, BLOCK):
         row = first + tl.arange(0, BLOCK)
-        q, sums, dout, total = _queries(
-            qkv, o, log_sum, do, program, row, length, width, HEADS, HEAD
-        )
-        kept, dscore = _tile_backward(
-            q,
-            sums,
-            dout,
-            total,
-            k,
-            v,
-            row,
-            own,
-            program,
-            random,
-            site,
-            first_head,
-            softmax_scale,
-            length,
-        )
+        queries = _queries(qkv, o, log_sum, do, program, row, length, width, HEADS, HEAD)
+        kept, dscore = _tile_backward(queries, k, v, row, own, dropout, softmax_scale, length)
+        q, sums, dout, total = queries
         dv += _dot(tl.trans(kept), dout)
         dk += _dot(tl.trans(dscore), q)
     tl.store(dqkv + width + in_qkv, dk, inside)

@@ -11,6 +11,8 @@ pass, replay and resumed run draw the same masks with nothing stored.
 import triton
 import triton.language as tl
 
+from ...quantization.kernels.launch import read
+
 CLASSES_PER_TILE = tl.constexpr(4)
 
 
@@ -41,12 +43,6 @@ def dropped(value, random, site, index):
     word = random_word(tl.load(random + 1), tl.load(random), site, index)
     scale = tl.load(random + 3).to(tl.float32, bitcast=True)
     return tl.where(word >= tl.load(random + 2).to(tl.uint32), value * scale, 0.0)
-
-
-@triton.jit
-def read(pointers, inside):
-    """FP32 values, zero outside."""
-    return tl.load(pointers, inside, 0.0).to(tl.float32)
 
 
 @triton.jit

@@ -14,8 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ...quantization.kernels.launch import read
 from .. import loop
-from .kernels import own_row, read
+from .kernels import own_row
 
 CATCH_UP = tl.constexpr(256)
 BETA1, BETA2, EPS = (tl.constexpr(value) for value in (*loop.BETAS, loop.EPS))

@@ -59,6 +59,7 @@ class FlatParameters:
         self.matrix_gradients = torch.zeros_like(self.copy[: self.n_matrices])
         self.vector_partials = torch.zeros(CHUNKS, self.n_vectors, device=device)
         self.vector_gradients = torch.zeros(self.n_vectors, device=device)
+        self.token_table = self.trained(self.start[TOKENS], sizes[-1])
         self.current = torch.full_like(self.weight(TOKENS)[:, 0], -1, dtype=torch.int32)
 
         norms = [block + name for block in blocks for name in ("ln_1", "ln_2")]
@@ -87,12 +88,8 @@ class FlatParameters:
         """Start of the partial sums of a vector's gradient."""
         return self.vector_partials.view(-1)[self.start[name] - self.n_matrices :]
 
-    def trained(self, name: str) -> tuple[Tensor, ...]:
-        """Weight and both moments."""
-        return tuple(self._view(flat, name) for flat in self.flat.values())
-
-    def trained_from(self, start: int, n: int) -> tuple[Tensor, ...]:
-        """The same of n consecutive parameters."""
+    def trained(self, start: int, n: int) -> tuple[Tensor, ...]:
+        """Weights and both moments of n consecutive parameters."""
         return tuple(flat[start : start + n] for flat in self.flat.values())
 
     def tensors(self) -> dict[str, Tensor]:

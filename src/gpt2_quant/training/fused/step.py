@@ -115,7 +115,7 @@ class FusedStep:
         self.lanes.run(kernel, cdiv(n, block), *arguments, n, BLOCK=block, **options)
 
     def _catch_up(self, tokens: Tensor, n_tokens: Tensor) -> None:
-        state = *self.parameters.trained(TOKENS), tokens, n_tokens, self.parameters.current
+        state = *self.parameters.token_table, tokens, n_tokens, self.parameters.current
         self._rowwise(optimizer.catch_up, len(tokens), *state, self.schedule, self.step)
 
     def _forward(self) -> None:
@@ -272,7 +272,7 @@ class FusedStep:
         self._adamw(first_vector, vectors, parameters.copy[first_vector:])
         self._adamw(parameters.start[POSITIONS], positions, None)
         self._rowwise(
-            optimizer.adamw_rows, n_tokens, *parameters.trained(TOKENS), tokens, batch.touched,
+            optimizer.adamw_rows, n_tokens, *parameters.token_table, tokens, batch.touched,
             batch.n_touched, parameters.current, self.coefficient, self.schedule, self.step,
         )  # fmt: skip
         self.step += 1
@@ -280,7 +280,7 @@ class FusedStep:
     def _adamw(self, start: int, gradients: Tensor, copy: Tensor | None) -> None:
         n = gradients.numel()
         self._flat(
-            optimizer.adamw, 1024, n, *self.parameters.trained_from(start, n), gradients, copy,
+            optimizer.adamw, 1024, n, *self.parameters.trained(start, n), gradients, copy,
             self.coefficient, self.schedule, self.step,
         )  # fmt: skip
 
