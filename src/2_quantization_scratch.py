@@ -56,7 +56,7 @@ def main() -> None:
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure import error_analysis, latency
-    from gpt2_quant.measure.evaluation import evaluate_variant, headline
+    from gpt2_quant.measure.evaluation import evaluate_variant, headline, written
     from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
@@ -80,9 +80,7 @@ def main() -> None:
         write_card(folder, record, variant, args.checkpoint or baseline)
         print(headline(record))
         outputs += [folder / "model.safetensors", folder / "config.json"]
-        outputs += [results / "records" / f"{variant.key}.json"]
-        outputs += [results / f"{variant.key}_confusion_matrix.png"]
-        outputs += [results / "predictions" / f"{variant.key}{split}.parquet" for split in SPLITS]
+        outputs += written(results, variant.key)
         del quantized, loaded
 
     tokens = tokenize(tokenizer, splits["validation"], settings.max_length)
@@ -93,8 +91,6 @@ def main() -> None:
     step.finish(outputs)
     print(analysis.summary())
 
-
-SPLITS = ("", ".validation")
 
 if __name__ == "__main__":
     run(main)

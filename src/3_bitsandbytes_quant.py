@@ -52,7 +52,7 @@ def main() -> None:
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.tokens import load_tokenizer
     from gpt2_quant.measure import latency
-    from gpt2_quant.measure.evaluation import evaluate_variant, headline
+    from gpt2_quant.measure.evaluation import evaluate_variant, headline, written
     from gpt2_quant.models.bitsandbytes import require
     from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier, load_variant, unavailable
@@ -66,9 +66,10 @@ def main() -> None:
     model = load_classifier(baseline, settings.device, classes=classes)
 
     outputs = []
-    for variant in [v for v in variants if unavailable(v, settings.device)]:
-        print(unavailable(variant, settings.device))
-        variants.remove(variant)
+    for variant in list(variants):
+        if why := unavailable(variant, settings.device):
+            print(why)
+            variants.remove(variant)
     # A checkpoint of someone else's has no FP32 row yet; script 1 has written its own.
     for variant in [BASELINE, *variants] if args.checkpoint else variants:
         folder, facts = baseline, {}
@@ -88,11 +89,7 @@ def main() -> None:
         if variant.method:
             write_card(folder, record, variant, args.checkpoint or baseline)
         print(headline(record))
-        outputs += [results / "records" / f"{variant.key}.json"]
-        outputs += [results / f"{variant.key}_confusion_matrix.png"]
-        outputs += [
-            results / "predictions" / f"{variant.key}{s}.parquet" for s in ("", ".validation")
-        ]
+        outputs += written(results, variant.key)
 
     timed = latency.measure_and_store(settings, checkpoint=args.checkpoint)
     step.finish(outputs)

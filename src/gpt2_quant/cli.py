@@ -153,22 +153,22 @@ def parser(docstring: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument_group("shared flags").add_argument
-    place: dict[str, Any] = {"metavar": "ID|FOLDER"}
     folder: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
     count: dict[str, Any] = {"type": positive_int, "metavar": "N"}
     devices, paper = ("auto", "cuda", "cpu"), PRESETS["paper"]
     add("--preset", choices=PRESETS, default="paper", help="experiment to run (default: paper)")
-    add("--base-model", **place, help=f"GPT-2 to start from (paper: {paper.base_model})")
+    start = f"GPT-2 to start from (paper: {paper.base_model})"
+    add("--base-model", metavar="ID|FOLDER", help=start)
     add("--task", choices=TASKS, help="a known data set with its columns (default: the preset's)")
-    where: dict[str, Any] = {"metavar": "ID|FOLDER|FILE"}
-    add("--dataset", **where, help=f"CSV, TSV, JSON or parquet (paper: {paper.dataset})")
-    split: dict[str, Any] = {"metavar": "NAME"}
-    add("--dataset-config", **split, help="configuration of a hub data set (default: its only one)")
-    add("--text-columns", nargs="+", **split, help="joined by a space (default: the only one)")
-    add("--label-column", **split, help="(default: label or labels)")
-    add("--train-split", **split, help="(default: train)")
-    add("--validation-split", **split, help="(default: validation, else 5%% of train)")
-    add("--test-split", **split, help="(default: test, else 10%% of train)")
+    shown = f"CSV, TSV, JSON or parquet (paper: {paper.dataset})"
+    add("--dataset", metavar="ID|FOLDER|FILE", help=shown)
+    name: dict[str, Any] = {"metavar": "NAME"}
+    add("--dataset-config", **name, help="configuration of a hub data set (default: its only one)")
+    add("--text-columns", nargs="+", **name, help="joined by a space (default: the only one)")
+    add("--label-column", **name, help="(default: label or labels)")
+    add("--train-split", **name, help="(default: train)")
+    add("--validation-split", **name, help="(default: validation, else 5%% of train)")
+    add("--test-split", **name, help="(default: test, else 10%% of train)")
     add("--models-dir", **folder, help="of models (default: models; demo: models/demo)")
     add("--results-dir", **folder, help="of results (default: results; demo: results/demo)")
     add("--device", choices=devices, default="auto", help="auto: CUDA if there (default: auto)")
@@ -188,12 +188,13 @@ def settings_from(args: argparse.Namespace) -> Settings:
     if length > 1024:
         raise UserError(f"--max-length {length} is beyond GPT-2's 1,024 positions: give less")
     for flag, value in (("--base-model", args.base_model), ("--dataset", args.dataset)):
-        if value and looks_like_path(value):
-            is_data_file = flag == "--dataset" and Path(value).is_file()
-            if not (Path(value).is_dir() or is_data_file):
-                raise UserError(f"{flag} {value}: {NO_FOLDER}")
-            if is_data_file and Path(value).suffix.lower() not in DATA_FILES:
-                raise UserError(f"{flag} {value} must end in {', '.join(DATA_FILES)}: rename it")
+        place = Path(value or ".")
+        if place.is_dir() or not looks_like_path(value):
+            continue
+        if flag != "--dataset" or not place.is_file():
+            raise UserError(f"{flag} {value}: {NO_FOLDER}")
+        if place.suffix.lower() not in DATA_FILES:
+            raise UserError(f"{flag} {value} must end in {', '.join(DATA_FILES)}: rename it")
     models_dir = args.models_dir or preset.models_dir
     results_dir = args.results_dir or preset.results_dir
     _check_writable("--models-dir", models_dir)

@@ -18,8 +18,6 @@ import pyarrow.parquet
 import pytest
 from hub_server import COMMIT, Hub
 
-from gpt2_quant.cli import PRESETS
-
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, DATASET = "tester/tiny-gpt2", "tester/news"
 
@@ -111,12 +109,6 @@ def one_sentence(done: subprocess.CompletedProcess) -> str:
 def answer_of(done: subprocess.CompletedProcess) -> dict:
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_pinned_revisions_are_full_commit_hashes():
-    paper = PRESETS["paper"]
-    for revision in (paper.base_revision, paper.dataset_revision):
-        assert len(revision) == 40 and set(revision) <= set("0123456789abcdef")
 
 
 def test_model_at_a_pinned_commit_without_pickles_then_from_the_cache(hub, tmp_path):

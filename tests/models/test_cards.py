@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from gpt2_quant.data.labels import LABELS
 from gpt2_quant.models.cards import write_card
 from gpt2_quant.models.variants import BASELINE, VARIANTS
 
@@ -20,7 +21,7 @@ def record(base: str, data: str) -> dict:
         "provenance": {"git_commit": "abc", "packages": {"torch": "2"}, "device": "a CPU"},
         "checkpoint": {"base_model": base},
         "splits": {"train": train},
-        "data": {"name": data, "split": "test", "n": 7},
+        "data": {"name": data, "split": "test", "n": 7, "classes": LABELS},
     }
 
 

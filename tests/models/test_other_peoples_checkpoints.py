@@ -13,7 +13,7 @@ from gpt2_quant.data.tokens import load_tokenizer, tokenize
 from gpt2_quant.errors import UserError
 from gpt2_quant.measure.predictions import predict
 from gpt2_quant.models.cards import save_model
-from gpt2_quant.models.loading import baseline_folder, load_classifier
+from gpt2_quant.models.loading import load_classifier
 
 TEXTS = ["Late goal sends the home side to the final", "Oil rises", ""]
 
@@ -110,26 +110,12 @@ def test_the_saved_tokenizer_cuts_nothing_but_knows_how_long_a_text_may_be(folde
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").model_max_length == 256
 
 
-def test_a_missing_tokenizer_is_not_replaced_by_an_empty_one(folder):
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match="has no tokenizer: copy tokenizer.json"):
-        load_tokenizer(folder)
-
-
 def test_a_tokenizer_of_another_model_is_refused(folder, tiny_texts):
     from gpt2_quant.data.demo import train_tokenizer
 
     train_tokenizer(tiny_texts[0], vocab_size=300).save_pretrained(folder)
     with pytest.raises(UserError, match="knows 300 tokens and its model 1000"):
         load_tokenizer(folder)
-
-
-def test_a_quantized_checkpoint_is_refused_before_anything_is_done(folder):
-    change_config(
-        folder, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}
-    )
-    with pytest.raises(UserError, match="quantized already: give the FP32"):
-        baseline_folder(folder, str(folder))
 
 
 def test_the_pipeline_cuts_long_texts_and_answers_as_the_scripts_do(folder, tmp_path):

@@ -33,11 +33,10 @@ def read_csv(path: Path) -> tuple[list[str], list[int]]:
                 labels.append(int(row[0]) - 1)
                 texts.append(" ".join(row[1:]) if any(row[1:]) else "")
         except UnicodeDecodeError as fault:
-            wrong = f"{path} is not UTF-8 (byte {fault.start} after some text)"
-            raise UserError(f"{wrong}: convert it, with iconv, say") from fault
+            raise UserError(f"{path} is not UTF-8: convert it, with iconv, say") from fault
         except csv.Error as fault:
-            wrong = f"{path}, line {reader.line_num}, is not well-formed CSV ({fault})"
-            raise UserError(f"{wrong}: mend it or fetch it again") from fault
+            wrong = f"line {reader.line_num}, is not well-formed CSV ({fault})"
+            raise UserError(f"{path}, {wrong}: mend it or fetch it again") from fault
     if not texts:
         raise UserError(f"{path} is empty: fetch it again")
     return texts, labels

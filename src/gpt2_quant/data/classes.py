@@ -26,11 +26,12 @@ def classes_of(labels: dict[str, Any], names: tuple[str, ...] | None, where: str
     found = {split: sorted(pc.unique(column).to_pylist()) for split, column in labels.items()}
     train = found["train"]
     if len(train) < 2:
-        fault = f"{where} has one class only ({train[0]!r}) in train: a classifier needs two"
-        raise UserError(f"{fault}; give rows of another")
+        raise UserError(f"{where} has one class only ({train[0]!r}) in train: give rows of another")
     if (n := max(len(train), len(names or ()))) > MOST_CLASSES:
         fault = f"{where} has {n:,} classes, more than {MOST_CLASSES:,}"
         raise UserError(f"{fault}: name another column with --label-column")
+    if names and len(set(names)) < len(names):
+        raise UserError(f"{where} gives two classes the same name: rename one")
     classes = _named(train, names, where)
     known = set(classes.values)
     for split, values in found.items():
@@ -40,19 +41,15 @@ def classes_of(labels: dict[str, Any], names: tuple[str, ...] | None, where: str
             fault = f"{where}: {count:,} {split} rows have labels that {holder} does not have"
             listed = ", ".join(repr(value)[:60] for value in extra[:3])
             raise UserError(f"{fault} ({listed}); remove them or add them there")
-    bare = [name for name, v in zip(*classes, strict=True) if v not in set(train)]
-    if bare:
-        listed = ", ".join(name[:60] for name in bare[:3])
-        fault = f"{where}: {len(bare)} of {len(known)} classes have no train rows ({listed})"
-        raise UserError(f"{fault}; give rows to each class or leave it out")
+    if bare := [name[:60] for name, v in zip(*classes, strict=True) if v not in set(train)]:
+        fault = f"{where}: {len(bare)} of {len(known)} classes have no train rows"
+        listed = ", ".join(bare[:3])
+        raise UserError(f"{fault} ({listed}); give rows to each class or leave it out")
     return classes
 
 
 def _named(train: list, names: tuple[str, ...] | None, where: str) -> Classes:
-    text = isinstance(train[0], str)
-    if names and len(set(names)) < len(names):
-        raise UserError(f"{where} gives two classes the same name: rename one")
-    if text:
+    if isinstance(train[0], str):
         return Classes(names or tuple(train), list(names or train))
     if train[0] < 0 or train[-1] > MOST_CLASSES:
         fault = f"{where} has labels from {train[0]} to {train[-1]}"

@@ -10,11 +10,11 @@ hashes. AG News in its own form (a CSV of class, title, description without head
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -77,63 +77,37 @@ class Split:
         }
 
 
-class _Source(NamedTuple):
-    """All that decides what is read."""
-
-    name: str
-    revision: str | None
-    config: str | None
-    texts: tuple[str, ...]
-    label: str | None
-    splits: tuple[tuple[str, str | None], ...]  # ours, the name asked for
-    cache: Path
-
-
+@cache
 def load_splits(settings: Settings) -> dict[str, Split]:
     """train, validation and test. Raises UserError, one sentence, for a data set that is not there
     or out of reach, files, columns or labels that do not serve, and fewer rows than asked for.
     """
-    name, asked = settings.dataset, vars(settings)
-    splits = _load(
-        _Source(
-            name,
-            None if looks_like_path(name) else settings.dataset_revision,
-            settings.dataset_config,
-            tuple(settings.text_columns or ()),
-            settings.label_column,
-            tuple((split, asked[f"{split}_split"]) for split in ("train", *CUTS)),
-            settings.results_dir / "cache",
-        )
-    )
+    splits = _load(settings)
     n_classes = len(splits["train"].classes)
     if settings.task and n_classes != (needed := TASKS[settings.task].n_classes):
-        fault = f"--task {settings.task} has {needed} classes and --dataset {name} {n_classes}"
-        raise UserError(f"{fault}: leave one of the two out")
+        fault = f"--task {settings.task} has {needed} classes and --dataset {settings.dataset}"
+        raise UserError(f"{fault} {n_classes}: leave one of the two out")
     return splits | {
         "train": _fewer(splits["train"], settings.max_train_samples),
         "test": _fewer(splits["test"], settings.max_test_samples),
     }
 
 
-@cache
-def _load(source: _Source) -> dict[str, Split]:
-    whole, notes = _read(source)
+def _load(settings: Settings) -> dict[str, Split]:
+    whole, notes = _read(settings)
     hashes = {name: _hashes(split.texts) for name, split in whole.items()}
     _, remainder = hashes["train"]
     rows = {name: np.arange(len(split.texts)) for name, split in whole.items()}
     for name in [split for split in CUTS if split not in whole]:
         rows[name] = np.flatnonzero(np.isin(remainder, CUTS[name]))
-        if not len(rows[name]):
-            fault = f"--dataset {source.name}: its {len(remainder)} train rows leave none for"
-            raise UserError(f"{fault} {name}; give more rows")
         rows["train"] = np.setdiff1d(rows["train"], rows[name])
         whole[name] = replace(whole["train"], name=name)
         hashes[name] = hashes["train"]
         share = len(CUTS[name]) / DIVISOR
         notes.append(f"there is no {name} split: {share:.0%} of train, by content, serve as one")
-    if not len(rows["train"]):
-        fault = f"--dataset {source.name}: all its {len(remainder)} train rows are held out"
-        raise UserError(f"{fault}; give more rows")
+    if without := [name for name in rows if not len(rows[name])]:
+        fault = f"--dataset {settings.dataset}: its {len(remainder)} train rows leave none for"
+        raise UserError(f"{fault} {without[0]}; give more rows")
     kept = {name: hashes[name][0][rows[name]] for name in ("train", *CUTS)}
     shared = {}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -141,7 +115,7 @@ def _load(source: _Source) -> dict[str, Split]:
             shared[f"{one}, {other}"] = count
             notes.append(f"{count:,} of the {len(kept[other]):,} {other} texts are in {one}, too")
     if notes and os.environ.get("RANK", "0") == "0":
-        print(f"{source.name}: {'; '.join(notes)}.")
+        print(f"{settings.dataset}: {'; '.join(notes)}.")
     facts = whole["train"].facts | {"notes": notes, "shared_texts": shared}
     return {name: replace(whole[name].take(rows[name]), facts=facts) for name in kept}
 
@@ -162,75 +136,60 @@ def _fewer(split: Split, limit: int | None) -> Split:
         return split
     if limit > (n := len(split.texts)):
         fault = f"--max-{split.name}-samples {limit} asks for more than the {n} {split.name} rows"
-        raise UserError(f"{fault} there are: give {n} or less")
+        raise UserError(f"{fault}: give {n} or less")
     lowest = np.argsort(_hashes(split.texts)[0], kind="stable")[:limit]
     return split.take(np.sort(lowest))
 
 
-def _read(source: _Source) -> tuple[dict[str, Split], list[str]]:
+def _read(settings: Settings) -> tuple[dict[str, Split], list[str]]:
     """The splits that the data set itself has, and in sentences what was guessed."""
-    named, names = [*source.texts, *filter(None, [source.label])], None
-    origin: dict[str, Any] = {"source": source.name, "revision": source.revision}
-    origin["cache"] = source.cache
-    if looks_like_path(source.name):
-        names, files = tables.names_of_file(Path(source.name)), _files(source)
+    place, texts, label = settings.dataset, settings.text_columns or (), settings.label_column
+    named, names = [*texts, *filter(None, [label])], None
+    origin: dict[str, Any] = {"source": place, "cache": settings.results_dir / "cache"}
+    if looks_like_path(place):
+        names, one_file = tables.names_of_file(Path(place)), Path(place).is_file()
+        find = partial(tables.split_files, Path(place))
+        forms = ".csv, .tsv, .jsonl, .json or .parquet"
+        files = {"train": [Path(place)]} if one_file else _present(settings, find, forms)
         if not named and names in (None, LABELS) and ag_news.is_form(files["train"][0]):
+            notes = [] if names else [f"in AG News' form, its classes are {', '.join(LABELS)}"]
             origin["facts"] = {"classes": LABELS}
-            notes = [f"it has AG News' form, so its classes are {', '.join(LABELS)}"]
             rows = {split: ag_news.read_csv(paths[0]) for split, paths in files.items()}
-            return {split: Split(split, *rows[split], **origin) for split in rows}, (
-                [] if names else notes
-            )
+            return {split: Split(split, *rows[split], **origin) for split in rows}, notes
         found = {split: tables.read_files(f, named) for split, f in files.items()}
     else:
-        found = tables.read_hub(source.name, source.revision, source.config)
-        found = {split: found[name] for split, name in _named_splits(source, found)}
-    columns, label = tables.choose_columns(found["train"], source.texts, source.label, source.name)
-    notes = [f"texts are read from column {' and '.join(columns)}, labels from {label}"]
-    values = {}
+        origin["revision"] = settings.dataset_revision
+        whole = tables.read_hub(place, settings.dataset_revision, settings.dataset_config)
+        found = _present(settings, whole.get, f" split; it has {', '.join(whole)}")
+    columns, column = tables.choose_columns(found["train"], texts, label, place)
+    notes = [f"texts are read from column {' and '.join(columns)}, labels from {column}"]
+    values, splits = {}, {}
     for split, table in found.items():
-        where = f"{source.name}, {split}"
-        tables.choose_columns(table, columns, label, where)
-        tables.check_texts(table, columns, where)
-        values[split], by_feature = tables.read_labels(table, label, where)
+        tables.choose_columns(table, columns, column, f"{place}, {split}")
+        values[split], by_feature = tables.read_labels(table, column, f"{place}, {split}")
         names = by_feature or names
-    classes = classes_of(values, names, source.name)
-    origin["classes"] = classes.names
-    origin["facts"] = {"text_columns": columns, "label_column": label, "classes": classes.names}
-    splits = {}
+    classes = classes_of(values, names, place)
+    facts = {"text_columns": columns, "label_column": column, "classes": classes.names}
+    origin |= {"classes": classes.names, "facts": facts}
     for split, table in found.items():
-        splits[split] = Split(
-            split, tables.Texts(table, columns), codes(values[split], classes), **origin
-        )
+        joined, labels = tables.Texts(table, columns), codes(values[split], classes)
+        splits[split] = Split(split, joined, labels, **origin)
         if blank := splits[split].empty_texts:
-            fault = f"{source.name}, {split}: {blank:,} of {len(table):,} rows have an empty text"
+            fault = f"{place}, {split}: {blank:,} of {len(table):,} rows have an empty text"
             raise UserError(f"{fault}; remove these rows")
-    return splits, [] if source.texts and source.label else notes
+    return splits, [] if texts and label else notes
 
 
-def _named_splits(source: _Source, there: Iterable[str]) -> list[tuple[str, str]]:
-    """Our name and theirs of each split that is there. Raises UserError where one is asked for in
-    vain, or train is missing.
+def _present(settings: Settings, find: Callable[[str], Any], forms: str) -> dict[str, Any]:
+    """What `find` has for each split, by our name of it. Raises UserError where train, or a split
+    that is asked for, is missing.
     """
-    pairs = [(split, asked or split) for split, asked in source.splits]
-    for (split, name), (_, asked) in zip(pairs, source.splits, strict=True):
-        if name not in there and (asked or split == "train"):
-            fault = f"--dataset {source.name} has no {name} split; it has {', '.join(there)}"
-            raise UserError(f"{fault}: name one with --{split}-split")
-    return [(split, name) for split, name in pairs if name in there]
-
-
-def _files(source: _Source) -> dict[str, list[Path]]:
-    """The files of each split that is there; a file alone is train."""
-    place = Path(source.name)
-    if place.is_file():
-        return {"train": [place]}
     found = {}
-    for split, asked in source.splits:
-        if files := tables.split_files(place, asked or split):
-            found[split] = files
+    for split in ("train", *CUTS):
+        asked = vars(settings)[f"{split}_split"]
+        if one := find(asked or split):
+            found[split] = one
         elif asked or split == "train":
-            forms = f"{asked or split}.csv, .tsv, .jsonl, .json or .parquet"
-            mend = "name a folder that does, or the file itself"
-            raise UserError(f"--dataset {place} holds no {forms}: {mend}")
+            fault = f"--dataset {settings.dataset} holds no {asked or split}{forms}"
+            raise UserError(f"{fault}: name another with --{split}-split or --dataset")
     return found

@@ -59,7 +59,7 @@ def _write_dataset(folder: Path, seed: int, stamp: dict) -> None:
 
 
 def write_ag_news(path: Path, rows: list[tuple[str, str, int]]) -> None:
-    """Write titles, descriptions and labels (0–3) in the form of `datasets.read_csv`."""
+    """Write titles, descriptions and labels (0–3) in the form of `ag_news.read_csv`."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerows((label + 1, title, description) for title, description, label in rows)

@@ -1,9 +1,8 @@
 """Weights and data from the Hugging Face hub.
 
-A model is fetched at one commit, without pickled files. huggingface_hub checks sizes, caches, and
-retries a broken connection but not a busy hub (503): that is done here. So is giving up on a hub
-that sends next to nothing, because a time limit on single reads never ends while bytes drip in.
-Faults become one-sentence UserErrors.
+huggingface_hub checks sizes, caches, and retries a broken connection but not a busy hub (503): that
+is done here. So is giving up on a hub that sends next to nothing: a time limit on single reads
+never ends while bytes drip in.
 """
 
 import sys
@@ -31,13 +30,11 @@ def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--ba
     Raises UserError where there is no model.
     """
     if looks_like_path(name):
-        folder = Path(name)
-        if not folder.is_dir():
+        if not Path(name).is_dir():
             raise UserError(f"{flag} {name}: {NO_FOLDER}")
-        if not (folder / "config.json").is_file():
-            mend = "give a model folder as save_pretrained writes it"
-            raise UserError(f"{flag} {name} holds no config.json: {mend}")
-        return folder
+        if not Path(name, "config.json").is_file():
+            raise UserError(f"{flag} {name} holds no config.json: give what save_pretrained wrote")
+        return Path(name)
     from huggingface_hub import snapshot_download
 
     with hub_faults(name, flag):
@@ -46,7 +43,7 @@ def fetch_model_folder(name: str, revision: str | None = None, flag: str = "--ba
 
 
 def retried(download: Callable[[], Any]) -> Any:
-    """Retry on 5xx, with waits."""
+    """Retry on 5xx."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for wait in WAITS_S:
@@ -75,8 +72,7 @@ def push(folder: Path, repository: str) -> str:
 
     with hub_faults(repository, PUSH):
         full = HfApi().create_repo(repository, exist_ok=True).repo_id
-        message = "GPT-2 fine-tuned on AG News"
-        return str(HfApi().upload_folder(repo_id=full, folder_path=folder, commit_message=message))
+        return str(HfApi().upload_folder(repo_id=full, folder_path=folder))
 
 
 PUSH = "--push-to-hub"
@@ -160,9 +156,9 @@ def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
         case errors.HfHubHTTPError() if publishing:
             status = fault.response.status_code
             said = f"the hub answers {status} ({fault.server_message or 'no reason given'})"
-            if status in (401, 403, 404):
-                return f"{said}: run hf auth login with a token that may write there"
-            return f"{said}: try the same command later, what is trained stays"
+            login = "run hf auth login with a token that may write there"
+            later = "try the same command later, what is trained stays"
+            return f"{said}: {login if status in (401, 403, 404) else later}"
         case errors.RepositoryNotFoundError() | errors.HFValidationError():
             return unknown
         case errors.HfHubHTTPError():

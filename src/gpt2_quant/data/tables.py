@@ -54,16 +54,14 @@ def read_hub(name: str, revision: str | None, config: str | None) -> dict[str, A
     try:
         with hub_faults(name, "--dataset"), _faults_of_content(name):
             return retried(lambda: load_dataset(name, config, revision=revision))
-    except ValueError as fault:
-        if "onfig" not in str(fault):
-            raise
+    except (ValueError, RuntimeError) as fault:
         said = " ".join(str(fault).split())[:300]
-        raise UserError(f"--dataset {name}: {said}; name one with --dataset-config") from fault
-    except RuntimeError as fault:
-        if "script" not in str(fault):
-            raise
-        mend = "give another id, or download its files and name their folder"
-        raise UserError(f"--dataset {name} is a program, which is not run here: {mend}") from fault
+        if isinstance(fault, ValueError) and "onfig" in said:
+            raise UserError(f"--dataset {name}: {said}; name one with --dataset-config") from fault
+        if isinstance(fault, RuntimeError) and "script" in said:
+            said = f"--dataset {name} is a program, which is not run here"
+            raise UserError(f"{said}: download its files and name their folder") from fault
+        raise
 
 
 def split_files(place: Path, split: str) -> list[Path]:
@@ -97,8 +95,12 @@ def read_files(paths: list[Path], named: Sequence[str]):
     from datasets import Features, Value, load_dataset
 
     where, suffix, options = str(paths[0]), paths[0].suffix.lower(), {}
-    if empty := [path for path in paths if not path.stat().st_size]:
-        raise UserError(f"{empty[0]} is empty: fetch it again")
+    for path in paths:
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty: fetch it again")
+        if DATA_FILES[suffix] == "csv" and _holds_nul(path):
+            fault = f"{path} holds a NUL byte, so it is damaged or not UTF-8"
+            raise UserError(f"{fault}: convert it or fetch it again")
     if DATA_FILES[suffix] == "csv":
         separator = "\t" if suffix == ".tsv" else ","
         head = first_row(paths[0], separator)
@@ -107,21 +109,17 @@ def read_files(paths: list[Path], named: Sequence[str]):
         names = [str(i) for i in range(len(head))] if headless else head
         if len(set(names)) < len(names):
             raise UserError(f"{where} has two columns of one name in its header: rename one")
-        for path in paths:
-            with open(path, "rb") as file:
-                if any(b"\0" in part for part in iter(partial(file.read, 1 << 20), b"")):
-                    fault = f"{path} holds a NUL byte, so it is damaged or not UTF-8"
-                    raise UserError(f"{fault}: convert it or fetch it again")
         text = Features(dict.fromkeys(names, Value("string")))
         options = {"sep": separator, "header": None if headless else 0, "column_names": names}
         options |= {"keep_default_na": False, "features": text}
     with _faults_of_content(where):
-        return load_dataset(
-            DATA_FILES[suffix],
-            data_files=[str(path) for path in paths],
-            split="train",
-            **options,
-        )
+        files = list(map(str, paths))
+        return load_dataset(DATA_FILES[suffix], data_files=files, split="train", **options)
+
+
+def _holds_nul(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return any(b"\0" in part for part in iter(partial(file.read, 1 << 20), b""))
 
 
 def first_row(path: Path, separator: str = ",") -> list[str]:
@@ -149,8 +147,8 @@ def _faults_of_content(where: str) -> Iterator[None]:
         if isinstance(cause, OSError) and cause.errno:
             raise cause from fault  # a full disk, say
         said = " ".join(str(cause).split())[:200] or type(cause).__name__
-        mend = "mend it, or give it the name of what it is"
-        raise UserError(f"{where} cannot be read as its name says ({said}): {mend}") from fault
+        said = f"{where} cannot be read as its name says ({said})"
+        raise UserError(f"{said}: mend it, or rename it to what it is") from fault
     except ValueError as fault:
         if "no data" not in str(fault):
             raise
@@ -162,13 +160,20 @@ def _faults_of_content(where: str) -> Iterator[None]:
 def choose_columns(
     table, texts: Sequence[str], label: str | None, where: str
 ) -> tuple[list[str], str]:
-    """The named columns, or the only ones that can be meant. Raises UserError."""
-    columns = table.column_names
-    for column in columns:  # before any is looked at
-        if _is_text(table.data.column(column)):
-            _check_utf8(table.data.column(column)[:BATCH_ROWS], column, where)
+    """The named columns, or the only ones that can be meant.
+
+    Raises UserError for columns that are not there, hold no text, nulls, or bytes that are not
+    UTF-8.
+    """
+    import pyarrow
+
+    columns, listed = table.column_names, f"it has {', '.join(table.column_names)}"
+    for column in filter(partial(_is_text, table), columns):  # before any is looked at
+        try:
+            table.data.column(column).validate(full=True)
+        except pyarrow.ArrowInvalid as invalid:
+            raise UserError(f"{where}: column {column} is not UTF-8; convert it") from invalid
     first = table[:BATCH_ROWS]
-    listed = f"it has {', '.join(columns)}"
     for flag, name in [*(("--text-columns", t) for t in texts), ("--label-column", label)]:
         if name and name not in columns:
             raise UserError(f"{flag} {name}: {where} has no such column; {listed}")
@@ -180,18 +185,26 @@ def choose_columns(
             raise UserError(f"{fault}: name it with --label-column")
         label = found[0]
     if not texts:
-        texts = [c for c in columns if c != label and _is_text(table.data.column(c))]
+        texts = [c for c in columns if c != label and _is_text(table, c)]
         texts = [c for c in texts if not all(map(_is_number, first[c]))]
         if len(texts) != 1:
             fault = f"{where} has {len(texts)} columns of text beside {label}; {listed}"
             raise UserError(f"{fault}: name those to read with --text-columns")
     if label in texts:
         raise UserError(f"--text-columns {label} is the column of labels: leave it out")
+    for column in texts:
+        values = table.data.column(column)
+        if not _is_text(table, column):
+            fault = f"{where}: column {column} holds {values.type}, not text"
+            raise UserError(f"{fault}; name another with --text-columns")
+        if nulls := values.null_count:
+            fault = f"{where}: column {column} has no text in {nulls:,} of {len(values):,} rows"
+            raise UserError(f"{fault}; remove these rows")
     return list(texts), label
 
 
-def _is_text(values) -> bool:
-    return str(values.type) in ("string", "large_string", "string_view")
+def _is_text(table, column: str) -> bool:
+    return str(table.data.column(column).type) in ("string", "large_string", "string_view")
 
 
 def _is_number(text: str | None) -> bool:
@@ -199,28 +212,6 @@ def _is_number(text: str | None) -> bool:
         return text is not None and float(text) is not None
     except ValueError:
         return False
-
-
-def check_texts(table, columns: Sequence[str], where: str) -> None:
-    """Raises UserError for columns that hold no text, nulls, or bytes that are not UTF-8."""
-    for column in columns:
-        values = table.data.column(column)
-        if not _is_text(values):
-            fault = f"{where}: column {column} holds {values.type}, not text"
-            raise UserError(f"{fault}; name another with --text-columns")
-        if nulls := values.null_count:
-            fault = f"{where}: column {column} has no text in {nulls:,} of {len(values):,} rows"
-            raise UserError(f"{fault}; remove these rows")
-        _check_utf8(values, column, where)
-
-
-def _check_utf8(values, column: str, where: str) -> None:
-    import pyarrow
-
-    try:
-        values.validate(full=True)
-    except pyarrow.ArrowInvalid as fault:
-        raise UserError(f"{where}: column {column} is not UTF-8; convert it") from fault
 
 
 def read_labels(table, column: str, where: str) -> tuple[Any, tuple[str, ...] | None]:
@@ -232,14 +223,13 @@ def read_labels(table, column: str, where: str) -> tuple[Any, tuple[str, ...] | 
     import pyarrow
     import pyarrow.compute as pc
 
-    values = table.data.column(column).combine_chunks()
+    values, text = table.data.column(column).combine_chunks(), _is_text(table, column)
     if pyarrow.types.is_boolean(values.type):
-        values = values.cast(pyarrow.string())
-    if not (text := _is_text(values)) and not pyarrow.types.is_integer(values.type):
+        values, text = values.cast(pyarrow.string()), True
+    if not text and not pyarrow.types.is_integer(values.type):
         fault = f"{where}: column {column} holds {values.type}, not whole numbers or strings"
         raise UserError(f"{fault}; name another with --label-column")
     if text:
-        _check_utf8(values, column, where)
         distinct = pc.unique(values).to_pylist()
         if all(value and is_whole(value) for value in distinct):
             values, text = pc.utf8_trim_whitespace(values), False
@@ -266,10 +256,8 @@ def _classes_file(place: Path) -> Path:
 def names_of_file(place: Path) -> tuple[str, ...] | None:
     """Class names, one a line, from `classes.txt` in the folder or beside the file."""
     path = _classes_file(place)
-    if not path.is_file():
-        return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     except UnicodeDecodeError as fault:
         raise UserError(f"{path} is no text in UTF-8: write a class name on each line") from fault
-    return tuple(line.strip() for line in lines if line.strip())
+    return tuple(filter(None, map(str.strip, lines))) or None

@@ -1,9 +1,8 @@
 """Texts as tokens, cached, and in batches of similar length.
 
 *Tokens.* `GPT2ForSequenceClassification` classifies from the last token that is not padding, so
-tokenizer and config must mean the same one: a checkpoint's own, else end-of-text, since GPT-2 has
-none. Padding is on the right: on the left it would shift the positions. At 128 tokens, 0.6% of AG
-News is cut.
+tokenizer and config must mean the same one. Padding is on the right: on the left it would shift the
+positions.
 
 *Batches.* AG News averages 52 tokens; padding all to 128 would more than double the work. Rows of
 similar length share a batch (Khomenko et al., 2016, arXiv 1708.05604): a shuffled epoch is cut into
@@ -55,15 +54,12 @@ def load_tokenizer(folder: Path):
     largest = max(tokenizer.get_vocab().values(), default=-1)
     # A few rows may have been added for alignment, or tokens that the model never saw.
     if not 0.5 * known < len(tokenizer) <= known or largest >= known:
-        sizes = (
-            f"its tokenizer knows {max(len(tokenizer), largest + 1)} tokens and its model {known}"
-        )
-        raise UserError(f"{folder}: {sizes}; copy the tokenizer that the model was made with")
+        said = f"its tokenizer knows {max(len(tokenizer), largest + 1)} tokens and its model"
+        raise UserError(f"{folder}: {said} {known}; copy the one that the model was made with")
     if (pad := config.get("pad_token_id")) is not None:
         token = tokenizer.convert_ids_to_tokens(pad) if isinstance(pad, int) else None
         if token is None:
-            unknown = f"pad_token_id is {pad}, which its tokenizer does not know"
-            raise UserError(f"{path}: {unknown}: correct it, or take it out")
+            raise UserError(f"{path}: pad_token_id {pad} is unknown to its tokenizer: take it out")
         tokenizer.pad_token = token
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -120,8 +116,7 @@ def tokenize(tokenizer, split: Split, max_length: int) -> Tokens:
         if path:
             save_arrays(path, dict(zip(KEPT, arrays, strict=True)))
     flat, offsets, lost = arrays
-    labels = np.asarray(split.labels, dtype=np.int64)
-    return Tokens(flat, offsets, labels, *map(int, lost))
+    return Tokens(flat, offsets, np.asarray(split.labels, dtype=np.int64), *map(int, lost))
 
 
 KEPT = ("flat", "offsets", "lost")  # lost: texts that were cut, tokens that they lost

@@ -114,6 +114,16 @@ def _store(
     return record
 
 
+def written(results_dir: Path, key: str) -> list[Path]:
+    """The files of `evaluate_variant`."""
+    paths = [predictions.predictions_path(results_dir, key + x) for x in ("", ".validation")]
+    return [
+        *paths,
+        results_dir / f"records/{key}.json",
+        results_dir / f"{key}_confusion_matrix.png",
+    ]
+
+
 def batch_invariance(model, tokens: Tokens, pad_id: int) -> dict:
     """How much a text's logits depend on the texts beside it: in batches of 16, and alone at the
     same length.

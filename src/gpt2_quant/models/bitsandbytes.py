@@ -31,9 +31,8 @@ def require() -> None:
         try:
             __import__(package)
         except ImportError as fault:
-            raise UserError(
-                f"{package} cannot be imported ({fault}): run pip install -r requirements.txt"
-            ) from fault
+            said = f"{package} cannot be imported ({fault})"
+            raise UserError(f"{said}: run pip install -r requirements.txt") from fault
 
 
 def converted_layers(model) -> dict:
@@ -82,10 +81,8 @@ class BitsAndBytes:
         expected = LAYERS_PER_BLOCK * model.config.n_layer
         others = [x for x in layers if (type(x).__name__, x.weight.dtype) != self.layer]
         if len(layers) != expected or others:
-            raise RuntimeError(
-                f"{self.name}: {len(layers)} of {expected} linear layers are converted, "
-                f"{len(others)} to another type"
-            )
+            done = f"{len(layers)} of {expected} linear layers are converted"
+            raise RuntimeError(f"{self.name}: {done}, {len(others)} to another type")
         head = _head_name(model)
         if type(getattr(model, head)) is not torch.nn.Linear:
             raise RuntimeError(f"{self.name}: the head was quantized")

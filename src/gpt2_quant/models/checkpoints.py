@@ -29,12 +29,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
-    config = _read_json(path, NO_CONFIG)
-    if not isinstance(kind := config.get("model_type"), str):
+    config = SIZES | _read_json(path, NO_CONFIG)
+    if not (kind := config.get("model_type")):
         raise UserError(f"{path} {NO_CONFIG}")
     if kind != "gpt2":
         raise UserError(f"{folder} is a {kind} model, and this project quantizes GPT-2: name one")
-    config = SIZES | config
     if "id2label" not in config and isinstance(names := config.get("label2id"), dict):
         config["id2label"] = {str(number): name for name, number in names.items()}
     for fault in _config_faults(config):
@@ -72,10 +71,9 @@ def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
     """
     folder = Path(folder)
     config, found = read_config(folder), stored_tensors(folder)
-    if not config.get("quantization_config"):
-        for fault in _weight_faults(config, found):
-            mend = "give the config.json that belongs to the weights"
-            raise UserError(f"{folder}: {fault} by its config.json: {mend}")
+    for fault in () if config.get("quantization_config") else _weight_faults(config, found):
+        mend = "give the config.json that belongs to the weights"
+        raise UserError(f"{folder}: {fault} by its config.json: {mend}")
     if new_head:
         return folder
     if "score.weight" not in found:
@@ -83,8 +81,8 @@ def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
         raise UserError(f"{fault}: fine-tune it with script 1 (--base-model)")
     names, rows = config.get("id2label"), number_of_labels(folder)
     if names and len(names) != rows:
-        fault = f"{folder} names {len(names)} classes in config.json, and its head has {rows}"
-        raise UserError(f"{fault}: name as many in id2label")
+        fault = f"names {len(names)} classes in config.json, and its head has {rows}"
+        raise UserError(f"{folder} {fault}: name as many in id2label")
     return folder
 
 
@@ -137,17 +135,15 @@ def weights_files(folder: Path) -> list[Path]:
         names = sorted(set(map(str, entries.values()))) if isinstance(entries, dict) else []
         if not names or any(Path(name).name != name for name in names):
             raise UserError(f"{folder / SHARDS} lists no shards: {REMAKE}")
-        for name in names:
-            if not (folder / name).is_file():
-                raise UserError(f"{folder} lacks the shard {name}: {REMAKE}")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise UserError(f"{folder} lacks the shard {missing[0]}: {REMAKE}")
         return [folder / name for name in names]
     for pickle in sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):
         kind = str((read_config(folder).get("architectures") or [""])[0])
         kind = kind if kind.isidentifier() else "AutoModelForSequenceClassification"
-        fault = f"{pickle} is a pickle, which can run code when it is read"
         convert = f"from transformers import {kind} as M; M.from_pretrained(F).save_pretrained(F)"
-        mend = f'python -c "F={str(folder)!r}; {convert}"'
-        raise UserError(f"{fault}; if you trust its source, convert it: {mend}")
+        fault = f"{pickle} is a pickle, which can run code when it is read; if you trust its source"
+        raise UserError(f'{fault}, convert it: python -c "F={str(folder)!r}; {convert}"')
     raise UserError(f"{folder} has no model.safetensors: save it with save_pretrained")
 
 
@@ -180,7 +176,6 @@ def stored_tensors(folder: Path) -> Tensors:
 
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return {**entries}
+        return {**json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, TypeError, RecursionError) as fault:  # TypeError: no mapping
         raise UserError(f"{path} {otherwise}") from fault

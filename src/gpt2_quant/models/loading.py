@@ -1,7 +1,7 @@
 """Loading a checkpoint, with checks that transformers does not make.
 
-What can be seen without loading is looked at in `checkpoints.py`; here, NaN and the classes. The
-dtype is stated: transformers would keep the file's own.
+`checkpoints.py` looks at what can be seen without loading; here, NaN and the classes. The dtype is
+stated: transformers would keep the file's own.
 """
 
 from collections.abc import Sequence
@@ -66,21 +66,18 @@ def load_classifier(
         config = AutoConfig.from_pretrained(folder)  # nosec B615: local
     except (OSError, ValueError, KeyError) as fault:
         raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
-    needed = len(classes)
-    config.num_labels = needed if new_head else number_of_labels(folder)
     if config.activation_function not in ACT2FN:
         unknown = f"{config.activation_function!r} is no activation function of transformers"
         raise UserError(f"{folder}/config.json: {unknown}: correct it")
-    if config.num_labels != needed:
-        said = f"{config.num_labels} labels where {needed} are needed"
+    needed = config.num_labels = len(classes)
+    if not new_head and (found := number_of_labels(folder)) != needed:
+        said = f"{found} labels where {needed} are needed"
         raise UserError(f"{folder} has {said}, one for each class: run script 1 on this data set")
     if config.pad_token_id is None:
         config.pad_token_id = load_tokenizer(folder).pad_token_id
-    order = list(range(needed))
-    if not new_head:
-        order = _order_of_labels(folder, classes)
-    quantization = getattr(config, "quantization_config", None)
-    from_library = (quantization or {}).get("quant_method") == "bitsandbytes"
+    order = list(range(needed)) if new_head else _order_of_labels(folder, classes)
+    quantization = getattr(config, "quantization_config", None) or {}
+    from_library = quantization.get("quant_method") == "bitsandbytes"
     if from_library:
         from . import bitsandbytes
 
@@ -93,10 +90,8 @@ def load_classifier(
         output_loading_info=True,
         device_map={"": device} if quantization else None,
     )
-    missing = set(loading["missing_keys"]) - ({"score.weight"} if new_head else set())
-    if missing:
-        names = ", ".join(sorted(missing)[:3])
-        raise UserError(f"{folder} lacks {names}, so it is no fine-tuned classifier: run script 1")
+    if missing := sorted(set(loading["missing_keys"]) - ({"score.weight"} if new_head else set())):
+        raise UserError(f"{folder} lacks {', '.join(missing[:3])}: {REMAKE}")
     if not quantization:
         model = model.to(device)
     for name, tensor in model.state_dict().items():
@@ -107,7 +102,7 @@ def load_classifier(
     if order != sorted(order):
         model.score.weight.data = model.score.weight.data[order]
     model.config.id2label = dict(enumerate(classes))
-    model.config.label2id = {label: index for index, label in enumerate(classes)}
+    model.config.label2id = dict(zip(classes, range(needed), strict=True))
     if from_library:
         # transformers 5.23 leaves unquantized weights in the file's dtype, biases in the asked one.
         for parameter in model.parameters():
@@ -133,10 +128,8 @@ def _order_of_labels(folder: Path, classes: Sequence[str]) -> list[int]:
     if sorted(bare) == sorted(numbers) or [*classes] == numbers:
         print(f"{folder}: its classes are matched with the data set's by number, not by name")
         return [*map((bare if sorted(bare) == sorted(numbers) else numbers).index, numbers)]
-    fault = f"{folder} names its classes {', '.join(theirs[:9])}"
-    raise UserError(
-        f"{fault}; they must be {', '.join(classes[:9])}: rename them in its config.json"
-    )
+    fault = f"{folder} names its classes {', '.join(theirs[:9])}; they must be"
+    raise UserError(f"{fault} {', '.join(classes[:9])}: rename them in its config.json")
 
 
 def _letters(name: object) -> str:

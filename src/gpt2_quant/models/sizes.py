@@ -1,8 +1,8 @@
 """Sizes of a model in bytes: sums over its tensors, part by part.
 
 Quantization state is what a layer needs beside its codes. A safetensors file is 8 bytes (the
-header's length), a JSON header and the tensors' bytes. *Stored* and *resident* differ: the
-published INT8 takes four times its file once loaded.
+header's length), a JSON header and the tensors' bytes. The published INT8 takes four times its file
+once loaded: *stored* and *resident* differ.
 """
 
 import json
