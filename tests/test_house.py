@@ -24,7 +24,10 @@ ROOMS = {
     "reports", "compare", "metrics", "training", "measure", "inference", "models", "quantization",
     "data",
 }  # fmt: skip
-MOST_CHARACTERS = 516_000  # of all Python below src/
+# Of all Python below src/: 516,000 when the house was built. Since then any data set, checks of
+# others' checkpoints, FP8, TF32 and TF-IDF rows, long texts and several GPUs in the fused step,
+# latency by blocks, claims as a table, answers for one's own data.
+MOST_CHARACTERS = 637_000
 MOST_LINES, MOST_SCRIPT_LINES = 300, 120
 
 
