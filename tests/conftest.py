@@ -13,9 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _arrow = tempfile.TemporaryDirectory()  # where `datasets` keeps what it has read, until the end
 os.environ.setdefault("HF_DATASETS_CACHE", _arrow.name)
-# pytest-xdist's processes, and the scripts that they run, share the cores.
-_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))
+# Two files of tests run at a time, and their scripts with them: a thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 from tiny_models import ROOT, make_tiny_gpt2  # noqa: E402
