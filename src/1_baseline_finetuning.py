@@ -49,8 +49,7 @@ def main() -> None:
         hub.check_login(args.push_to_hub)
     folder = settings.models_dir / BASELINE.folder
     asked = {name: value for name, value in vars(args).items() if name != "push_to_hub"}
-    inputs = tables.data_files(args)
-    step = Step(settings.results_dir, "1_baseline_finetuning", asked, inputs)
+    step = Step(settings.results_dir, "1_baseline_finetuning", asked, tables.data_files(args))
     records = [settings.results_dir / f"records/{v.key}.json" for v in (BASELINE, TFIDF)]
     if settings.overwrite or not (step.complete() and all(path.is_file() for path in records)):
         fine_tune(args, settings, seeds, folder, step)

@@ -55,9 +55,9 @@ def test_dequantized_is_a_plain_model_of_the_same_weights(scheme, either, tmp_pa
         assert torch.equal(
             module.weight.t() if isinstance(module, Conv1D) else module.weight, weight
         )
-    # Products in floats on the same weights; W8A8 rounds each activation to 1/127 of its row's
-    # largest as well, a few steps of which reach the logits of two random layers.
-    rounded = scheme == "int8_scratch_w8a8"
+    # Products in floats on the same weights; W8A8 and FP8 round each activation, too: to 1/127 of
+    # its row's largest, to 1/16 of itself; a few such steps reach two random layers' logits.
+    rounded = scheme in ("int8_scratch_w8a8", "fp8_scratch")
     difference = (logits_of(plain) - expected).norm() / expected.norm()
     assert difference < (0.06 if rounded else 1e-5)
     plain.save_pretrained(tmp_path)
@@ -128,6 +128,10 @@ def test_onnx_gives_the_same_logits_from_the_codes(scheme, tiny_gpt2, tmp_path):
     n_bytes = 4 * tiny_gpt2.num_parameters()
     model = quantize_model(tiny_gpt2, scheme)
     path = tmp_path / "model.onnx"
+    if scheme == "fp8_scratch":  # ONNX cannot read bytes as e4m3: refused, not written as floats
+        with pytest.raises(torch.onnx.errors.OnnxExporterError):
+            torch.onnx.export(Logits(model), (IDS,), path, dynamo=True, verbose=False)
+        return
     torch.onnx.export(Logits(model), (IDS,), path, dynamo=True, verbose=False)
     (found,) = onnxruntime.InferenceSession(path).run(None, {"input_ids": IDS.numpy()})
     # Float parts are summed in another order.

@@ -173,6 +173,8 @@ def _what_went_wrong(fault: Exception, publishing: bool) -> str | None:
         case RuntimeError() if publishing:
             said = (str(fault) or type(fault).__name__).splitlines()[0]
             return f"the upload broke off ({said}): give the same command again, nothing is lost"
+        case ValueError() if str(fault).startswith(("BuilderConfig", "Config name")):
+            return None  # a data set's configurations, which its reader names
         case errors.FileMetadataError() | ValueError() | LookupError():
             return strange
         case TypeError() | AttributeError():  # libraries stumble over an answer of another form
