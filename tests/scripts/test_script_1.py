@@ -291,7 +291,8 @@ def test_a_published_model_arrives_whole_with_its_card(finished, ingredients, ru
     assert published == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= published.keys()
     card = published["README.md"].decode()
-    assert card.startswith("---\nlibrary_name: transformers\n") and "test accuracy" in card
+    assert card.startswith("---\n") and "\nlibrary_name: transformers\n" in card
+    assert "test accuracy" in card
     assert (
         "base_model:" not in card
     )  # the base is a folder here, and its name means nothing on the hub
