@@ -126,8 +126,9 @@ def test_which_experiment_it_is_comes_from_the_record(tmp_path):
     assert departures(comparison) == ["it is tested on 2,000 rows of AG News, not on 7,600"]
 
     def other_model(record):
-        record["settings"].update(base_model="/home/me/models/small", base_revision=None)
-        record["checkpoint"]["base_model"] = "/home/me/models/small"
+        small = str(tmp_path / "small")
+        record["settings"].update(base_model=small, base_revision=None)
+        record["checkpoint"]["base_model"] = small
 
     def other_revision(record):
         record["settings"]["base_revision"] = None
@@ -142,8 +143,8 @@ def test_which_experiment_it_is_comes_from_the_record(tmp_path):
     assert not claims_apply(comparison)
 
 
-def test_reports_hold_no_paths_of_one_machine():
+def test_reports_hold_no_paths_of_one_machine(tmp_path):
     assert short("openai-community/gpt2") == "openai-community/gpt2"
-    assert short("/home/me/models/small") == "small"
-    said = "src/1_x.py --base-model /home/me/models/small --dataset data/ag_news"
+    assert short(str(tmp_path / "small")) == "small"
+    said = f"src/1_x.py --base-model {tmp_path}/small --dataset data/ag_news"
     assert short_paths(said) == "src/1_x.py --base-model …/small --dataset data/ag_news"

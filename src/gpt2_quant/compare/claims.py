@@ -10,6 +10,7 @@ bytes.
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ..measure import paired
@@ -154,6 +155,7 @@ def _as_small(times_smaller: float, row: Row) -> bool:
     return published is not None and round(times_smaller, 2) >= published.compression
 
 
+@cache  # every claim on accuracy asks for the same
 def _tests(comparison: Comparison, against: str) -> dict[str, dict]:
     """Paired tests of every row against the row `against`, Holm-adjusted."""
     logits = {row.key: row.logits for row in comparison.rows}
