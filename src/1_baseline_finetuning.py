@@ -83,24 +83,27 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
             tokens = {n: tokenize(tokenizer, s, settings.max_length) for n, s in splits.items()}
         scorer = Scorer(accelerator, tokens, tokenizer.pad_token_id)
         outcomes = []
-        for number in seeds:
-            this = replace(plan, seed=number)
-            checkpoints = training.checkpoints(args, settings, this, base, splits)
-            kept = folder if number == seeds[0] else checkpoints.folder / "model"
-            outcome = training.finished(checkpoints, kept)
-            if outcome is None:
-                seed_everything(number)  # draws the head, which the base lacks
-                model = load_classifier(base, device, new_head=True, classes=classes)
-                outcome, curve = training.fine_tune(model, this, checkpoints, scorer)
-                if MAIN_PROCESS:
-                    save_model(model, tokenizer, kept, card="")  # it follows with the scores
-                    training.note(outcome, checkpoints)
-                    if kept == folder:
-                        training.save_curve(curve, settings.results_dir)
-                accelerator.wait_for_everyone()
-            if len(seeds) > 1:
-                outcome["test"] = scorer.test(load_classifier(kept, device, classes=classes))
-            outcomes.append(outcome)
+        for numbers, scores in training.shares(seeds, scorer):
+            done = []
+            for number in numbers:
+                this, alone = replace(plan, seed=number), scores.accelerator
+                checkpoints = training.checkpoints(args, settings, this, base, splits, alone)
+                kept = folder if number == seeds[0] else None
+                outcome = training.finished(checkpoints, kept, scored=len(seeds) > 1)
+                if outcome is None:
+                    seed_everything(number)  # draws the head, which the base lacks
+                    model = load_classifier(base, device, new_head=True, classes=classes)
+                    outcome, curve = training.fine_tune(model, this, checkpoints, scores)
+                    if len(seeds) > 1:
+                        outcome["test"] = scores.test(model)
+                    if alone.is_main_process:
+                        if kept:
+                            save_model(model, tokenizer, kept, card="")  # follows with the scores
+                            training.save_curve(curve, settings.results_dir)
+                        training.note(outcome, checkpoints)
+                alone.wait_for_everyone()
+                done.append(outcome)
+            outcomes += training.gathered(done, scores)
 
         model = load_classifier(folder, device, classes=classes)
         if MAIN_PROCESS:

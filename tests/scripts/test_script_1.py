@@ -174,29 +174,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(killed, finished, ingredients, ru
     assert not (killed / "models" / "baseline_gpt2.training").exists()
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_train_the_same_model_and_answer_for_every_row_once(
-    processes, finished, ingredients, tmp_path
-):
-    """Gloo on the CPU, started the way accelerate launch starts processes. 16 rows divide by 2 and
-    not by 3.
-    """
+def launched(processes: int, *flags) -> subprocess.CompletedProcess:
+    """Script 1 the way accelerate launch starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        processes,
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        port,
-    ]
-    command = [sys.executable, *launcher, SCRIPT, *ingredients, *into(tmp_path)]
-    done = subprocess.run(
-        list(map(str, command)),
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes]
+    launcher += ["--master_addr", "127.0.0.1", "--master_port", port]
+    return subprocess.run(
+        list(map(str, [sys.executable, *launcher, SCRIPT, *flags])),
         cwd=ROOT,
         env={**os.environ, **ONE_THREAD},
         capture_output=True,
@@ -204,6 +190,14 @@ def test_several_processes_train_the_same_model_and_answer_for_every_row_once(
         timeout=240,
         check=False,
     )
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_train_the_same_model_and_answer_for_every_row_once(
+    processes, finished, ingredients, tmp_path
+):
+    """Gloo on the CPU. 16 rows divide by 2 and not by 3."""
+    done = launched(processes, *ingredients, *into(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("40 updates in") == 1  # one process speaks
     alone, together = (
@@ -235,6 +229,26 @@ def test_seeds_give_mean_and_deviation_and_keep_the_first_model(ingredients, run
     assert spread["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
     assert spread["accuracy"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     assert "accuracy over seeds:" in done.stdout and "n = 2" in done.stdout
+
+
+def test_two_processes_train_two_seeds_each_by_itself_and_a_third_together(
+    ingredients, run_script, tmp_path
+):
+    """The values of the seeds that are trained alone equal those of a run with one process."""
+    flags = "--seeds", 5, 6, 7, "--max-steps", 4
+    one = run_script(SCRIPT, *ingredients, *into(tmp_path / "one"), *flags, **ONE_THREAD)
+    two = launched(2, *ingredients, *into(tmp_path / "two"), *flags)
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr[-3000:]
+    sections = []
+    for name in ("one", "two"):
+        record = json.loads((tmp_path / name / "results" / "records" / "baseline.json").read_text())
+        sections.append(record["training"])
+    spreads = [section["spread"] for section in sections]
+    assert [s["processes"] for s in sections] == [1, 1] and two.stdout.count("4 updates in") == 1
+    assert spreads[0]["seeds"] == spreads[1]["seeds"] == ["5", "6", "7"]
+    assert spreads[0]["accuracy"]["values"][:2] == spreads[1]["accuracy"]["values"][:2]
+    kept, expected = weights(tmp_path / "two"), weights(tmp_path / "one")
+    assert all(np.array_equal(kept[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(

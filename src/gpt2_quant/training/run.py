@@ -2,6 +2,8 @@
 
 Seeds after the first show the spread of scores by chance; only their scores are kept. A finished
 seed is noted as `outcome.json` beside its checkpoints; a run stopped later does not train it again.
+P processes train P seeds at once, each one of them alone, since nothing has to be exchanged then;
+seeds that are left over are trained one after the other, by all processes together.
 """
 
 import argparse
@@ -10,15 +12,18 @@ import importlib.util
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 import transformers
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from .. import records
@@ -50,6 +55,8 @@ def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, 
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=settings.results_dir / "logs",
+        # Where one process resumes a seed, the others, done with theirs, wait for it.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
     )
     config = {name: str(value) for name, value in settings.as_dict().items()}
     accelerator.init_trackers("fine-tuning", config)  # none without log_with
@@ -58,14 +65,50 @@ def prepare(args: argparse.Namespace, settings: Settings) -> tuple[Accelerator, 
     return accelerator, Plan(epochs, rate, *rest)
 
 
+class Alone(Accelerator):
+    """This process of several as the only one, on `accelerator`'s device, with its trackers."""
+
+    num_processes, process_index, is_main_process = 1, 0, True
+    distributed_type, multi_device = DistributedType.NO, False
+
+    def __init__(self, accelerator: Accelerator):
+        on_cpu = accelerator.device.type == "cpu"
+        super().__init__(cpu=on_cpu, mixed_precision=accelerator.mixed_precision)
+        self.trackers = accelerator.trackers
+
+    def reduce(self, tensor, reduction="sum", scale=1.0):
+        return tensor
+
+    def wait_for_everyone(self) -> None:
+        pass
+
+
+def shares(seeds: list[int], scorer: Scorer) -> Iterator[tuple[list[int], Scorer]]:
+    """For each round of seeds those that this process trains, and the scorer to train them with."""
+    accelerator = scorer.accelerator
+    processes, process = accelerator.num_processes, accelerator.process_index
+    for first in range(0, len(seeds), processes):
+        together = seeds[first : first + processes]
+        if len(together) == processes > 1:
+            yield [together[process]], replace(scorer, accelerator=Alone(accelerator))
+        else:
+            yield together, scorer
+
+
+def gathered(outcomes: list[dict], scorer: Scorer) -> list[dict]:
+    """All processes' outcomes of one round, in the order of its seeds."""
+    return gather_object(outcomes) if isinstance(scorer.accelerator, Alone) else outcomes
+
+
 def training_folder(settings: Settings) -> Path:
     """Checkpoints and outcomes, one folder per seed, until the run is complete."""
     return settings.models_dir / f"{BASELINE.folder}.training"
 
 
 def checkpoints(
-    args: argparse.Namespace, settings: Settings, plan: Plan, base: Path, splits: dict[str, Split]
-) -> Checkpoints:
+    args: argparse.Namespace, settings: Settings, plan: Plan, base: Path, splits: dict[str, Split],
+    accelerator: Accelerator,
+) -> Checkpoints:  # fmt: skip
     """Those of `plan.seed`; identity in names that a user knows."""
     package = Path(__file__).parents[1]
     sources = [
@@ -79,7 +122,7 @@ def checkpoints(
         "--base-model weights": weights_sha256(base)[:16],
         "--max-length": settings.max_length,
         "device": settings.device,
-        "number of processes": PartialState().num_processes,
+        "number of processes": accelerator.num_processes,
         "train data": splits["train"].sha256[:16],
         "validation data": splits["validation"].sha256[:16],
         "code version": hashlib.sha256(code).hexdigest()[:16],
@@ -112,11 +155,16 @@ def choose_step(
     return PlainStep(model, tokens, plan, accelerator)
 
 
-def finished(checkpoints: Checkpoints, folder: Path) -> dict | None:
-    """The noted outcome of this identity, if its model is in `folder`."""
+def finished(checkpoints: Checkpoints, folder: Path | None, scored: bool) -> dict | None:
+    """The noted outcome of this identity; None if the model of a seed that is kept is not in its
+    `folder`, or test scores are asked for and missing.
+    """
     with suppress(OSError, ValueError, LookupError, TypeError):  # missing or damaged: trained again
         outcome = json.loads((checkpoints.folder / OUTCOME).read_text(encoding="utf-8"))
-        if outcome["identity"] == checkpoints.identity and (folder / "config.json").is_file():
+        whole = "test" in outcome or not scored
+        if folder:
+            whole = whole and (folder / "config.json").is_file()
+        if whole and outcome["identity"] == checkpoints.identity:
             return outcome
     return None
 
@@ -139,6 +187,7 @@ def fine_tune(
     validate = partial(scorer.validation, model)
     best, progress = Training(step, tokens, plan, validate, checkpoints, accelerator).run()
     model.load_state_dict(best)
+    model.eval()
     updates, seconds = progress.update, progress.training_s
     texts_per_s = plan.batch_size * updates / seconds
     outcome = {
