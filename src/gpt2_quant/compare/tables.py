@@ -112,7 +112,8 @@ def footnotes(comparison: Comparison) -> list[str]:
     record, accuracy = comparison.record, comparison.baseline.metrics["accuracy"]
     half_width = 50 * (accuracy["high"] - accuracy["low"])
     majority = record.get("data", {}).get("majority_fraction")
-    chance = f"; always the most frequent class: {majority:.4f}" if majority else ""
+    chance = f"; by guessing it is {1 / len(comparison.classes):.4f}" if majority else ""
+    chance += f", always the most frequent class {majority:.4f}" if majority else ""
     lines = [
         f"Test rows: {len(comparison.labels):,}. Accuracy is known to about ±{half_width:.2f} "
         f"points (95%){chance}; rows are compared pairwise, not by their intervals.",

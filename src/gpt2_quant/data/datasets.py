@@ -138,7 +138,11 @@ def _fewer(split: Split, limit: int | None) -> Split:
         fault = f"--max-{split.name}-samples {limit} asks for more than the {n} {split.name} rows"
         raise UserError(f"{fault}: give {n} or less")
     lowest = np.argsort(_hashes(split.texts)[0], kind="stable")[:limit]
-    return split.take(np.sort(lowest))
+    fewer = split.take(np.sort(lowest))
+    if split.name == "train" and len(set(fewer.labels)) < 2:
+        fault = f"--max-train-samples {limit} leaves one class only of {len(split.classes)}"
+        raise UserError(f"{fault}: give more")
+    return fewer
 
 
 def _read(settings: Settings) -> tuple[dict[str, Split], list[str]]:

@@ -105,7 +105,7 @@ def read_files(paths: list[Path], named: Sequence[str]):
         separator = "\t" if suffix == ".tsv" else ","
         head = first_row(paths[0], separator)
         numbers = bool(named) and all(map(is_whole, named))
-        headless = numbers or (any(map(is_whole, head)) and not set(named) & set(head))
+        headless = numbers or (any(map(is_whole, head)) and not {*named, "label"} & {*head})
         names = [str(i) for i in range(len(head))] if headless else head
         if len(set(names)) < len(names):
             raise UserError(f"{where} has two columns of one name in its header: rename one")
@@ -190,8 +190,9 @@ def choose_columns(
         if len(texts) != 1:
             fault = f"{where} has {len(texts)} columns of text beside {label}; {listed}"
             raise UserError(f"{fault}: name those to read with --text-columns")
-    if label in texts:
-        raise UserError(f"--text-columns {label} is the column of labels: leave it out")
+    for column in (x for x in texts if x == label or texts.count(x) > 1):
+        said = "the column of labels" if column == label else "named twice"
+        raise UserError(f"--text-columns {column} is {said}: leave it out")
     for column in texts:
         values = table.data.column(column)
         if not _is_text(table, column):

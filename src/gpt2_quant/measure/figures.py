@@ -1,6 +1,5 @@
 """Confusion matrix, reliability, quantization error. Each function returns the PNG and the PDF."""
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +29,9 @@ def confusion_matrix(
     n, n_classes = logits.shape
     predicted = logits.argmax(axis=1)
     names = names if len(names) == n_classes else [str(number) for number in range(n_classes)]
-    # A dollar sign would begin a formula.
-    names = [textwrap.shorten(name, 32, placeholder="…").replace("$", r"\$") for name in names]
+    # Cut in mid-word, too: a name may be one word. A dollar sign would begin a formula.
+    names = [" ".join(name.split()) for name in names]
+    names = [(x if len(x) <= 32 else f"{x[:31]}…").replace("$", r"\$") for x in names]
     counts = metrics.confusion_matrix(labels, predicted, labels=range(n_classes))
     fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cell, worst, words, font = (0.72, 0.6), "", None, None

@@ -32,7 +32,7 @@ def whole_texts(
     people: People | None, news: Split | None, held_out: Path | None, n: int
 ) -> dict[str, tuple[list[str], str]]:
     """Part of the record -> (texts, their source): "coherence", n of SummEval's articles, which
-    were looked at while SCS was made, or else the longest news items; "held_out", a user's file.
+    were looked at while SCS was made, or else the longest test texts; "held_out", a user's file.
 
     Raises UserError when fewer than two of the latter have the four sentences that a shuffle takes.
     """

@@ -31,7 +31,7 @@ def choose_originals(
         texts = [text for group in groups for text in group[1:7]]
         references = [group[0] for group in groups for _ in range(each)]
     else:
-        source, each = "AG News test items against themselves", 1
+        source, each = "test texts against themselves", 1
         texts = references = list(news[: 60 * limit])
     columns = {"text": texts, "reference": references, "other": texts[each:] + texts[:each]}
     return pd.DataFrame({**columns, "document": np.arange(len(texts)) // each}), source
