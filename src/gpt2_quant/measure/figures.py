@@ -45,8 +45,10 @@ def confusion_matrix(
         order = _similar_together(fraction)
         fraction, names = fraction[np.ix_(order, order)], [names[i] for i in order]
     with look():
-        width = max(1.6 + cell[0] * n_classes, 4)  # the note below the title takes 2 inches
-        size = (width, 1.3 + cell[1] * n_classes + bool(worst) * 1.8)
+        # Inches: the note below the title, upright names and the list of confusions want theirs.
+        width = max(1.6 + cell[0] * n_classes, 6.5 if worst else 4)
+        below = 1.9 + 0.05 * max(map(len, names)) if worst else 0
+        size = (width, 1.3 + cell[1] * n_classes + below)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         every = -(-n_classes // MOST_NAMED)  # beyond, some names stand for their neighbours
@@ -66,7 +68,7 @@ def confusion_matrix(
         note += "; colour: share of the true class" * (n_classes > FULL_CELLS)
         axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", color=FAINT)
         if worst:
-            figure.supxlabel(worst, x=0.02, ha="left", fontsize=8)
+            figure.supxlabel(f"\n{worst}", x=0.02, ha="left", fontsize=8)
         return save(figure, path)
 
 
