@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,12 @@ from gpt2_quant.cli import parser, settings_from
 from gpt2_quant.compare import claims, tables
 from gpt2_quant.compare.changed_texts import most_changed, printed, read_test_texts
 from gpt2_quant.compare.comparison import MIB, compare_results
+from gpt2_quant.compare.result_files import Source, _check_scores
 from gpt2_quant.data.datasets import load_splits
 from gpt2_quant.data.labels import LABELS
 from gpt2_quant.errors import UserError
 from gpt2_quant.measure import paired
+from gpt2_quant.measure.scores import classification_scores
 
 
 @pytest.fixture(scope="module")
@@ -362,3 +365,20 @@ def test_texts_are_shown_only_when_their_fingerprint_is_the_records(results, ag_
     shown = printed(rows, texts)
     assert max(map(len, shown.splitlines())) <= 100
     assert all(" ".join(texts[i].split()) in " ".join(shown.split()) for i in rows["id"])
+
+
+def test_the_f1_interval_of_a_rare_class_may_jump():
+    """Of 150 classes with three rows each some F1 has few values, and 2.5% lies between two."""
+    rng = np.random.default_rng(2)
+    labels, logits = rng.integers(0, 150, 500), rng.normal(size=(500, 150))
+    logits[np.arange(500), labels] += 2.5
+    metrics, again = (classification_scores(labels, logits, n) for n in (10_000, 1000))
+    widths = {name: score["high"] - score["low"] for name, score in again.items()}
+    moved = {n for n in again if abs(metrics[n]["low"] - again[n]["low"]) > widths[n] / 4 + 1e-6}
+    moved |= {n for n in again if abs(metrics[n]["high"] - again[n]["high"]) > widths[n] / 4 + 1e-6}
+    assert moved == {"f1_104"}
+    source = Source("mine", "Mine", labels, logits, None, {"metrics": metrics})
+    _check_scores(source, Path("mine.parquet"))
+    metrics["f1_104"]["value"] = 0.123
+    with pytest.raises(UserError, match="gives f1_104"):
+        _check_scores(source, Path("mine.parquet"))

@@ -290,6 +290,20 @@ def test_a_column_that_is_not_there_and_one_named_twice(tmp_path):
     assert "leave it out" in fault_of(path, "--text-columns", "label", "text")
 
 
+def test_a_text_column_named_twice_and_a_header_with_a_number(tmp_path):
+    path = write_rows(tmp_path / "twice.csv", *rows_of(60))
+    assert "--text-columns text is named twice" in fault_of(path, "--text-columns", "text", "text")
+    years = tmp_path / "years.csv"
+    years.write_text("text,label,2020\n" + "".join(f"text {i},{i % 2},7\n" for i in range(60)))
+    assert load(years, "--text-columns", "text")["train"].classes == ("0", "1")
+    assert load(years)["train"].texts[0].startswith("text ")
+
+
+def test_too_few_train_rows_for_two_classes(tmp_path):
+    path = write_rows(tmp_path / "rows.csv", *rows_of(60))
+    assert "leaves one class only of 3: give more" in fault_of(path, "--max-train-samples", "1")
+
+
 def test_memory_stays_flat(tmp_path):
     """200,000 rows, 60 MB of text, need less than 30 MB more than 50,000; mapped pages, which the
     system takes back when it likes, are not counted.

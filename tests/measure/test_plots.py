@@ -38,7 +38,17 @@ def test_confusion_matrix_shows_the_counts(drawn, tmp_path):
     assert shown == expected
 
 
-@pytest.mark.parametrize("n_classes", [2, 20, 150])
+def test_a_class_name_of_one_long_word_is_cut_and_long_names_have_room(drawn, tmp_path):
+    names = [f"{i:02}_balance_not_updated_after_a_deposit\nof cash" for i in range(21)]
+    labels = np.arange(210) % 21
+    plots.confusion_matrix(labels, np.eye(21)[labels], "NF4", tmp_path / "a.png", names)
+    (figure,) = drawn
+    assert overlaps(figure) + outside(figure) == []
+    shown = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert sorted(shown) == [f"{i:02}_balance_not_updated_after_a_…" for i in range(21)]
+
+
+@pytest.mark.parametrize("n_classes", [2, 20, 21, 150])
 def test_confusion_matrix_can_be_read_at_any_number_of_classes(drawn, tmp_path, n_classes):
     """No text covers another or leaves the figure, none is below 6 points, and beyond 20 classes
     the most frequent confusion (of the first class for the last) is listed and put side by side.

@@ -45,9 +45,11 @@ def evaluate_variant(
     parts = size_in_parts(model)  # before bitsandbytes casts tensors
     described = {name: split.describe() for name, split in splits.items()}
     logits, pad_id = {}, tokenizer.pad_token_id
-    for name in SCORED:
+    for name in ("train", *SCORED):
         tokens = tokenize(tokenizer, splits[name], settings.max_length)
         described[name] |= tokens.cut()
+        if name not in SCORED:
+            continue
         words = f"{VARIANTS[key].label} on {name} ({settings.device})"
         logits[name] = predict(model, tokens, settings.batch_size, pad_id, words)
     # The loop ends on test.

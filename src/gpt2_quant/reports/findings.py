@@ -156,13 +156,15 @@ def _power(comparison: Comparison) -> list[str]:
             f"±{loosest.within:.2f} points by their 90% score intervals, each by itself "
             f"({loosest.label} is the widest)."
         )
-    widest = max(others, key=lambda row: row.discordant)
+    # Of what is quantized: a control that reads other features differs in far more rows.
+    quantized = [row for row in others if row.key in VARIANTS and VARIANTS[row.key].method]
+    widest = max(quantized or others, key=lambda row: row.discordant)
     alpha = widest.against["alpha"]
     least = paired.minimum_detectable(widest.discordant, n, alpha)
     sentences.append(
         f"{n:,} rows show a difference of {100 * least:.2f} points 8 times in 10 where "
         f"{100 * widest.discordant:.2f}% of them are right in one model only, as for "
-        f"{widest.label} (McNemar at {100 * alpha:.2g}%, {len(others)} rows compared); smaller "
+        f"{widest.label} (McNemar at {100 * alpha:.2g}%, {len(others)} compared); smaller "
         "ones are likely to be missed."
     )
     return sentences
