@@ -8,7 +8,6 @@
 """
 
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..data.labels import LABELS
 from ..errors import UserError
 from ..measure import paired
 from ..measure.scores import calibration_error, classification_scores, fit_temperature
-from ..models.variants import BASELINE, FP16, VARIANTS, style
+from ..models.variants import BASELINE, FP16, TFIDF, VARIANTS, style
 from .result_files import REDO, Source, read_sources
 from .timings import MODES, common_shape, latency_of, times_of
 
@@ -68,6 +67,16 @@ class Row(Source):
         return not (self.equivalent or self.different)
 
     @property
+    def gains(self) -> bool:
+        return self.different and self.points > 0
+
+    @property
+    def of_gpt2(self) -> bool:
+        """Whether made from the records' one checkpoint: no outside classifier, no control."""
+        variant = VARIANTS.get(self.key)
+        return bool(self.record) and not (variant and variant.reads_texts)
+
+    @property
     def discordant(self) -> float:
         """Fraction of the rows that one of the two alone gets right."""
         test = self.against
@@ -75,7 +84,7 @@ class Row(Source):
 
     @property
     def timed(self) -> bool:
-        """Whether in the baseline's session."""
+        """Whether in the session whose times are compared, the baseline's if it was timed."""
         return bool(self.latency) and self.latency["same_session"]
 
     @property
@@ -119,6 +128,13 @@ class Comparison:
         return f"±{100 * self.margin:g} points"
 
     @property
+    def device(self) -> str:
+        """What the times were measured on."""
+        found = (row.record.get("timing", {}) for row in self.timed)
+        made = [of["provenance"] for of in [*found, self.record] if "provenance" in of]
+        return next((of["device"] for of in made if of.get("device")), "an unnamed device")
+
+    @property
     def classes(self) -> list[str]:
         """Names in the order of the logits, by the record; numbers where none fit."""
         n_classes = self.baseline.logits.shape[1]
@@ -139,8 +155,12 @@ class Comparison:
         return [row for row in self.rows if row is not self.baseline]
 
     @property
+    def derived(self) -> list[Row]:
+        """The other rows made from the checkpoint; all others where none is."""
+        return [row for row in self.others if row.of_gpt2] or self.others
+
+    @property
     def timed(self) -> list[Row]:
-        """The rows of the baseline's session."""
         return [row for row in self.rows if row.timed]
 
     def row(self, key: str) -> Row | None:
@@ -180,7 +200,10 @@ def compare_results(
         raise UserError(f"the baseline {baseline} has no results: {mend} one of {known}")
     shape, looks = common_shape(sources), style(sources)
     tests, sizes = _tests(sources, baseline, margin), _sizes(sources, baseline)
-    reference = next(iter(times_of(sources[baseline])), {})
+    # The control runs on the CPU: no times are measured by its.
+    clocks = [sources[baseline], *sources.values()]
+    clocks.sort(key=lambda source: source.key in VARIANTS and VARIANTS[source.key].reads_texts)
+    reference = next((time for source in clocks for time in times_of(source)), {})
     rows = {
         key: Row(
             **vars(source),
@@ -267,18 +290,23 @@ def _size(key: str, record: dict) -> dict:
 
 
 def _notes(rows: list[Row]) -> list[str]:
-    notes = [
-        f"{one.label} and {other.label} answer with identical logits on every row: "
-        "one classifier under two names?"
-        for one, other in combinations(rows, 2)
-        if np.array_equal(one.logits, other.logits)
-    ]
+    notes, clock = [], next((row.label for row in rows if row.timed), "")
     mend = f"run python {FP16.script_path} --overwrite to time all in turns"
     marks = {
-        "†": "on another device than the baseline's, so no ranking of speeds includes it",
-        "*": f"in another process than the baseline's and does not compare; {mend}",
+        "*": f"in another process than {clock} and does not compare; {mend}.",
+        "†": f"on another device than {clock}, so no ranking of speeds includes it.",
     }
     for mark, where in marks.items():
         if marked := [row.label for row in rows if row.latency.get("mark") == mark]:
-            notes.insert(0, f"{', '.join(marked)}: latency marked {mark} was timed {where}")
-    return notes
+            notes.append(f"{', '.join(marked)}: latency marked {mark} was timed {where}")
+    whole = (VARIANTS[row.key].reads_texts for row in rows if row.latency and row.key in VARIANTS)
+    if any(whole):
+        notes.append(f"{TFIDF.label} reads the timed texts whole, not cut to tokens.")
+    same: dict[bytes, list[str]] = {}
+    for row in rows:
+        same.setdefault(row.logits.astype(np.float64).tobytes(), []).append(row.label)
+    return notes + [
+        f"{' and '.join(labels)} answer with identical logits on every row: one classifier?"
+        for labels in same.values()
+        if len(labels) > 1
+    ]

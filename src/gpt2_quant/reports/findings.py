@@ -10,7 +10,7 @@ from functools import partial
 
 from ..compare.comparison import MIB, Comparison, Row
 from ..measure import paired
-from ..models.variants import BASELINE, VARIANTS
+from ..models.variants import BASELINE, FP16, VARIANTS
 
 Cost = tuple[float, ...]  # value, low, high, the less the better; () where not measured
 
@@ -48,7 +48,7 @@ def _rate(name: str, sign: int, row: Row) -> Cost:
 
 # What may count: how its figure reads, and the figure.
 AIMS: dict[str, tuple[str, Callable[[Row], Cost]]] = {
-    "the smallest file": ("{:.2f} MB stored", partial(_bytes, "stored")),
+    "the least storage": ("{:.2f} MB stored", partial(_bytes, "stored")),
     "the least memory while loaded": ("{:.2f} MB resident", partial(_bytes, "resident")),
     "the least memory at the peak of a forward": ("{:.2f} MB at the peak", partial(_bytes, "peak")),
     "the shortest time of a batch": ("{:.2f} ms for {} texts of {} tokens", _time),
@@ -74,7 +74,7 @@ def _least(rows: list[Row], cost: Callable[[Row], Cost]) -> list[Row]:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    baseline, rows = comparison.baseline, comparison.others
+    baseline, rows, derived = comparison.baseline, comparison.others, comparison.derived
     sentences = [
         "{label} reaches an accuracy of {value:.4f} (95% interval {low:.4f} to {high:.4f}, "
         "n = {n:,}).".format(label=baseline.label, **baseline.metrics["accuracy"])
@@ -89,16 +89,17 @@ def findings(comparison: Comparison) -> list[str]:
         fault = f"Neither a difference nor equivalence is shown for {_listed(undecided)}"
         sentences.append(f"{fault}: see the last section for how many test rows would decide.")
     if rows:
-        most = max(rows, key=lambda row: row.against["flips"])
+        most = max(derived, key=lambda row: row.against["flips"])
         changed = 100 * (1 - most.against["agreement"])
+        of = "" if derived == rows else " of the checkpoint"
         sentences.append(
-            "No row changes more answers than {label}: {flips:,} of {n:,} ({changed:.2f}%), "
+            "No row{of} changes more answers than {label}: {flips:,} of {n:,} ({changed:.2f}%), "
             "{only_variant_right:,} for the better and {only_baseline_right:,} for the worse."
-            "".format(label=most.label, changed=changed, **most.against)
+            "".format(of=of, label=most.label, changed=changed, **most.against)
         )
-    nll = {row.label: row.against["difference"]["nll"] for row in rows}
+    nll = {row.label: row.against["difference"]["nll"] for row in derived}
     if each := ", ".join(
-        "{} ({value:+.4f} [{low:+.4f}, {high:+.4f}])".format(label, **difference)
+        "{} ({value:+.2g} [{low:+.2g}, {high:+.2g}])".format(label, **difference)
         for label, difference in nll.items()
         if difference["low"] > 0 or difference["high"] < 0
     ):
@@ -106,9 +107,14 @@ def findings(comparison: Comparison) -> list[str]:
             "The probabilities move where the answers may not: the difference in NLL, in nats a "
             f"text, has a 95% interval without zero for {each}."
         )
-    if baseline.size:
-        sentences.append(f"The smallest file: {_smallest(comparison.rows, baseline)}.")
+    if smallest := _smallest(comparison.rows, baseline):
+        sentences.append(f"The least storage: {smallest}.")
     return sentences + _speed_findings(comparison)
+
+
+def _kept(comparison: Comparison) -> list[Row]:
+    """The other rows that are shown to lose no more than the margin."""
+    return [row for row in comparison.others if row.equivalent or row.gains]
 
 
 def answer(comparison: Comparison) -> list[str]:
@@ -118,16 +124,17 @@ def answer(comparison: Comparison) -> list[str]:
     baseline, margin = comparison.baseline, comparison.margin_points
     if not comparison.others:
         return [f"Only {baseline.label} has results: there is nothing to choose from."]
-    among = [baseline, *(row for row in comparison.others if row.equivalent)]
+    among = [baseline, *_kept(comparison)]
+    within = f"within {margin} of {baseline.label}"
     if len(among) == 1:
-        sentences = [f"No row is shown to be within {margin} of {baseline.label}."]
-        return sentences + _power(comparison)
+        return [f"No row is shown to be {within}, or better.", *_power(comparison)]
+    if any(row.gains for row in among[1:]):
+        within += ", or shown to be better"
     sentences, timed = [], [row for row in among if row.timed]
-    if baseline.size:
-        who = _smallest(among, baseline)
-        sentences.append(f"The smallest within {margin} of {baseline.label}: {who}.")
+    if smallest := _smallest(among, baseline):
+        sentences.append(f"The smallest {within}: {smallest}.")
     if len(timed) > 1:
-        sentences.append(f"Within {margin}, {_fastest(timed)} ({_batch(timed)}).")
+        sentences.append(f"Of the rows {within}, {_fastest(timed)} ({_batch(timed)}).")
     return sentences + _power(comparison)
 
 
@@ -146,26 +153,29 @@ def _power(comparison: Comparison) -> list[str]:
             )
             sentences.append(
                 f"{row.label} is not decided ({row.points:+.2f} points, at most "
-                f"{row.within:.2f} either way): about {rows:,} test rows would show {shown}, "
-                "8 times in 10, if it stays as it is."
+                f"{row.within:.2f} either way): about {float(f'{rows:.2g}'):,.0f} test rows would "
+                f"show {shown}, 8 times in 10, if it stays as it is."
             )
     if same := [row for row in others if row.equivalent]:
         loosest = max(same, key=lambda row: row.within)
         sentences.append(
-            f"Equivalence is tighter than the margin: all that are equivalent lie within "
-            f"±{loosest.within:.2f} points by their 90% score intervals, each by itself "
-            f"({loosest.label} is the widest)."
+            f"All rows that are equivalent lie within ±{loosest.within:.2g} points by their 90% "
+            f"score intervals, each by itself ({loosest.label} is the widest)."
         )
-    widest = max(others, key=lambda row: row.discordant)
-    alpha = widest.against["alpha"]
+    widest = max(comparison.derived, key=lambda row: row.discordant)
+    alpha, share = widest.against["alpha"], f"{100 * widest.discordant:.2f}%"
     least = paired.minimum_detectable(widest.discordant, n, alpha)
-    sentences.append(
-        f"{n:,} rows show a difference of {100 * least:.2f} points 8 times in 10 where "
-        f"{100 * widest.discordant:.2f}% of them are right in one model only, as for "
-        f"{widest.label} (McNemar at {100 * alpha:.2g}%, {len(others)} rows compared); smaller "
-        "ones are likely to be missed."
-    )
-    return sentences
+    where = f"{share} of them are right in one model only, as for {widest.label}"
+    if least > widest.discordant:  # so few that a difference that large would be all of them
+        where = f"all that differ do so one way ({share} differ for {widest.label})"
+    test = f"McNemar at {100 * alpha:.2g}%, rows compared: {len(others)}"
+    if least == 1:
+        return [*sentences, f"{n:,} rows are too few to show any difference ({test})."]
+    return [
+        *sentences,
+        f"{n:,} rows show a difference of {100 * least:.2f} points 8 times in 10 where {where} "
+        f"({test}); smaller ones are missed more often.",
+    ]
 
 
 def _listed(names: list[str]) -> str:
@@ -177,11 +187,17 @@ def _batch(rows: list[Row]) -> str:
 
 
 def _smallest(rows: list[Row], baseline: Row) -> str:
-    """Who stores least, ties named, and how much that is."""
+    """Who stores least, ties named, and how much that is; "" below two sizes."""
+    if sum(bool(row.size) for row in rows) < 2:
+        return ""
     ties = _least(rows, partial(_bytes, "stored"))
     size = ties[0].size
-    others = (size["compression"], baseline.label), (size["compression_fp16"], "float16")
-    smaller = [f"{times:.2f} times smaller than {who}" for times, who in others if (times or 0) > 1]
+    others = {baseline.label: size["compression"], FP16.label: size["compression_fp16"]}
+    smaller = [
+        f"{times:.2f} times smaller than {who}"
+        for who, times in others.items()
+        if times and round(times, 2) > 1
+    ]
     each = f"{size['stored_bytes'] / MIB:.2f} MB{' each' * (len(ties) > 1)}"
     who = f"{_listed([row.label for row in ties])} with {each}"
     return f"{who}, {_listed(smaller)}" if smaller else who
@@ -202,11 +218,12 @@ def _speed_findings(comparison: Comparison) -> list[str]:
     mode = "each row in its faster mode" if any(r.latency["best"] for r in rows) else "run eagerly"
     sentences = [f"At {_batch(rows)}, {mode}, {_fastest(rows)}."]
     ours = {row: VARIANTS[row.key] for row in rows if row.key in VARIANTS}
-    for control, variant in ours.items():
+    quantized = [row for row, variant in ours.items() if variant.method]
+    for control, variant in ours.items() if quantized else ():
         if variant.method or variant is BASELINE or control is comparison.baseline:
             continue
         value, low, _ = _time(control)
-        faster = [row.label for row, of in ours.items() if of.method and _time(row)[2] < low]
+        faster = [row.label for row in quantized if _time(row)[2] < low]
         verb = "is" if len(faster) == 1 else "are"
         who = f"{_listed(faster)} {verb}" if faster else "no quantized row is shown to be"
         sentences.append(
@@ -219,16 +236,19 @@ def _speed_findings(comparison: Comparison) -> list[str]:
 def choices(comparison: Comparison) -> dict:
     """What to choose when: {among, rows: [{aim, choice, because}]}.
 
-    Among the baseline and the rows equivalent to it, else those not shown to differ. Aims without a
-    measurement, or with an interval that is not known, are left out.
+    Among the baseline and the rows equivalent to it or better, else those not shown to differ; no
+    rows where there is none of either. Aims without a measurement, or with an interval that is not
+    known, are left out.
     """
-    baseline, others = comparison.baseline, comparison.others
-    among = f"Among {baseline.label} and the rows equivalent to it:"
-    rows = [row for row in others if row.equivalent]
+    baseline, rows = comparison.baseline, _kept(comparison)
+    better = " or shown to be better" * any(row.gains for row in rows)
+    among = f"Among {baseline.label} and the rows equivalent to it{better}:"
     if not rows:
-        rows = [row for row in others if not row.different]
+        rows = [row for row in comparison.others if not row.different]
         among = f"No row is shown to be equivalent to {baseline.label}. "
         among += "Among it and those not shown to differ from it:"
+    if not rows:
+        return {"among": "", "rows": []}
     rows = [baseline, *rows]
     compiled = any(row.latency["best"] for row in rows if row.timed)
     found = []
