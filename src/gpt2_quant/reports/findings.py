@@ -167,9 +167,9 @@ def _power(comparison: Comparison) -> list[str]:
     least = paired.minimum_detectable(widest.discordant, n, alpha)
     where = f"{share} of them are right in one model only, as for {widest.label}"
     if least > widest.discordant:  # so few that a difference that large would be all of them
-        where = f"all that differ do so one way ({share} differ for {widest.label})"
+        where = f"all that differ do so one way, and are more than the {share} of {widest.label}"
     test = f"McNemar at {100 * alpha:.2g}%, rows compared: {len(others)}"
-    if least == 1:
+    if least == 1 or paired.mcnemar(n, 0) > alpha:  # even if all rows differed
         return [*sentences, f"{n:,} rows are too few to show any difference ({test})."]
     return [
         *sentences,
