@@ -250,8 +250,8 @@ def test_identical_rows_are_named_once(tmp_path):
     for key in keys[1:]:
         shutil.copy(folder / "predictions/baseline.parquet", folder / f"predictions/{key}.parquet")
         change_record(folder, key, lambda record: record.update(metrics=metrics))
-    (note,) = compare_results(folder).notes
-    assert note.startswith("Baseline FP32 and Baseline FP16 and INT8 Scratch answer with identical")
+    (note,) = tables.notes(compare_results(folder))
+    assert note.startswith("Baseline FP32, Baseline FP16 and INT8 Scratch answer with identical")
 
 
 def test_times_without_the_baselines(tmp_path):

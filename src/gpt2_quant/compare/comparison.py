@@ -17,7 +17,7 @@ from ..data.labels import LABELS
 from ..errors import UserError
 from ..measure import paired
 from ..measure.scores import calibration_error, classification_scores, fit_temperature
-from ..models.variants import BASELINE, FP16, TFIDF, VARIANTS, style
+from ..models.variants import BASELINE, FP16, VARIANTS, style
 from .result_files import REDO, Source, read_sources
 from .timings import MODES, common_shape, latency_of, times_of
 
@@ -54,12 +54,10 @@ class Row(Source):
 
     @property
     def equivalent(self) -> bool:
-        """Whether the equivalence test rejects, after Holm."""
         return self.against["tost_holm_p"] < paired.ALPHA
 
     @property
     def different(self) -> bool:
-        """Whether the McNemar test rejects, after Holm."""
         return self.against["mcnemar_holm_p"] < paired.ALPHA
 
     @property
@@ -78,7 +76,7 @@ class Row(Source):
 
     @property
     def discordant(self) -> float:
-        """Fraction of the rows that one of the two alone gets right."""
+        """Fraction of the texts."""
         test = self.against
         return (test["only_variant_right"] + test["only_baseline_right"]) / test["n"]
 
@@ -89,12 +87,11 @@ class Row(Source):
 
     @property
     def points(self) -> float:
-        """Accuracy minus the baseline's, in points."""
         return 100 * self.against["difference"]["accuracy"]["value"]
 
     @property
     def within(self) -> float:
-        """Points that the difference stays within, by its 90% score interval."""
+        """Points, by the 90% score interval."""
         return 100 * max(map(abs, self.against["score_interval_90"]))
 
     @property
@@ -105,7 +102,7 @@ class Row(Source):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The table's entries in order, and sentences below it.
+    """The table's entries in order.
 
     record is the baseline's, else another row's ({} for outsiders alone); shape is the (batch size,
     tokens) of the table's latencies; margin is that of the equivalence test, a fraction.
@@ -113,14 +110,12 @@ class Comparison:
 
     baseline: Row
     entries: list[Row | Missing]
-    notes: list[str]
     record: dict
     shape: tuple[int, int] | None
     margin: float
 
     @property
     def labels(self) -> np.ndarray:
-        """Test labels [n], shared by all rows."""
         return self.baseline.labels
 
     @property
@@ -136,7 +131,7 @@ class Comparison:
 
     @property
     def classes(self) -> list[str]:
-        """Names in the order of the logits, by the record; numbers where none fit."""
+        """In the order of the logits; numbers where no names fit."""
         n_classes = self.baseline.logits.shape[1]
         # A record that names none is older than data sets other than AG News.
         names = self.record.get("data", {}).get("classes", LABELS)
@@ -167,7 +162,6 @@ class Comparison:
         return next((row for row in self.rows if row.key == key), None)
 
     def sweep(self) -> pd.DataFrame:
-        """Times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
         columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
         times = [vars(row) | time for row in self.timed for time in times_of(row)]
         return pd.DataFrame(times, columns=columns)
@@ -215,10 +209,8 @@ def compare_results(
         )
         for key, source in sources.items()
     }
-    own = (row.record for row in (rows[baseline], *rows.values()) if row.record)
-    record = next(own, {})
-    notes = _notes([*rows.values()])
-    return Comparison(rows[baseline], _entries(rows, record), notes, record, shape, margin)
+    record = next((row.record for row in (rows[baseline], *rows.values()) if row.record), {})
+    return Comparison(rows[baseline], _entries(rows, record), record, shape, margin)
 
 
 def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
@@ -282,31 +274,7 @@ def _size(key: str, record: dict) -> dict:
     return {
         "stored_bytes": stored["tensor_bytes"],
         "stored_parts": stored["parts"],
-        "header_bytes": stored.get("header_bytes"),
         "file_bytes": size["file_bytes"] if own_file else None,
         "resident_bytes": size["resident_bytes"],
         "peak_bytes": (record.get("memory") or {}).get("peak_bytes"),
     }
-
-
-def _notes(rows: list[Row]) -> list[str]:
-    notes, clock = [], next((row.label for row in rows if row.timed), "")
-    mend = f"run python {FP16.script_path} --overwrite to time all in turns"
-    marks = {
-        "*": f"in another process than {clock} and does not compare; {mend}.",
-        "†": f"on another device than {clock}, so no ranking of speeds includes it.",
-    }
-    for mark, where in marks.items():
-        if marked := [row.label for row in rows if row.latency.get("mark") == mark]:
-            notes.append(f"{', '.join(marked)}: latency marked {mark} was timed {where}")
-    whole = (VARIANTS[row.key].reads_texts for row in rows if row.latency and row.key in VARIANTS)
-    if any(whole):
-        notes.append(f"{TFIDF.label} reads the timed texts whole, not cut to tokens.")
-    same: dict[bytes, list[str]] = {}
-    for row in rows:
-        same.setdefault(row.logits.astype(np.float64).tobytes(), []).append(row.label)
-    return notes + [
-        f"{' and '.join(labels)} answer with identical logits on every row: one classifier?"
-        for labels in same.values()
-        if len(labels) > 1
-    ]

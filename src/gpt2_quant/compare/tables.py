@@ -7,9 +7,11 @@ import textwrap
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from ..models.variants import FP16, TFIDF, VARIANTS
 from ..records import write_csv, write_text
 from .comparison import MIB, Comparison, Missing, Row
 from .experiment import short, short_paths
@@ -138,7 +140,33 @@ def footnotes(comparison: Comparison) -> list[str]:
             lines.append(f"{FUSED[:5]}: compiled or captured as graphs, a dash where not timed.")
         if any(row.latency.get("large") for row in comparison.rows):
             lines.append(f"{LARGE}: eager / fused, of that many texts x tokens.")
-    return lines + comparison.notes + [f"{gap.sentence}." for gap in comparison.missing]
+    return lines + notes(comparison) + [f"{gap.sentence}." for gap in comparison.missing]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """On times that do not compare, and on rows that are one."""
+    rows, found = comparison.rows, []
+    clock = next((row.label for row in comparison.timed), "")
+    mend = f"run python {FP16.script_path} --overwrite to time all in turns"
+    marks = {
+        "*": f"in another process than {clock} and does not compare; {mend}.",
+        "†": f"on another device than {clock}, so no ranking of speeds includes it.",
+    }
+    for mark, where in marks.items():
+        if marked := [row.label for row in rows if row.latency.get("mark") == mark]:
+            found.append(f"{', '.join(marked)}: latency marked {mark} was timed {where}")
+    whole = (VARIANTS[row.key].reads_texts for row in rows if row.latency and row.key in VARIANTS)
+    if any(whole):
+        found.append(f"{TFIDF.label} reads the timed texts whole, not cut to tokens.")
+    same: dict[bytes, list[str]] = {}
+    for row in rows:
+        same.setdefault(row.logits.astype(np.float64).tobytes(), []).append(row.label)
+    return found + [
+        f"{', '.join(labels[:-1])} and {labels[-1]} answer with identical logits on every row: one "
+        "classifier?"
+        for labels in same.values()
+        if len(labels) > 1
+    ]
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
