@@ -69,12 +69,6 @@ class Row(Source):
         return self.different and self.points > 0
 
     @property
-    def of_gpt2(self) -> bool:
-        """Whether made from the records' one checkpoint: no outside classifier, no control."""
-        variant = VARIANTS.get(self.key)
-        return bool(self.record) and not (variant and variant.reads_texts)
-
-    @property
     def discordant(self) -> float:
         """Fraction of the texts."""
         test = self.against
@@ -194,9 +188,8 @@ def compare_results(
         raise UserError(f"the baseline {baseline} has no results: {mend} one of {known}")
     shape, looks = common_shape(sources), style(sources)
     tests, sizes = _tests(sources, baseline, margin), _sizes(sources, baseline)
-    # The control runs on the CPU: no times are measured by its.
-    clocks = [sources[baseline], *sources.values()]
-    clocks.sort(key=lambda source: source.key in VARIANTS and VARIANTS[source.key].reads_texts)
+    # The control runs on the CPU: no times are held against its.
+    clocks = filter(lambda source: source.of_gpt2, (sources[baseline], *sources.values()))
     reference = next((time for source in clocks for time in times_of(source)), {})
     rows = {
         key: Row(

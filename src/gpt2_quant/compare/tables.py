@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import UserError
-from ..models.variants import FP16, TFIDF, VARIANTS
+from ..models.variants import FP16
 from ..records import write_csv, write_text
 from .comparison import MIB, Comparison, Missing, Row
 from .experiment import short, short_paths
@@ -155,9 +155,8 @@ def notes(comparison: Comparison) -> list[str]:
     for mark, where in marks.items():
         if marked := [row.label for row in rows if row.latency.get("mark") == mark]:
             found.append(f"{', '.join(marked)}: latency marked {mark} was timed {where}")
-    whole = (VARIANTS[row.key].reads_texts for row in rows if row.latency and row.key in VARIANTS)
-    if any(whole):
-        found.append(f"{TFIDF.label} reads the timed texts whole, not cut to tokens.")
+    if whole := [row.label for row in rows if row.latency and not row.of_gpt2]:
+        found.append(f"{whole[0]} reads the timed texts whole, not cut to tokens.")
     same: dict[bytes, list[str]] = {}
     for row in rows:
         same.setdefault(row.logits.astype(np.float64).tobytes(), []).append(row.label)
@@ -223,7 +222,9 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
     table["Model"] = [f"{x[:16]}…" if len(x) > LABEL_LETTERS else x for x in table["Model"]]
     table["Accuracy"] = table["Accuracy"].replace("", "missing")
     for name in ("Inference (ms)", FUSED):
-        table[name] = table[name].str.replace(r"^\d{3,}\.\d+", _rounded, regex=True)
+        table[name] = table[name].str.replace(
+            r"^\d{3,}\.\d+", lambda found: f"{float(found[0]):.0f}", regex=True
+        )
         table[name] = table[name].replace("", "–")
     table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
     for title in TERMINAL_TITLES:
@@ -239,10 +240,6 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
     notes = [note for note in footnotes(comparison) if not note.startswith(absent)]
     notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
     return "\n".join([head, "-" * len(head), *body, "", *notes])
-
-
-def _rounded(found: re.Match) -> str:
-    return f"{float(found[0]):.0f}"
 
 
 FORMATS = {"terminal": terminal, "markdown": markdown, "latex": latex}
