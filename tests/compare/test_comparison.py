@@ -63,7 +63,8 @@ def test_sizes_are_the_files(comparison, finished):
         assert row.size["compression"] == whole / row.size["stored_bytes"]
         if row.key != "baseline_fp16":
             path = finished / "weights" / f"{row.key}.safetensors"
-            assert row.size["header_bytes"] + row.size["stored_bytes"] == path.stat().st_size
+            header = row.record["size"]["stored"]["header_bytes"]
+            assert header + row.size["stored_bytes"] == path.stat().st_size
 
 
 def test_permuted_rows_are_put_in_order(results, comparison):
