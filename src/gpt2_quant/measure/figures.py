@@ -112,7 +112,7 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
     with look():
         figure, panels = _panels(len(variants), 2.4, sharex=True)
         figure.suptitle(
-            "Reliability: accuracy against confidence (area: share of the texts; open: after T)"
+            "Reliability: accuracy against confidence\n(area: share of texts; open: after T)"
         )
         for variant, axes in zip(variants, panels.flat, strict=False):
             axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)

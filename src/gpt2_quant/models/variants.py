@@ -123,7 +123,7 @@ W8A8 = Variant(
     "gpt2_quant.quantization.schemes:W8A8", computes_on_codes=True,
 )  # fmt: skip
 FP8 = Variant(
-    "fp8_scratch", "FP8 Scratch", 2, "#cc79a7", ">",
+    "fp8_scratch", "FP8 Scratch", 2, "#cc6677", ">",
     "Weights are FP8 (e4m3) per output channel, activations FP8 per token; biases, norms, head "
     "float.",
     "gpt2_quant.quantization.fp8:SCHEME", computes_on_codes=True,
@@ -168,7 +168,7 @@ def made_by(script: int) -> list[Variant]:
     return [variant for variant in VARIANTS.values() if variant.script == script]
 
 
-_SPARE = list(zip(("#117733", "#cc6677", "#332288", "#999933", "#44aa99"), "<*hd8", strict=True))
+_SPARE = list(zip(("#117733", "#cc79a7", "#332288", "#999933", "#44aa99"), "<*hd8", strict=True))
 
 
 def style(keys: Collection[str]) -> dict[str, tuple[str, str]]:
