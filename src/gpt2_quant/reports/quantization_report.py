@@ -37,7 +37,6 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
     # McNemar's figures stand in the paired section; here they would not fit the page.
     rows, printed = comparison.rows, printed_table(comparison).drop(columns="McNemar")
     missing = [f"{gap.sentence}." for gap in comparison.missing]
-    elsewhere = [note for note in footnotes(comparison) if note.startswith("McNemar")] + missing
     claims = published_claims(comparison) if claims_apply(comparison) else []
     return {
         "baseline": comparison.baseline.label,
@@ -54,7 +53,11 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
         "experiment": comparison.record or None,
         "dataset": short(comparison.record["data"]["name"]) if comparison.record else None,
         "table": {"head": list(printed), "rows": printed.values.tolist()},
-        "notes": [note for note in footnotes(comparison) if note not in elsewhere],
+        "notes": [
+            note
+            for note in footnotes(comparison)
+            if note not in missing and not note.startswith("McNemar")
+        ],
         "missing": missing,
         "findings": findings(comparison),
         "scores": [_scores(row) for row in rows],
