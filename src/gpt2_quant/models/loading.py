@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
-from ..data.tokens import load_tokenizer
+from ..data.tokens import load_config, load_tokenizer
 from ..errors import UserError
-from .checkpoints import NO_CONFIG, REMAKE, check_checkpoint, number_of_labels, read_config
+from .checkpoints import REMAKE, check_checkpoint, number_of_labels, read_config
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
 
@@ -55,17 +55,14 @@ def load_classifier(
     Raises UserError as `check_checkpoint`, for a missing head and for NaN or infinity.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
     from transformers.activations import ACT2FN
 
     from ..quantization import quantizer  # noqa: F401  registers the schemes with transformers
 
     quiet_loading()
     folder = check_checkpoint(Path(folder), new_head)
-    try:
-        config = AutoConfig.from_pretrained(folder)  # nosec B615: local
-    except (OSError, ValueError, KeyError) as fault:
-        raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
+    config = load_config(folder)
     if config.activation_function not in ACT2FN:
         unknown = f"{config.activation_function!r} is no activation function of transformers"
         raise UserError(f"{folder}/config.json: {unknown}: correct it")
@@ -88,6 +85,7 @@ def load_classifier(
         config=config,
         dtype=dtype or torch.float32,
         output_loading_info=True,
+        attn_implementation="sdpa",
         device_map={"": device} if quantization else None,
     )
     if missing := sorted(set(loading["missing_keys"]) - ({"score.weight"} if new_head else set())):
