@@ -225,6 +225,9 @@ def train_and_test(folder: Path, train: list, test: list) -> Path:
 
 LABEL_FAULTS = {
     "test alone": (["a", "b"] * 50, ["a", "zebra"], "1 test rows have labels that train does not"),
+    "blank": (["a", " "] * 50, ["a"], "' ' is no name for a class"),
+    "control characters": (["a", "\x1b[31m"] * 50, ["a"], r"is no name for a class"),
+    "an essay": (["a", "z" * 3000] * 50, ["a"], "1 to 200 printable letters"),
     "one class": (["a"] * 100, ["a"], "has one class only ('a')"),
     "gap": ([0, 1, 3] * 40, [0], "1 of 4 classes have no train rows (2)"),
     "fractions": ([0.5, 1.5] * 50, [0.5], "holds fractions such as 0.5"),

@@ -67,7 +67,8 @@ CONFIGS = {
     "attentions": ({"output_attentions": True}, "output_attentions is True, which must be False"),
     "tuples": ({"return_dict": False}, "return_dict is False, which must be True"),
     "several classes a text": (
-        {"problem_type": "multi_label_classification"}, "must be single_label_classification",
+        {"problem_type": "multi_label_classification"},
+        "must be single_label_classification",
     ),
     "dropout": ({"resid_pdrop": 7.0}, "resid_pdrop is 7.0, not a number from 0 to 1"),
     "NaN": ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan, not a number"),

@@ -36,7 +36,9 @@ def load_config(folder: Path):
         return AutoConfig.from_pretrained(folder)  # nosec B615: local
     except Exception as fault:  # each wrong entry has a type of its own
         said = " ".join(str(fault).split())[-150:]
-        raise UserError(f"{folder}/config.json: transformers refuses it ({said}): mend it") from fault
+        raise UserError(
+            f"{folder}/config.json: transformers refuses it ({said}): mend it"
+        ) from fault
 
 
 def load_tokenizer(folder: Path):
