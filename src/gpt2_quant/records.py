@@ -58,7 +58,8 @@ VARIANT_RECORD: dict = {
     "memory?": {"peak_bytes?": int},
     "latency?": [{
         "batch_size": Positive, "seq_len": Positive, "mode": str, "session": str,
-        "median_ms": Positive, "p95_ms?": float, "median_low_ms?": Positive, "median_high_ms?": Positive,
+        "median_ms": Positive, "p95_ms?": float, "median_low_ms?": Positive,
+        "median_high_ms?": Positive,
         "values_ms": [Positive],
     }],
     "throughput?": {"*": {"texts_per_s": Positive}},

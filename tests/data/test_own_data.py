@@ -258,6 +258,8 @@ def test_a_named_class_without_rows_and_a_label_without_a_name(tmp_path):
 FILES = {
     "parquet by name": ("train.parquet", b"text,label\na,1\n", "cannot be read as its name says"),
     "CSV by name": ("train.csv", b"PAR1\x15\x04\x00\xff\xfe" * 40, "holds a NUL byte"),
+    "a spreadsheet": ("train.csv", b"PK\3\4\x14\0 xl/workbook.xml", "is a spreadsheet or another"),
+    "a pit": ("train.jsonl", b'{"text":' + b"[" * 100_000, "is nested too deep"),
     "another delimiter": ("train.csv", b"text;label\na;1\nb;2\n", "it has text;label: name it"),
     "an open quote": ("train.csv", b'text,label\n"a,1\nb,2\n', "as its name says"),
     "large numbers": ("train.csv", b"text,label\na,%d\nb,1\n" % 10**30, "more than 64 bits"),

@@ -34,7 +34,8 @@ def classes_of(labels: dict[str, Any], names: tuple[str, ...] | None, where: str
         raise UserError(f"{fault}: name another column with --label-column")
     shown = names or [name for name in train if isinstance(name, str)]
     for name in shown:
-        if not (name.strip() and name.isprintable() and len(name) <= LONGEST_NAME):
+        seen = " ".join(name.split())
+        if not (seen.isprintable() and 0 < len(seen) <= LONGEST_NAME):
             fault = f"{where}: {name!a:.70} is no name for a class"
             raise UserError(f"{fault}; give it 1 to {LONGEST_NAME} printable letters")
     if names and len(set(names)) < len(names):
