@@ -101,7 +101,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as fault:
+        fault.add_note(f"{path}")  # libraries name the temporary file or none
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
