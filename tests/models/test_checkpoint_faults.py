@@ -239,7 +239,10 @@ def test_a_damaged_tokenizer(folder):
             load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("fault", ["no scales", "codes of another shape", "negative", "NaN"])
+BNB_FAULTS = "no scales", "fewer scales", "codes of another shape", "a longer norm", "negative", "NaN"
+
+
+@pytest.mark.parametrize("fault", BNB_FAULTS)
 @pytest.mark.parametrize("key", BITSANDBYTES)
 def test_bitsandbytes_folders_are_looked_at(key, fault, tiny_tokenizer, tmp_path):
     save_tiny_gpt2(tmp_path / BASELINE.folder, tiny_tokenizer)
@@ -250,6 +253,10 @@ def test_bitsandbytes_folders_are_looked_at(key, fault, tiny_tokenizer, tmp_path
         scales = [x for x in tensors if x.startswith(path) and x.endswith(("SCB", ".absmax"))]
         if fault == "no scales":
             del tensors[scales[0]]
+        elif fault == "fewer scales":
+            tensors[scales[0]] = tensors[scales[0]][:-1].contiguous()
+        elif fault == "a longer norm":
+            tensors["transformer.ln_f.weight"] = torch.ones(128)
         elif fault == "codes of another shape":
             tensors[f"{path}weight"] = tensors[f"{path}weight"][:-2].contiguous()
         else:
@@ -257,7 +264,7 @@ def test_bitsandbytes_folders_are_looked_at(key, fault, tiny_tokenizer, tmp_path
             tensors[floats[0]].fill_(-1.0 if fault == "negative" else torch.nan)
 
     edit_weights(folder, change)
-    with pytest.raises(UserError, match="lacks its scales|below zero|NaN"):
+    with pytest.raises(UserError, match="lacks its scales|below zero|NaN|does not load"):
         load_classifier(folder, "cpu")
     with pytest.raises(UserError, match="quantized already: give the FP32"):
         check_float(folder)

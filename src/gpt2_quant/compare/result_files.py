@@ -181,10 +181,10 @@ def _arrays(read: Callable[[], pd.DataFrame], name: str) -> tuple[np.ndarray, np
     """Labels [n] and logits [n, C], ordered by id, which must be 0 … n-1, each once."""
     try:
         frame = _typed(read()).sort_values("id", kind="stable")
-    except (OSError, ValueError, LookupError, TypeError, OverflowError) as fault:
-        said = f"{name} cannot be read as predictions ({str(fault).splitlines()[0][:80]})"
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+        said = f"{name} cannot be read as predictions ({str(error).splitlines()[0][:80]})"
         form = "logit_0, logit_1, … or one column logits with lists of one length"
-        raise UserError(f"{said}: it needs whole numbers id and label, and {form}") from fault
+        raise UserError(f"{said}: it needs whole numbers id and label, and {form}") from error
     doubled = frame["id"][frame["id"].duplicated()]
     if len(doubled):
         fault = f"{name}: id {doubled.iloc[0]} stands there more than once"

@@ -103,8 +103,7 @@ def read_files(paths: list[Path], named: Sequence[str]):
         with open(path, "rb") as file:
             archive = file.read(4) == b"PK\3\4"
         if archive:
-            fault = f"{path} is a spreadsheet or another zip archive"
-            raise UserError(f"{fault}: save the table as CSV")
+            raise UserError(f"{path} is a spreadsheet or another archive: save it as CSV")
         if DATA_FILES[suffix] == "json" and _is_deep(path):
             raise UserError(f"{path} is nested too deep: give an object with texts on each line")
         if DATA_FILES[suffix] == "csv" and _holds_nul(path):

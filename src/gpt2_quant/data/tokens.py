@@ -57,9 +57,9 @@ def load_tokenizer(folder: Path):
     config = load_config(folder) if "config.json" in files else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615: local
-    except Exception as fault:  # a damaged tokenizer.json is a bare Exception
+    except Exception as error:  # a damaged tokenizer.json is a bare Exception
         mend = "copy tokenizer.json and tokenizer_config.json into it"
-        raise UserError(f"{folder} has no tokenizer that loads: {mend}") from fault
+        raise UserError(f"{folder} has no tokenizer that loads: {mend}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: its tokenizer has no end-of-text token; use GPT-2's")
     known = config.vocab_size if config else len(tokenizer)

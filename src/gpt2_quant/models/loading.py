@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
 from ..data.tokens import load_config, load_tokenizer
-from ..errors import UserError
+from ..errors import NO_MEMORY, UserError
 from .checkpoints import REMAKE, check_checkpoint, number_of_labels, read_config
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
@@ -80,14 +80,22 @@ def load_classifier(
 
         bitsandbytes.require()
         bitsandbytes.check_files(folder)
-    model, loading = AutoModelForSequenceClassification.from_pretrained(  # nosec B615: local
-        folder,
-        config=config,
-        dtype=dtype or torch.float32,
-        output_loading_info=True,
-        attn_implementation="sdpa",
-        device_map={"": device} if quantization else None,
-    )
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(  # nosec B615: local
+            folder,
+            config=config,
+            dtype=dtype or torch.float32,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            device_map={"": device} if quantization else None,
+        )
+    except (RuntimeError, TypeError, ValueError, AttributeError) as fault:
+        if NO_MEMORY.search(str(fault)):
+            raise
+        said = " ".join(str(fault).split())[:150]
+        raise UserError(
+            f"{folder} does not load as its config.json says ({said}): {REMAKE}"
+        ) from fault
     if missing := sorted(set(loading["missing_keys"]) - ({"score.weight"} if new_head else set())):
         raise UserError(f"{folder} lacks {', '.join(missing[:3])}: {REMAKE}")
     if not quantization:
