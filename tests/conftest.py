@@ -16,6 +16,7 @@ os.environ.setdefault("HF_DATASETS_CACHE", _arrow.name)
 # Two files of tests run at a time, and their scripts with them: a thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import loaded  # noqa: E402
 import pytest  # noqa: E402
 from tiny_models import ROOT, make_tiny_gpt2  # noqa: E402
 
@@ -100,13 +101,19 @@ def tiny_gpt2_lm(tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Run a script as a user does: `run_script("src/2_…py", "--help")` -> CompletedProcess."""
+    """Run a script as a user does: `run_script("src/2_…py", "--help")` -> CompletedProcess.
+
+    With an `environment` of its own it gets a fresh interpreter.
+    """
 
     def run(
         script: str, *arguments: object, timeout: float = 240, **environment: str
     ) -> subprocess.CompletedProcess:
+        command = [script, *map(str, arguments)]
+        if not environment:
+            return loaded.run(ROOT, command, timeout)
         return subprocess.run(
-            [sys.executable, script, *map(str, arguments)],
+            [sys.executable, *command],
             cwd=ROOT,
             env={**os.environ, **environment},
             capture_output=True,

@@ -45,7 +45,9 @@ def make(folder, keys=tuple(BYTES), discordant=None, sizes=None, ms=None, best=N
         (folder / "predictions" / f"{key}.validation.parquet").unlink()
         kept = logits.astype(np.float32)
         metrics = scores.classification_scores(labels, kept, resamples=1000)
-        change_record(folder, key, _of(key, metrics, (sizes or {}).get(key, BYTES[key]), ms, best))
+        change_record(
+            folder, key, _of(key, metrics, (sizes or BYTES).get(key) or BYTES[key], ms, best)
+        )
     return folder
 
 

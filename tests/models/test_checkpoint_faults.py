@@ -239,7 +239,14 @@ def test_a_damaged_tokenizer(folder):
             load_tokenizer(folder)
 
 
-BNB_FAULTS = "no scales", "fewer scales", "codes of another shape", "a longer norm", "negative", "NaN"
+BNB_FAULTS = (
+    "no scales",
+    "fewer scales",
+    "codes of another shape",
+    "a longer norm",
+    "negative",
+    "NaN",
+)
 
 
 @pytest.mark.parametrize("fault", BNB_FAULTS)

@@ -64,7 +64,13 @@ def test_quantize_rows_equals_the_arithmetic(shape, dtype, quantize_rows, kind):
     got, scale = kernels.quantize_rows(x, kind)
     expected, expected_scale = quantize_rows(x.cpu())
     assert got.dtype == kind and torch.equal(scale.cpu(), expected_scale)
-    assert torch.equal(got.cpu().view(torch.uint8), expected.view(torch.uint8))
+    steps = x.cpu().double() / expected_scale
+    # Nearer to a tie than x * (1 / scale) is rounded, a GPU, which rounds product and sum once,
+    # may take the other neighbour.
+    tie = ((steps - steps.floor() - 0.5).abs() < 2.0**-16) & (kind == torch.int8)
+    got, expected = got.cpu().float(), expected.float()
+    assert torch.equal(got[~tie], expected[~tie])
+    assert not tie.any() or (got - expected)[tie].abs().max() <= 1
 
 
 def test_quantize_rows_of_zeros_denormals_ties_and_an_outlier():

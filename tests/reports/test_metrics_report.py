@@ -87,15 +87,39 @@ def test_both_nf4_are_compared_by_the_numbers(record, tmp_path):
     other = copy.deepcopy(record)
     for row in other["quantization"]["table"]:
         row |= {"kl_low": 0, "kl_high": 1}
-    assert "in favour of neither or of the former" in in_print(other, tmp_path)
+    assert "(their intervals overlap), although NF4 Scratch" in in_print(other, tmp_path)
+    for row in other["quantization"]["table"]:
+        if row["scheme"] == "nf4_scratch":
+            row |= {"kl_low": -2, "kl_high": -1}
+    assert "as NF4 BitsAndBytes, less, although NF4 Scratch" in in_print(other, tmp_path)
+
+
+def test_what_the_record_lacks_is_not_said(record, tmp_path):
+    other = copy.deepcopy(record)
+    other["quantization"]["table"] = other["quantization"]["table"][:3]  # FP32, FP16, INT8
+    other["data"]["name"] = str(tmp_path / "news")
+    del other["models"]["parameters"]
+    text = in_print(other, tmp_path)
+    assert "quantization costs between" not in text and str(tmp_path) not in text
+    assert "openai-community/gpt2 (that one has 12 layers" in text
+    assert "Equal to FP32 here, to the last digit: Baseline FP16." in text
+    assert "ROUGE-1 gives" in text  # a hyphen, no minus sign
+
+
+def test_perplexity_gets_fewer_permutations_only_where_it_does(record, tmp_path):
+    other = copy.deepcopy(record)
+    assert "so it gets fewer" in in_print(other, tmp_path)
+    for row in other["coherence"]["table"]:
+        row |= {"texts": 9, "versions": 2}
+    assert "so it gets fewer" not in in_print(other, tmp_path)
 
 
 def test_held_out_documents_are_reported_beside_those_looked_at(record, tmp_path):
     held_out = {**record["coherence"], "source": "unseen.jsonl"}
     assert "confirms nothing" in findings(record) and "held out" not in findings(record)
     both = {**record, "held_out": held_out}
-    assert "unseen.jsonl; held out" in findings(both)
-    assert "nothing was made or chosen on (unseen.jsonl)" in in_print(both, tmp_path)
+    assert "unseen.jsonl; given as held out" in findings(both)
+    assert "documents given as held out (unseen.jsonl)" in in_print(both, tmp_path)
     assert "repeats the controls on them" in in_print(record, tmp_path)
 
 

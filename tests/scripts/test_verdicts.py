@@ -7,18 +7,21 @@ import numpy as np
 import pandas as pd
 import pypdf
 import pytest
-from made_up import BYTES, around, make
+from made_up import BYTES, answers, around, make
 from result_folders import change_record
 
 from gpt2_quant.compare import tables
 from gpt2_quant.compare.changed_texts import most_changed
+from gpt2_quant.compare.claims import published_claims
 from gpt2_quant.compare.comparison import compare_results
+from gpt2_quant.measure.predictions import save_predictions
+from gpt2_quant.measure.scores import classification_scores
 from gpt2_quant.records import load_record
 from gpt2_quant.reports.findings import answer, choices, findings
 from gpt2_quant.reports.quantization_report import report_data, write_report
 
 SCRIPT = "src/5_compare_all_models.py"
-FP32, FP16, NF4 = "baseline", "baseline_fp16", "nf4_bitsandbytes"
+FP32, FP16, NF4, CONTROL = "baseline", "baseline_fp16", "nf4_bitsandbytes", "tfidf"
 
 
 def said(comparison):
@@ -195,6 +198,94 @@ def test_a_demo_is_called_a_demo_and_overfitting_is_said(tmp_path):
     for key in (FP32, NF4):
         change_record(folder, key, trained)
     assert "overfits" not in typeset(compare_results(folder), tmp_path)
+
+
+def test_the_control_hides_nothing_that_quantization_changes(tmp_path):
+    """TF-IDF differs from GPT-2 by far more than any quantized row, and runs on the CPU."""
+    keys = (FP32, NF4, CONTROL)
+    discordant = {NF4: (10, 12), CONTROL: (60, 140)}
+    folder = make(
+        tmp_path, keys, discordant, {CONTROL: 500_000}, {FP32: around(10), NF4: around(8)}
+    )
+    times = make(tmp_path / "cpu", keys, sizes={CONTROL: 1}, ms={CONTROL: around(0.1)})
+    timed = load_record(times / "records" / f"{CONTROL}.json")["latency"][1:2]
+
+    def on_the_cpu(record):
+        record["latency"] = [entry | {"device": "cpu"} for entry in timed]
+
+    change_record(folder, CONTROL, on_the_cpu)
+    comparison = compare_results(folder, margin=0.01)
+    text = said(comparison)
+    assert (
+        "No row of the checkpoint changes more answers than NF4 BitsAndBytes: 22 of 2,000" in text
+    )
+    assert "as for NF4 BitsAndBytes (McNemar" in text and "as for TF-IDF" not in text
+    assert set(most_changed(comparison)["by"]) == {"NF4 BitsAndBytes"}
+    assert "the fastest is NF4 BitsAndBytes" in text and "The control TF-IDF" not in text
+    assert "TF-IDF + LR: latency marked † was timed on another device than Baseline FP32" in text
+    assert "TF-IDF + LR reads the timed texts whole" in text
+    (best,) = [c for c in published_claims(comparison) if c.claim.endswith("best overall")]
+    assert "TF-IDF" not in best.measured
+    # As the baseline, it is no clock that the others' times are held against.
+    other = compare_results(folder, CONTROL)
+    assert [row.key for row in other.timed] == [FP32, NF4]
+    assert typeset(other, tmp_path)
+
+
+def test_a_shown_gain_is_kept(tmp_path):
+    comparison = compare_results(make(tmp_path, (FP32, NF4), {NF4: (100, 4)}))
+    text = said(comparison)
+    assert "The smallest within ±0.5 points of Baseline FP32, or shown to be better: NF4" in text
+    assert "Among Baseline FP32 and the rows equivalent to it or shown to be better:" in text
+
+
+def test_nothing_is_chosen_among_the_baseline_alone(tmp_path):
+    assert choices(compare_results(make(tmp_path, (FP32, NF4), {NF4: (4, 100)})))["rows"] == []
+
+
+def test_identical_rows_are_named_once(tmp_path):
+    keys = (FP32, FP16, "int8_scratch")
+    folder = make(tmp_path, keys)
+    metrics = load_record(folder / "records/baseline.json")["metrics"]
+    for key in keys[1:]:
+        shutil.copy(folder / "predictions/baseline.parquet", folder / f"predictions/{key}.parquet")
+        change_record(folder, key, lambda record: record.update(metrics=metrics))
+    (note,) = tables.notes(compare_results(folder))
+    assert note.startswith("Baseline FP32, Baseline FP16 and INT8 Scratch answer with identical")
+
+
+def test_times_without_the_baselines(tmp_path):
+    """The rows that were timed compare among themselves; one shape has no sweep."""
+    keys = (FP32, FP16, NF4)
+    folder = make(tmp_path, keys, ms={FP16: around(10), NF4: around(5)})
+    for key in keys:
+        change_record(folder, key, lambda record: record.update(latency=record["latency"][1:2]))
+    comparison = compare_results(folder)
+    text, report = said(comparison), typeset(comparison, tmp_path)
+    assert "the fastest is NF4 BitsAndBytes" in text and "latency marked" not in text
+    assert "ours of" in report and "none was measured" not in report
+
+
+def test_too_few_rows_show_nothing_and_few_changes_go_one_way(tmp_path):
+    folder = make(tmp_path, (FP32, NF4))
+    text = said(compare_results(folder))
+    assert "all that differ do so one way, and are more than the 0.00% of NF4 BitsAndBytes" in text
+    for key in (FP32, NF4):
+        labels, logits = answers(0, 0, 0)
+        save_predictions(folder, key, labels[:5], logits[:5])
+        metrics = classification_scores(labels[:5], logits[:5].astype(np.float32), resamples=1000)
+
+        def fewer(record, metrics=metrics):
+            record["metrics"], record["data"]["n"] = metrics, 5
+
+        change_record(folder, key, fewer)
+    assert "5 rows are too few to show any difference" in said(compare_results(folder))
+
+
+def test_no_row_is_faster_than_a_control_where_none_is_quantized(tmp_path):
+    times = {FP32: around(10), FP16: around(5)}
+    text = said(compare_results(make(tmp_path, (FP32, FP16), ms=times)))
+    assert "the fastest is Baseline FP16" in text and "The control" not in text
 
 
 def drop(section, field=None):

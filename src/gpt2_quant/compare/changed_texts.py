@@ -1,7 +1,8 @@
 """The test texts whose answer quantization changes most.
 
-A text's change is the largest KL(baseline || variant) over all variants (`paired.divergence`), in
-nats. Files name test rows by id; the texts, their owner's, appear in the terminal only.
+A text's change is the largest KL(baseline || variant) in nats (`paired.divergence`) over the rows
+made from the checkpoint. Files name test rows by id; the texts, their owner's, appear in the
+terminal only.
 """
 
 import textwrap
@@ -26,15 +27,16 @@ def most_changed(comparison: Comparison, count: int = 10) -> pd.DataFrame:
     `by` is the variant that changes the row most; before and after are the class and its
     probability, the baseline's and that variant's. Ties go to the lower id.
     """
-    if not comparison.others:
+    rows = comparison.derived
+    if not rows:
         return pd.DataFrame()
     baseline = comparison.baseline.logits
-    logits = np.stack([row.logits for row in comparison.others])  # [variants, n, C]
+    logits = np.stack([row.logits for row in rows])  # [variants, n, C]
     kl = np.stack([paired.divergence(baseline, variant) for variant in logits])
     ids = np.argsort(-kl.max(axis=0), kind="stable")[:count]
     by = kl[:, ids].argmax(axis=0)
     names = np.array(comparison.classes)
-    by_label = [comparison.others[i].label for i in by]
+    by_label = [rows[i].label for i in by]
     found = {"id": ids, "label": names[comparison.labels[ids]], "by": by_label, "kl": kl[by, ids]}
     for when, answers in (("before", baseline[ids]), ("after", logits[by, ids])):
         probability = softmax(answers.astype(np.float64), axis=1)

@@ -56,15 +56,17 @@ def _judged(comparison: Comparison, name: str, variant: Variant, judge: Judge) -
     row = comparison.row(variant.key)
     verdict, measured = judge(comparison, row) if row else NOT_MEASURED
     published = variant.published._asdict() if variant.published else {}
+    dtype = row.record["variant"].get("dtype") if row else None
     values = {"label": variant.label, "margin": comparison.margin_points, **published}
+    values["dtype"] = dtype or "a dtype that is not known"
     texts = {name: text.format(**values) for name, text in TEXTS[name].items()}
     why = " ".join(filter(None, [texts.get(verdict, ""), texts["why"]]))
     return Claim(texts["topic"], texts["claim"], texts["published"], measured, verdict, why)
 
 
 def claims_scope(comparison: Comparison) -> str:
-    device = (comparison.record.get("provenance") or {}).get("device") or "an unnamed device"
-    where = f"Times were measured on {device}; the published ones on a device that is not named."
+    where = "The published times are of a device that is not named"
+    where += f"; ours of {comparison.device}." if comparison.timed else "; here none was measured."
     if departures(comparison):
         return f"{where} This is not the published experiment: the verdicts are about this run."
     return where
@@ -99,18 +101,19 @@ def _time_over(other: Variant, least: float, most: float) -> Judge:
 def time_ratios(
     comparison: Comparison, key: str, other: str
 ) -> dict[tuple[int, int], tuple[float, float, float]]:
-    """Eager time over the other row's of one session, by (batch size, tokens): value, low, high
-    from the ends of the medians' intervals, wider than the ratio's own interval.
+    """Eager time over the other row's of one session and device, by (batch size, tokens): value,
+    low, high from the ends of the medians' intervals, wider than the ratio's own interval.
     """
     found = []
     for row in (comparison.row(key), comparison.row(other)):
         times = (row.record.get("latency") or []) if row else []
         eager = [time | interval_of(time) for time in times if time["mode"] == "eager"]
-        found.append({(t["batch_size"], t["seq_len"], t["session"]): t for t in eager})
+        where = "batch_size", "seq_len", "session", "device"
+        found.append({tuple(time.get(name) for name in where): time for time in eager})
     ratios = {}
-    for batch, length, session in sorted(found[0].keys() & found[1].keys()):
-        one, two = (times[batch, length, session] for times in found)
-        ratios[batch, length] = (
+    for at in sorted(found[0].keys() & found[1].keys(), key=str):
+        one, two = (times[at] for times in found)
+        ratios[at[:2]] = (
             one["median_ms"] / two["median_ms"],
             one["median_low_ms"] / two["median_high_ms"],
             one["median_high_ms"] / two["median_low_ms"],
@@ -195,13 +198,13 @@ def _loses_a_little(comparison: Comparison, row: Row) -> tuple[str, str]:
 
 
 def _best(comparison: Comparison, ours: Row) -> tuple[str, str]:
-    """Row by row in size, time and accuracy: supported where none is better in any and it is in
-    one; not supported where a row is better in one and as good in the others.
+    """Row by row of the checkpoint, in size, time and accuracy: supported where none is better in
+    any and it is in one; not supported where a row is better in one and as good in the others.
     """
     against, tests = {}, _tests(comparison, ours.key)
     for row in comparison.rows:
         ratios = time_ratios(comparison, row.key, ours.key)
-        if row is not ours and row.size and ratios:
+        if row is not ours and row.of_gpt2 and row.size and ratios:
             ratio = ratios.get(comparison.shape or HEADLINE_SHAPE) or next(iter(ratios.values()))
             against[row.label] = _better(row, ours, ratio, tests[row.key])
     if not against:

@@ -8,7 +8,6 @@
 """
 
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +54,10 @@ class Row(Source):
 
     @property
     def equivalent(self) -> bool:
-        """Whether the equivalence test rejects, after Holm."""
         return self.against["tost_holm_p"] < paired.ALPHA
 
     @property
     def different(self) -> bool:
-        """Whether the McNemar test rejects, after Holm."""
         return self.against["mcnemar_holm_p"] < paired.ALPHA
 
     @property
@@ -68,24 +65,27 @@ class Row(Source):
         return not (self.equivalent or self.different)
 
     @property
+    def gains(self) -> bool:
+        return self.different and self.points > 0
+
+    @property
     def discordant(self) -> float:
-        """Fraction of the rows that one of the two alone gets right."""
+        """Fraction of the texts."""
         test = self.against
         return (test["only_variant_right"] + test["only_baseline_right"]) / test["n"]
 
     @property
     def timed(self) -> bool:
-        """Whether in the baseline's session."""
+        """Whether in the session whose times are compared, the baseline's if it was timed."""
         return bool(self.latency) and self.latency["same_session"]
 
     @property
     def points(self) -> float:
-        """Accuracy minus the baseline's, in points."""
         return 100 * self.against["difference"]["accuracy"]["value"]
 
     @property
     def within(self) -> float:
-        """Points that the difference stays within, by its 90% score interval."""
+        """Points, by the 90% score interval."""
         return 100 * max(map(abs, self.against["score_interval_90"]))
 
     @property
@@ -96,7 +96,7 @@ class Row(Source):
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The table's entries in order, and sentences below it.
+    """The table's entries in order.
 
     record is the baseline's, else another row's ({} for outsiders alone); shape is the (batch size,
     tokens) of the table's latencies; margin is that of the equivalence test, a fraction.
@@ -104,14 +104,12 @@ class Comparison:
 
     baseline: Row
     entries: list[Row | Missing]
-    notes: list[str]
     record: dict
     shape: tuple[int, int] | None
     margin: float
 
     @property
     def labels(self) -> np.ndarray:
-        """Test labels [n], shared by all rows."""
         return self.baseline.labels
 
     @property
@@ -119,8 +117,15 @@ class Comparison:
         return f"±{100 * self.margin:g} points"
 
     @property
+    def device(self) -> str:
+        """What the times were measured on."""
+        found = (row.record.get("timing", {}) for row in self.timed)
+        made = [of["provenance"] for of in [*found, self.record] if "provenance" in of]
+        return next((of["device"] for of in made if of.get("device")), "an unnamed device")
+
+    @property
     def classes(self) -> list[str]:
-        """Names in the order of the logits, by the record; numbers where none fit."""
+        """In the order of the logits; numbers where no names fit."""
         n_classes = self.baseline.logits.shape[1]
         # A record that names none is older than data sets other than AG News.
         names = self.record.get("data", {}).get("classes", LABELS)
@@ -139,15 +144,18 @@ class Comparison:
         return [row for row in self.rows if row is not self.baseline]
 
     @property
+    def derived(self) -> list[Row]:
+        """The other rows made from the checkpoint; all others where none is."""
+        return [row for row in self.others if row.of_gpt2] or self.others
+
+    @property
     def timed(self) -> list[Row]:
-        """The rows of the baseline's session."""
         return [row for row in self.rows if row.timed]
 
     def row(self, key: str) -> Row | None:
         return next((row for row in self.rows if row.key == key), None)
 
     def sweep(self) -> pd.DataFrame:
-        """Times of the `timed` rows: key, label, mode, seq_len, batch_size, median_ms."""
         columns = ["key", "label", "mode", "seq_len", "batch_size", "median_ms"]
         times = [vars(row) | time for row in self.timed for time in times_of(row)]
         return pd.DataFrame(times, columns=columns)
@@ -180,7 +188,9 @@ def compare_results(
         raise UserError(f"the baseline {baseline} has no results: {mend} one of {known}")
     shape, looks = common_shape(sources), style(sources)
     tests, sizes = _tests(sources, baseline, margin), _sizes(sources, baseline)
-    reference = next(iter(times_of(sources[baseline])), {})
+    # The control runs on the CPU: no times are held against its.
+    clocks = filter(lambda source: source.of_gpt2, (sources[baseline], *sources.values()))
+    reference = next((time for source in clocks for time in times_of(source)), {})
     rows = {
         key: Row(
             **vars(source),
@@ -192,10 +202,8 @@ def compare_results(
         )
         for key, source in sources.items()
     }
-    own = (row.record for row in (rows[baseline], *rows.values()) if row.record)
-    record = next(own, {})
-    notes = _notes([*rows.values()])
-    return Comparison(rows[baseline], _entries(rows, record), notes, record, shape, margin)
+    record = next((row.record for row in (rows[baseline], *rows.values()) if row.record), {})
+    return Comparison(rows[baseline], _entries(rows, record), record, shape, margin)
 
 
 def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
@@ -259,26 +267,7 @@ def _size(key: str, record: dict) -> dict:
     return {
         "stored_bytes": stored["tensor_bytes"],
         "stored_parts": stored["parts"],
-        "header_bytes": stored.get("header_bytes"),
         "file_bytes": size["file_bytes"] if own_file else None,
         "resident_bytes": size["resident_bytes"],
         "peak_bytes": (record.get("memory") or {}).get("peak_bytes"),
     }
-
-
-def _notes(rows: list[Row]) -> list[str]:
-    notes = [
-        f"{one.label} and {other.label} answer with identical logits on every row: "
-        "one classifier under two names?"
-        for one, other in combinations(rows, 2)
-        if np.array_equal(one.logits, other.logits)
-    ]
-    mend = f"run python {FP16.script_path} --overwrite to time all in turns"
-    marks = {
-        "†": "on another device than the baseline's, so no ranking of speeds includes it",
-        "*": f"in another process than the baseline's and does not compare; {mend}",
-    }
-    for mark, where in marks.items():
-        if marked := [row.label for row in rows if row.latency.get("mark") == mark]:
-            notes.insert(0, f"{', '.join(marked)}: latency marked {mark} was timed {where}")
-    return notes

@@ -5,7 +5,6 @@ at zero, and an axis that does not carries points and says so.
 """
 
 from itertools import product
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +125,8 @@ def efficiency_comparison(comparison: Comparison) -> Figure:
         for number, mode in enumerate(modes):
             if row.latency.get(mode):
                 _draw_time(times, y - 0.4 + (number + 0.5) * height, height, row, mode)
-    sizes.set_xlabel("MB (2^20 bytes), and compression")
+    known = any(row.size.get("compression") for row in rows)
+    sizes.set_xlabel(f"MB (2^20 bytes){', and compression' * known}")
     kinds = "solid: eager, hatched: fused" if "best" in modes else "eager"
     times.set_xlabel(f"ms, 95% interval; {kinds}")
     for axes in (sizes, times):
@@ -171,7 +171,7 @@ def _draw_trade_off(axes: Axes, costs: list[tuple[float, Row]], label: str) -> N
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=FAINT)
         return
     points = []
-    for cost, row in sorted(costs, key=itemgetter(0)):
+    for cost, row in costs:
         value, reach = _interval(row.metrics["accuracy"])
         points.append((cost, value))
         colour, marker = row.look
@@ -180,7 +180,7 @@ def _draw_trade_off(axes: Axes, costs: list[tuple[float, Row]], label: str) -> N
             cost, value, reach, color=colour, fmt=marker, markersize=8, markerfacecolor="none",
             markeredgewidth=1.4, elinewidth=0.8, capsize=2.5, label=row.label,
         )  # fmt: skip
-    axes.step(*zip(*pareto_front(points), strict=True), ":", where="post", color=FAINT, zorder=0)
+    axes.step(*zip(*pareto_front(points), strict=True), ":", where="post", color=INK, zorder=0)
     axes.set_xscale("log")
     _log_ticks(axes.xaxis)
     axes.margins(x=0.12)

@@ -44,6 +44,12 @@ class Source:
     validation: tuple[np.ndarray, np.ndarray] | None
     record: dict
 
+    @property
+    def of_gpt2(self) -> bool:
+        """Whether made from the records' one checkpoint: no outside classifier, no control."""
+        variant = VARIANTS.get(self.key)
+        return bool(self.record) and not (variant and variant.reads_texts)
+
 
 def read_sources(
     results_dir: Path, predictions: Path | None = None, probabilities: bool = False

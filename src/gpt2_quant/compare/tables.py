@@ -7,9 +7,11 @@ import textwrap
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..errors import UserError
+from ..models.variants import FP16
 from ..records import write_csv, write_text
 from .comparison import MIB, Comparison, Missing, Row
 from .experiment import short, short_paths
@@ -115,50 +117,81 @@ def footnotes(comparison: Comparison) -> list[str]:
     chance = f"; always the most frequent class: {majority:.4f}" if majority else ""
     lines = [
         f"Test rows: {len(comparison.labels):,}. Accuracy is known to about ±{half_width:.2f} "
-        f"points (95%){chance}; rows are compared pairwise, not by their intervals.",
-        f"Diff.: accuracy minus {comparison.baseline.label}'s, with its paired-bootstrap 95% "
-        "interval. McNemar: rows only this model gets right : rows only the baseline gets right, "
-        "exact p after Holm. Equivalent: two one-sided tests within "
-        f"{comparison.margin_points} reject at 5% after Holm.",
+        f"points (95%){chance}; rows are compared pairwise, not by their intervals."
     ]
+    if comparison.others:
+        lines += [
+            f"Diff.: accuracy minus {comparison.baseline.label}'s, with its paired-bootstrap 95% "
+            "interval.",
+            "McNemar: rows only this model gets right : rows only the baseline gets right, exact p "
+            "after Holm.",
+            f"Equivalent: two one-sided tests within {comparison.margin_points} reject at 5% after "
+            "Holm.",
+        ]
     if record:
         lines.append(
             "Size (MB): bytes of all stored tensors, scales included, over 2^20. "
             "Compression: the baseline's size over it."
         )
     if comparison.shape:
-        texts, tokens = comparison.shape
-        device = record["provenance"].get("device", "an unnamed device")
-        lines.append(
-            f"Inference: median of one eager forward, {texts} texts x {tokens} tokens, {device}."
-        )
+        what = "{} texts x {} tokens".format(*comparison.shape)
+        lines.append(f"Inference: median of one eager forward, {what}, {comparison.device}.")
         if any(row.latency.get("best") for row in comparison.rows):
-            lines[-1] += " Fused: compiled or captured as graphs, a dash where neither exists."
+            lines.append(f"{FUSED[:5]}: compiled or captured as graphs, a dash where not timed.")
         if any(row.latency.get("large") for row in comparison.rows):
             lines.append(f"{LARGE}: eager / fused, of that many texts x tokens.")
-    return lines + comparison.notes + [f"{gap.sentence}." for gap in comparison.missing]
+    return lines + notes(comparison) + [f"{gap.sentence}." for gap in comparison.missing]
 
 
-def _origins(comparison: Comparison) -> list[str]:
-    """Checkpoint, test set, device and commands behind the rows."""
+def notes(comparison: Comparison) -> list[str]:
+    """On times that do not compare, and on rows that are one."""
+    rows, found = comparison.rows, []
+    clock = next((row.label for row in comparison.timed), "")
+    mend = f"run python {FP16.script_path} --overwrite to time all in turns"
+    marks = {
+        "*": f"in another process than {clock} and does not compare; {mend}.",
+        "†": f"on another device than {clock}, so no ranking of speeds includes it.",
+    }
+    for mark, where in marks.items():
+        if marked := [row.label for row in rows if row.latency.get("mark") == mark]:
+            found.append(f"{', '.join(marked)}: latency marked {mark} was timed {where}")
+    if whole := [row.label for row in rows if row.latency and not row.of_gpt2]:
+        found.append(f"{whole[0]} reads the timed texts whole, not cut to tokens.")
+    same: dict[bytes, list[str]] = {}
+    for row in rows:
+        same.setdefault(row.logits.astype(np.float64).tobytes(), []).append(row.label)
+    return found + [
+        f"{', '.join(labels[:-1])} and {labels[-1]} answer with identical logits on every row: one "
+        "classifier?"
+        for labels in same.values()
+        if len(labels) > 1
+    ]
+
+
+def facts(comparison: Comparison) -> list[tuple[str, str]]:
+    """Test set, checkpoint and device behind the rows, each with its name; [] without a record."""
     record = comparison.record
     if not record:
         return []
-    data, checkpoint = record["data"], record["checkpoint"]
+    data, made_from = record["data"], record["checkpoint"]
+    revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
+    base, weights = short(made_from["base_model"]), made_from["baseline_sha256"][:16]
+    tests = f"{short(data['name'])}{revision}, sha256 {data['sha256'][:16]}"
+    return [
+        ("Test set", tests),
+        ("Checkpoint", f"fine-tuned from {base}, weights sha256 {weights}"),
+        ("Device", str(record["provenance"].get("device"))),
+    ]
+
+
+def _commands(comparison: Comparison) -> str:
     commands: dict[str, list[str]] = {}
     for row in comparison.rows:
         if row.record:
             command = short_paths(row.record["provenance"]["command"])
             commands.setdefault(command, []).append(row.label)
     made = [f"`python {command}` ({', '.join(labels)})" for command, labels in commands.items()]
-    made.append("this table: `python src/5_compare_all_models.py --write-readme`.")
-    return [
-        f"Checkpoint: fine-tuned from `{short(checkpoint['base_model'])}` (weights sha256 "
-        f"`{checkpoint['baseline_sha256'][:16]}`); test set: `{short(data['name'])}`, "
-        f"{data['n']:,} rows (sha256 `{data['sha256'][:16]}`); made "
-        f"on {record['provenance'].get('device')}.",
-        f"Commands: {'; '.join(made)}",
-    ]
+    return "; ".join([*made, "this table: `python src/5_compare_all_models.py --write-readme`."])
 
 
 def markdown(comparison: Comparison) -> str:
@@ -166,8 +199,10 @@ def markdown(comparison: Comparison) -> str:
     table = printed_table(comparison).replace("", "–").replace(r"\|", r"\\|", regex=True)
     rule = ["---", *["---:"] * (len(table.columns) - 1)]
     lines = [f"| {' | '.join(cells)} |" for cells in [table.columns, rule, *table.to_numpy()]]
-    notes = [f"- {note}" for note in footnotes(comparison) + _origins(comparison)]
-    return "\n".join([*lines, "", *notes]) + "\n"
+    notes = [*footnotes(comparison), *(f"{name}: {what}." for name, what in facts(comparison))]
+    if comparison.record:
+        notes.append(f"Commands: {_commands(comparison)}")
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
@@ -181,30 +216,30 @@ def latex(comparison: Comparison) -> str:
 
 def terminal(comparison: Comparison, width: int = 100) -> str:
     """The printed table in at most `width` columns, footnotes wrapped beneath. Long names are cut,
-    long times rounded; still too wide, `F1` and then `fused` are left out.
+    long times rounded; still too wide, `F1` is left out, then every other space, then `fused`.
     """
     table = printed_table(comparison)[[*TERMINAL_TITLES]]
     table["Model"] = [f"{x[:16]}…" if len(x) > LABEL_LETTERS else x for x in table["Model"]]
     table["Accuracy"] = table["Accuracy"].replace("", "missing")
     for name in ("Inference (ms)", FUSED):
-        table[name] = table[name].str.replace(r"^\d{3,}\.\d+", _rounded, regex=True)
+        table[name] = table[name].str.replace(
+            r"^\d{3,}\.\d+", lambda found: f"{float(found[0]):.0f}", regex=True
+        )
         table[name] = table[name].replace("", "–")
     table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
     for title in TERMINAL_TITLES:
         cells, letters = table[title].str, table[title].str.len().max()
         table[title] = cells.ljust(letters) if title == "Model" else cells.rjust(letters)
-    for dropped in ([], ["F1-Score"], ["F1-Score", FUSED]):
-        head, *body = ["  ".join(row).rstrip() for row in table.drop(columns=dropped).to_numpy()]
+    narrow = ["F1-Score"]
+    for space, dropped in (("  ", []), ("  ", narrow), (" ", narrow), ("  ", [*narrow, FUSED])):
+        head, *body = [space.join(row).rstrip() for row in table.drop(columns=dropped).to_numpy()]
         if max(map(len, [head, *body])) <= width:
             break
     # The column of LARGE does not fit either.
-    notes = [note for note in footnotes(comparison) if not note.startswith(LARGE)]
+    absent = tuple(title.split(" (")[0] for title in [LARGE, *dropped])
+    notes = [note for note in footnotes(comparison) if not note.startswith(absent)]
     notes = [textwrap.fill(note, width, subsequent_indent="  ") for note in notes]
     return "\n".join([head, "-" * len(head), *body, "", *notes])
-
-
-def _rounded(found: re.Match) -> str:
-    return f"{float(found[0]):.0f}"
 
 
 FORMATS = {"terminal": terminal, "markdown": markdown, "latex": latex}

@@ -111,7 +111,9 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
     colours = style([variant["key"] for variant in variants])
     with look():
         figure, panels = _panels(len(variants), 2.4, sharex=True)
-        figure.suptitle("Reliability: accuracy against confidence")
+        figure.suptitle(
+            "Reliability: accuracy against confidence\n(area: share of texts; open: after T)"
+        )
         for variant, axes in zip(variants, panels.flat, strict=False):
             axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
             note, temperature = f"ECE {variant['ece']:.3f}", variant["temperature"]

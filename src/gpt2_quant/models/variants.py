@@ -107,7 +107,7 @@ FP16 = Variant(
     floats="float16", needs="float16",
 )  # fmt: skip
 TF32 = Variant(
-    "baseline_tf32", "Baseline TF32", 3, "#4f5f6f", "8",
+    "baseline_tf32", "Baseline TF32", 3, "#4f5f6f", "p",
     "The baseline's weights in float32, multiplied in TF32 on tensor cores.",
     floats="float32", needs="tf32",
 )  # fmt: skip
@@ -123,7 +123,7 @@ W8A8 = Variant(
     "gpt2_quant.quantization.schemes:W8A8", computes_on_codes=True,
 )  # fmt: skip
 FP8 = Variant(
-    "fp8_scratch", "FP8 Scratch", 2, "#cc6677", "*",
+    "fp8_scratch", "FP8 Scratch", 2, "#cc6677", ">",
     "Weights are FP8 (e4m3) per output channel, activations FP8 per token; biases, norms, head "
     "float.",
     "gpt2_quant.quantization.fp8:SCHEME", computes_on_codes=True,
@@ -168,7 +168,7 @@ def made_by(script: int) -> list[Variant]:
     return [variant for variant in VARIANTS.values() if variant.script == script]
 
 
-_SPARE = list(zip(("#117733", "#cc79a7", "#332288", "#999933", "#44aa99"), "<>hdp", strict=True))
+_SPARE = list(zip(("#117733", "#cc79a7", "#332288", "#999933", "#44aa99"), "<*hd8", strict=True))
 
 
 def style(keys: Collection[str]) -> dict[str, tuple[str, str]]:

@@ -1,17 +1,21 @@
-"""The sentences of report 2, and of script 5's last lines, that depend on the numbers.
+"""The sentences of report 2, and of script 5's last lines, that depend on the numbers: chosen
+here, worded in findings.toml.
 
 A difference is claimed where the McNemar test rejects after Holm, equality where the equivalence
 test does, else neither. Of costs, the least is named with all whose interval reaches its own.
 """
 
 import textwrap
+import tomllib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from ..compare.comparison import MIB, Comparison, Row
 from ..measure import paired
-from ..models.variants import BASELINE, VARIANTS
+from ..models.variants import BASELINE, FP16, VARIANTS
 
+SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 Cost = tuple[float, ...]  # value, low, high, the less the better; () where not measured
 
 
@@ -46,25 +50,14 @@ def _rate(name: str, sign: int, row: Row) -> Cost:
     return min(rates, default=())
 
 
-# What may count: how its figure reads, and the figure.
-AIMS: dict[str, tuple[str, Callable[[Row], Cost]]] = {
-    "the smallest file": ("{:.2f} MB stored", partial(_bytes, "stored")),
-    "the least memory while loaded": ("{:.2f} MB resident", partial(_bytes, "resident")),
-    "the least memory at the peak of a forward": ("{:.2f} MB at the peak", partial(_bytes, "peak")),
-    "the shortest time of a batch": ("{:.2f} ms for {} texts of {} tokens", _time),
-    "the shortest time without compiling": (
-        "{:.2f} ms for the same batch, run as transformers runs it",
-        _eager_time,
-    ),
-    "the most texts a second": (
-        "{:,.0f} texts a second over test texts at their real lengths",
-        partial(_rate, "texts_per_s", -1),
-    ),
-    "the least energy": (
-        "{:.2f} J a thousand texts",
-        partial(_rate, "joules_per_1000_texts", 1),
-    ),
-}
+# The figure of each of the TOML file's aims, in its order.
+AIMS: list[Callable[[Row], Cost]] = [
+    *(partial(_bytes, part) for part in ("stored", "resident", "peak")),
+    _time,
+    _eager_time,
+    partial(_rate, "texts_per_s", -1),
+    partial(_rate, "joules_per_1000_texts", 1),
+]
 
 
 def _least(rows: list[Row], cost: Callable[[Row], Cost]) -> list[Row]:
@@ -74,41 +67,36 @@ def _least(rows: list[Row], cost: Callable[[Row], Cost]) -> list[Row]:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    baseline, rows = comparison.baseline, comparison.others
-    sentences = [
-        "{label} reaches an accuracy of {value:.4f} (95% interval {low:.4f} to {high:.4f}, "
-        "n = {n:,}).".format(label=baseline.label, **baseline.metrics["accuracy"])
-    ]
+    baseline, rows, derived = comparison.baseline, comparison.others, comparison.derived
+    sentences = [_said("accuracy", label=baseline.label, **baseline.metrics["accuracy"])]
     if same := [row.label for row in rows if row.equivalent]:
-        how = f"within {comparison.margin_points} of accuracy (two one-sided tests, Holm)"
-        sentences.append(f"Equivalent to it {how}: {_listed(same)}.")
-    if worse := [row for row in rows if row.different]:
-        each = ", ".join(f"{row.label} ({row.points:+.2f} points)" for row in worse)
-        sentences.append(f"Different from it (exact McNemar, Holm): {each}.")
+        who = _listed(same)
+        sentences.append(_said("equivalent", margin=comparison.margin_points, who=who))
+    if each := ", ".join(_said("each_different", row=row) for row in rows if row.different):
+        sentences.append(_said("different", each=each))
     if undecided := [row.label for row in rows if row.undecided]:
-        fault = f"Neither a difference nor equivalence is shown for {_listed(undecided)}"
-        sentences.append(f"{fault}: see the last section for how many test rows would decide.")
+        sentences.append(_said("neither", who=_listed(undecided)))
     if rows:
-        most = max(rows, key=lambda row: row.against["flips"])
+        most = max(derived, key=lambda row: row.against["flips"])
         changed = 100 * (1 - most.against["agreement"])
-        sentences.append(
-            "No row changes more answers than {label}: {flips:,} of {n:,} ({changed:.2f}%), "
-            "{only_variant_right:,} for the better and {only_baseline_right:,} for the worse."
-            "".format(label=most.label, changed=changed, **most.against)
-        )
-    nll = {row.label: row.against["difference"]["nll"] for row in rows}
+        of = "" if derived == rows else " of the checkpoint"
+        said = _said("flips", of=of, label=most.label, changed=changed, **most.against)
+        sentences.append(said)
+    nll = {row.label: row.against["difference"]["nll"] for row in derived}
     if each := ", ".join(
-        "{} ({value:+.4f} [{low:+.4f}, {high:+.4f}])".format(label, **difference)
+        _said("each_nll", label=label, **difference)
         for label, difference in nll.items()
         if difference["low"] > 0 or difference["high"] < 0
     ):
-        sentences.append(
-            "The probabilities move where the answers may not: the difference in NLL, in nats a "
-            f"text, has a 95% interval without zero for {each}."
-        )
-    if baseline.size:
-        sentences.append(f"The smallest file: {_smallest(comparison.rows, baseline)}.")
+        sentences.append(_said("nll", each=each))
+    if smallest := _smallest(comparison.rows, baseline):
+        sentences.append(_said("storage", who=smallest))
     return sentences + _speed_findings(comparison)
+
+
+def _kept(comparison: Comparison) -> list[Row]:
+    """The other rows that are shown to lose no more than the margin."""
+    return [row for row in comparison.others if row.equivalent or row.gains]
 
 
 def answer(comparison: Comparison) -> list[str]:
@@ -117,17 +105,19 @@ def answer(comparison: Comparison) -> list[str]:
     """
     baseline, margin = comparison.baseline, comparison.margin_points
     if not comparison.others:
-        return [f"Only {baseline.label} has results: there is nothing to choose from."]
-    among = [baseline, *(row for row in comparison.others if row.equivalent)]
+        return [_said("alone", label=baseline.label)]
+    among = [baseline, *_kept(comparison)]
+    within = f"within {margin} of {baseline.label}"
     if len(among) == 1:
-        sentences = [f"No row is shown to be within {margin} of {baseline.label}."]
-        return sentences + _power(comparison)
+        return [_said("none_within", within=within), *_power(comparison)]
+    if any(row.gains for row in among[1:]):
+        within += ", or shown to be better"
     sentences, timed = [], [row for row in among if row.timed]
-    if baseline.size:
-        who = _smallest(among, baseline)
-        sentences.append(f"The smallest within {margin} of {baseline.label}: {who}.")
+    if who := _smallest(among, baseline):
+        sentences.append(_said("smallest_within", within=within, who=who))
     if len(timed) > 1:
-        sentences.append(f"Within {margin}, {_fastest(timed)} ({_batch(timed)}).")
+        fastest = {"who": _fastest(timed), "batch": _batch(timed)}
+        sentences.append(_said("fastest_within", within=within, **fastest))
     return sentences + _power(comparison)
 
 
@@ -144,28 +134,20 @@ def _power(comparison: Comparison) -> list[str]:
             rows, shown = paired.rows_to_decide(
                 row.discordant, row.points / 100, comparison.margin, row.against["alpha"]
             )
-            sentences.append(
-                f"{row.label} is not decided ({row.points:+.2f} points, at most "
-                f"{row.within:.2f} either way): about {rows:,} test rows would show {shown}, "
-                "8 times in 10, if it stays as it is."
-            )
+            rounded = float(f"{rows:.2g}")
+            sentences.append(_said("undecided", row=row, rows=rounded, shown=shown))
     if same := [row for row in others if row.equivalent]:
-        loosest = max(same, key=lambda row: row.within)
-        sentences.append(
-            f"Equivalence is tighter than the margin: all that are equivalent lie within "
-            f"±{loosest.within:.2f} points by their 90% score intervals, each by itself "
-            f"({loosest.label} is the widest)."
-        )
-    widest = max(others, key=lambda row: row.discordant)
-    alpha = widest.against["alpha"]
-    least = paired.minimum_detectable(widest.discordant, n, alpha)
-    sentences.append(
-        f"{n:,} rows show a difference of {100 * least:.2f} points 8 times in 10 where "
-        f"{100 * widest.discordant:.2f}% of them are right in one model only, as for "
-        f"{widest.label} (McNemar at {100 * alpha:.2g}%, {len(others)} rows compared); smaller "
-        "ones are likely to be missed."
-    )
-    return sentences
+        sentences.append(_said("loosest", row=max(same, key=lambda row: row.within)))
+    widest = max(comparison.derived, key=lambda row: row.discordant)
+    share, alpha = widest.discordant, widest.against["alpha"]
+    least = paired.minimum_detectable(share, n, alpha)
+    # Where so few rows differ that a difference that large would be all of them: one way.
+    where = "one_way" if least > share else "both_ways"
+    test = _said("mcnemar", percent=100 * alpha, compared=len(others))
+    if least == 1 or paired.mcnemar(n, 0) > alpha:  # even if all rows differed
+        return [*sentences, _said("too_few", n=n, test=test)]
+    where = _said(where, share=share, label=widest.label)
+    return [*sentences, _said("power", n=n, points=100 * least, where=where, test=test)]
 
 
 def _listed(names: list[str]) -> str:
@@ -177,11 +159,17 @@ def _batch(rows: list[Row]) -> str:
 
 
 def _smallest(rows: list[Row], baseline: Row) -> str:
-    """Who stores least, ties named, and how much that is."""
+    """Who stores least, ties named, and how much that is; "" below two sizes."""
+    if sum(bool(row.size) for row in rows) < 2:
+        return ""
     ties = _least(rows, partial(_bytes, "stored"))
     size = ties[0].size
-    others = (size["compression"], baseline.label), (size["compression_fp16"], "float16")
-    smaller = [f"{times:.2f} times smaller than {who}" for times, who in others if (times or 0) > 1]
+    others = {baseline.label: size["compression"], FP16.label: size["compression_fp16"]}
+    smaller = [
+        _said("times_smaller", times=times, who=who)
+        for who, times in others.items()
+        if times and round(times, 2) > 1
+    ]
     each = f"{size['stored_bytes'] / MIB:.2f} MB{' each' * (len(ties) > 1)}"
     who = f"{_listed([row.label for row in ties])} with {each}"
     return f"{who}, {_listed(smaller)}" if smaller else who
@@ -189,10 +177,8 @@ def _smallest(rows: list[Row], baseline: Row) -> str:
 
 def _fastest(rows: list[Row]) -> str:
     ties = _least(rows, _time)
-    each = ["{} with {:.2f} ms [{:.2f}, {:.2f}]".format(row.label, *_time(row)) for row in ties]
-    if len(ties) == 1:
-        return f"the fastest is {each[0]}"
-    return f"{_listed(each)} are not told apart as the fastest: their intervals overlap"
+    each = [SENTENCES["each_time"].format(row.label, *_time(row)) for row in ties]
+    return _said("fastest" if len(ties) == 1 else "fastest_tie", each=_listed(each))
 
 
 def _speed_findings(comparison: Comparison) -> list[str]:
@@ -200,45 +186,49 @@ def _speed_findings(comparison: Comparison) -> list[str]:
     if len(rows) < 2:
         return []
     mode = "each row in its faster mode" if any(r.latency["best"] for r in rows) else "run eagerly"
-    sentences = [f"At {_batch(rows)}, {mode}, {_fastest(rows)}."]
+    sentences = [_said("speed", batch=_batch(rows), mode=mode, who=_fastest(rows))]
     ours = {row: VARIANTS[row.key] for row in rows if row.key in VARIANTS}
-    for control, variant in ours.items():
+    quantized = [row for row, variant in ours.items() if variant.method]
+    for control, variant in ours.items() if quantized else ():
         if variant.method or variant is BASELINE or control is comparison.baseline:
             continue
         value, low, _ = _time(control)
-        faster = [row.label for row, of in ours.items() if of.method and _time(row)[2] < low]
+        faster = [row.label for row in quantized if _time(row)[2] < low]
         verb = "is" if len(faster) == 1 else "are"
         who = f"{_listed(faster)} {verb}" if faster else "no quantized row is shown to be"
-        sentences.append(
-            f"The control {control.label}, which quantizes nothing, takes {value:.2f} ms: {who} "
-            "faster than that, beyond the intervals."
-        )
+        sentences.append(_said("control", label=control.label, ms=value, who=who))
     return sentences
 
 
 def choices(comparison: Comparison) -> dict:
     """What to choose when: {among, rows: [{aim, choice, because}]}.
 
-    Among the baseline and the rows equivalent to it, else those not shown to differ. Aims without a
-    measurement, or with an interval that is not known, are left out.
+    Among the baseline and the rows equivalent to it or better, else those not shown to differ; no
+    rows where there is none of either. Aims without a measurement, or with an interval that is not
+    known, are left out.
     """
-    baseline, others = comparison.baseline, comparison.others
-    among = f"Among {baseline.label} and the rows equivalent to it:"
-    rows = [row for row in others if row.equivalent]
+    baseline, rows = comparison.baseline, _kept(comparison)
+    better = " or shown to be better" * any(row.gains for row in rows)
+    among = _said("among", label=baseline.label, better=better)
     if not rows:
-        rows = [row for row in others if not row.different]
-        among = f"No row is shown to be equivalent to {baseline.label}. "
-        among += "Among it and those not shown to differ from it:"
+        rows = [row for row in comparison.others if not row.different]
+        among = _said("among_undecided", label=baseline.label)
+    if not rows:
+        return {"among": "", "rows": []}
     rows = [baseline, *rows]
     compiled = any(row.latency["best"] for row in rows if row.timed)
     found = []
-    for aim, (because, cost) in AIMS.items():
+    for (aim, because), cost in zip(SENTENCES["aims"].items(), AIMS, strict=True):
         ties = _least(rows, cost)
         if not ties or (cost is _eager_time and not compiled):
             continue
         reason = because.format(abs(cost(ties[0])[0]), *(comparison.shape or ()))
         if len(ties) > 1:
-            reason += f" ({ties[0].label}; the others' figures are not told apart from it)"
+            reason += _said("tie", label=ties[0].label)
         choice = _listed([row.label for row in rows if row in ties])
         found.append({"aim": aim, "choice": choice, "because": reason})
     return {"among": among, "rows": found}
+
+
+def _said(which: str, /, **values) -> str:
+    return SENTENCES[which].format(**values)

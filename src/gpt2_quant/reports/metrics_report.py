@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..compare.experiment import short
 from ..metrics.studies.edits import EDITS, Edit, edited
 from ..metrics.studies.examples import EDIT_STORY, OTHER_STORY
 from ..metrics.studies.human_judgements import QUALITIES
 from ..metrics.studies.human_study import LENGTH, SOURCE
-from ..models.variants import LIBRARY_NF4, NF4, VARIANTS
+from ..models.variants import BASELINE, LIBRARY_NF4, NF4, VARIANTS
 from ..records import load_record
 from . import compile_report
 
@@ -61,7 +62,7 @@ def report_data(record: dict) -> dict:
 
 def _facts(record: dict) -> list[tuple[str, str]]:
     made, data = record["provenance"], record["data"]
-    news = f"{data['name']}, {data['split']}, {data['n']:,} texts" if data else "none read"
+    news = f"{short(data['name'])}, {data['split']}, {data['n']:,} texts" if data else "none read"
     commit = (made["git_commit"] or "unknown")[:10]
     commit += " with local changes" if made["git_dirty"] else ""
     packages = made["packages"]
@@ -228,16 +229,23 @@ def _controls(section: dict, standing: str) -> dict:
 
 def _quantization(section: dict) -> dict:
     rows = {row["scheme"]: row for row in section["table"]}
-    # Float16, the less so where it equals FP32, is no quantization.
+    # Float16 is no quantization.
+    cast = [row for key, row in rows.items() if not VARIANTS[key].method and key != BASELINE.key]
     quantized = [row for key, row in rows.items() if VARIANTS[key].method]
-    least, *_, most = sorted(quantized, key=lambda row: row["kl_mean"])
-    finding = _said("quantization", least=least, most=most, differs=1 - most["top1_agreement"])
+    quantized.sort(key=lambda row: row["kl_mean"])
+    findings = []
+    if len(quantized) > 1:
+        least, most = quantized[0], quantized[-1]
+        differs = 1 - most["top1_agreement"]
+        findings = [(True, _said("quantization", least=least, most=most, differs=differs))]
+    same = [row["label"] for row in cast if (row["kl_mean"], row["top1_agreement"]) == (0, 1)]
     return {
         "rows": section["table"],
         "missing": section["missing"],
+        "same": same,
         "tokens": max(row["tokens"] for row in section["table"]),
         "nf4": [rows[key] for key in (NF4.key, LIBRARY_NF4.key) if key in rows],
-        "findings": [(True, finding)],
+        "findings": findings,
     }
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from ..compare.claims import claims_scope, published_claims
 from ..compare.comparison import Comparison, Row
 from ..compare.experiment import claims_apply, departures, short, short_paths
-from ..compare.tables import footnotes, printed_table
+from ..compare.tables import facts, footnotes, printed_table
 from ..errors import UserError
 from . import compile_report
 from .findings import answer, choices, findings
@@ -46,11 +46,18 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
         "n": len(comparison.labels),
         "outside": [row.label for row in rows if not row.record],
         "classes": comparison.classes if len(comparison.classes) <= MOST_COLUMNS else [],
-        "facts": _facts(comparison),
+        "facts": [
+            ("Rows compared", f"{len(rows)}, on the same {len(comparison.labels):,} test texts"),
+            *facts(comparison),
+        ],
         "experiment": comparison.record or None,
         "dataset": short(comparison.record["data"]["name"]) if comparison.record else None,
         "table": {"head": list(printed), "rows": printed.values.tolist()},
-        "notes": [note for note in footnotes(comparison) if note not in missing],
+        "notes": [
+            note
+            for note in footnotes(comparison)
+            if note not in missing and not note.startswith("McNemar")
+        ],
         "missing": missing,
         "findings": findings(comparison),
         "scores": [_scores(row) for row in rows],
@@ -72,22 +79,6 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
         "changed": changed.to_dict("records"),
         "provenance": [_provenance(row) for row in rows if row.record],
     }
-
-
-def _facts(comparison: Comparison) -> list[tuple[str, str]]:
-    n_rows, n, record = len(comparison.rows), len(comparison.labels), comparison.record
-    facts = [("Rows compared", f"{n_rows}, on the same {n:,} test texts")]
-    if not record:
-        return facts
-    data, made_from = record["data"], record["checkpoint"]
-    revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
-    base, weights = short(made_from["base_model"]), made_from["baseline_sha256"][:16]
-    return facts + [
-        ("Test set", f"{short(data['name'])}{revision}, sha256 {data['sha256'][:16]}"),
-        ("Checkpoint", f"from {base}, weights sha256 {weights}"),
-        ("Device", str(record["provenance"].get("device"))),
-        ("Preset", record["settings"]["preset"]),
-    ]
 
 
 def _scores(row: Row) -> dict:

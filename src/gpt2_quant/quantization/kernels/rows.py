@@ -16,7 +16,8 @@ from .launch import await_predecessor, hopper_options, read
 _INT8_MAX = tl.constexpr(float(SYMMETRIC_MAX))
 _E4M3_MAX = tl.constexpr(448.0)
 _SMALLEST_SCALE = tl.constexpr(SMALLEST_SCALE)
-# float32 from 2**23 to 2**24 are the integers: adding 1.5 * 2**23 rounds to one, half to even.
+# float32 from 2**23 to 2**24 are the integers: adding 1.5 * 2**23 rounds to one, half to even. As a
+# fused multiply-add it rounds x / scale once, not twice: a code within 2**-17 of a tie can differ.
 _ROUNDER = tl.constexpr(12582912.0)
 
 

@@ -35,14 +35,16 @@ class Block:
 
 
 class Buffers:
-    """For `texts` texts of up to `longest` tokens, zeroed; `compute`: dtype of matrix operands.
+    """For `texts` texts of up to `longest` tokens, zeroed; `n_vectors`: numbers in biases,
+    norms and the head; `compute`: dtype of matrix operands.
 
     One row per token; in `*_last`, one per text (its last token).
     """
 
     def __init__(
-        self, config, texts: int, longest: int, processes: int, compute: torch.dtype, device
-    ):
+        self, config, texts: int, longest: int, processes: int, n_vectors: int,
+        compute: torch.dtype, device,
+    ):  # fmt: skip
         def zeros(columns: int, dtype: torch.dtype = compute, n: int = texts * longest) -> Tensor:
             return torch.zeros(n, columns, dtype=dtype, device=device)
 
@@ -59,6 +61,9 @@ class Buffers:
         self.da = zeros(4 * width)
         self.dlogits = zeros(config.num_labels, FP32, texts)
         self.text_loss = zeros(1, FP32, texts)  # its share of the mean loss
-        # Row i: token touched[i].
-        self.token_gradients = zeros(width, FP32, processes * texts * longest)
-        self.position_gradients = zeros(width, FP32, longest)
+        # What processes sum in one go, in rows: the loss, gradients of vectors, of positions, and
+        # of tokens (row i: token touched[i]), of which a short batch needs the first rows only.
+        parts = 1, n_vectors // width, longest, processes * texts * longest
+        self.summed = zeros(width, FP32, sum(parts))
+        self.loss, vectors, self.position_gradients, self.token_gradients = self.summed.split(parts)
+        self.vector_gradients = vectors.view(-1)

@@ -58,7 +58,6 @@ class FlatParameters:
         self.copy = self.flat["model"][: self.n_matrices + self.n_vectors].to(compute)
         self.matrix_gradients = torch.zeros_like(self.copy[: self.n_matrices])
         self.vector_partials = torch.zeros(CHUNKS, self.n_vectors, device=device)
-        self.vector_gradients = torch.zeros(self.n_vectors, device=device)
         self.token_table = self.trained(self.start[TOKENS], sizes[-1])
         self.current = torch.full_like(self.weight(TOKENS)[:, 0], -1, dtype=torch.int32)
 

@@ -10,8 +10,8 @@ It computes what `PlainStep` does under bf16 autocast:
 * After the last attention only each text's last token is computed.
 
 *Several processes* each take the next ceil(batch / P) texts of a batch, with the dropout masks that
-one process would give them. Every gradient is summed over processes once, a block's while the block
-before is computed; all of them then make the same update.
+one process would give them. Every gradient is summed over processes once, a block's while those
+before it are computed; all of them then make the same update.
 """
 
 import numpy as np
@@ -63,8 +63,9 @@ class FusedStep:
         self.parameters = FlatParameters(model, compute)
         self.device = device = self.parameters.device
         self.buffers = buffers.Buffers(
-            self.config, self.texts, self.longest, processes, compute, device
-        )
+            self.config, self.texts, self.longest, processes, self.parameters.n_vectors,
+            compute, device,
+        )  # fmt: skip
         self.coefficient = torch.zeros(1, device=device)
         self.squares = torch.zeros((self.depth + 3) * PARTIALS, device=device)
         rates = plan.learning_rates(len(tokens))
@@ -76,7 +77,7 @@ class FusedStep:
         self.random = torch.from_numpy(random.view(np.int32)).to(device)  # see kernels.dropped
         self.step = self.random[:1]
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.lanes = Lanes(device)
+        self.lanes = Lanes(device, processes)
         blocks = (16, 32, 64, attention.WHOLE)  # what attention's programs are compiled for
         self.lanes.build(self._launch, {min(n, self.longest) for n in (*blocks, self.longest)})
         self.step.zero_()
@@ -202,7 +203,7 @@ class FusedStep:
             self._attention(i, buffers.do, block.dqkv)
             self._product_backward(block.dqkv, product[ATTN_IN], first.h, first.dh, rows)
             self._norm_backward(2 * i, dx, 3 * i, rows, first.dy if i else buffers.dx0)
-            self.lanes.beside(self._finish_block, i, self.parameters.block_gradients[i])
+            self.lanes.after(self._finish_block, i, self.parameters.block_gradients[i])
 
     def _product_backward(
         self, dy: Tensor, product: Affine, x: Tensor, dx: Tensor, rows: int
@@ -234,13 +235,16 @@ class FusedStep:
         )  # fmt: skip
 
     def _finish_block(self, i: int, gradients: Tensor) -> None:
-        self._sum_over_processes(gradients)
+        if self.processes > 1:
+            distributed.all_reduce(gradients)
         self._square_sums(i, gradients)  # while in the cache
 
-    def _sum_over_processes(self, *tensors: Tensor) -> None:
-        if self.processes > 1:
-            for tensor in tensors:
-                distributed.all_reduce(tensor)
+    def _sum_rest(self, n_tokens: int) -> None:
+        """Over processes: loss and gradients of all but the matrices, as one array."""
+        summed, loss, now = self.buffers.summed, self.buffers.loss[:, :1], self.step.long()
+        loss.copy_(self.losses[now])
+        distributed.all_reduce(summed[: len(summed) - len(self.buffers.token_gradients) + n_tokens])
+        self.losses.index_copy_(0, now, loss[0])
 
     def _square_sums(self, slot: int, gradients: Tensor) -> None:
         sums, out, n = optimizer.square_sums, self.squares[slot * PARTIALS :], gradients.numel()
@@ -256,13 +260,10 @@ class FusedStep:
         tokens = tokens[:n_tokens]
         self._rowwise(optimizer.token_gradient, n_tokens, dx, *index, tokens, ROWS=4)
         self.lanes.join()
-        vectors, partials = parameters.vector_gradients, parameters.vector_partials
+        vectors, partials = buffers.vector_gradients, parameters.vector_partials
         self._flat(optimizer.reduce_partials, 512, len(vectors), partials, vectors, CHUNKS=CHUNKS)
-        self._sum_over_processes(vectors, positions, tokens)
         if self.processes > 1:
-            loss = torch.index_select(self.losses, 0, self.step)
-            self._sum_over_processes(loss)
-            self.losses.index_copy_(0, self.step.long(), loss)
+            self._sum_rest(n_tokens)
         for slot, gradients in enumerate((vectors, positions, tokens), self.depth):
             self._square_sums(slot, gradients)
         clip, squares, n = optimizer.clip_coefficient, self.squares, len(self.squares)
