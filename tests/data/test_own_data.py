@@ -292,6 +292,8 @@ def test_files_that_do_not_serve(case, tmp_path):
 def test_a_column_that_is_not_there_and_one_named_twice(tmp_path):
     path = write_rows(tmp_path / "a.csv", *rows_of(60))
     assert "no such column; it has text, label" in fault_of(path, "--label-column", "mood")
+    assert "no such column; it has text, label" in fault_of(path, "--text-columns", "")
+    assert "names a column twice" in fault_of(path, "--text-columns", "text", "text")
     assert "leave it out" in fault_of(path, "--text-columns", "label", "text")
 
 

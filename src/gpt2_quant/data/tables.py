@@ -198,7 +198,7 @@ def choose_columns(
             raise UserError(f"{where}: column {column} is not UTF-8; convert it") from invalid
     first = table[:BATCH_ROWS]
     for flag, name in [*(("--text-columns", t) for t in texts), ("--label-column", label)]:
-        if name and name not in columns:
+        if name is not None and name not in columns:
             raise UserError(f"{flag} {name}: {where} has no such column; {listed}")
     if not label:
         found = [c for c in columns if c.casefold() in ("label", "labels")]
@@ -213,6 +213,8 @@ def choose_columns(
         if len(texts) != 1:
             fault = f"{where} has {len(texts)} columns of text beside {label}; {listed}"
             raise UserError(f"{fault}: name those to read with --text-columns")
+    if len(set(texts)) < len(texts):
+        raise UserError(f"--text-columns {' '.join(texts)} names a column twice: leave one out")
     if label in texts:
         raise UserError(f"--text-columns {label} is the column of labels: leave it out")
     for column in texts:
