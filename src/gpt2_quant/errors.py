@@ -73,7 +73,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         code, message = 130, "interrupted: the same command goes on from what is complete"
     except Exception as fault:
-        said = next(filter(None, map(_refusal, _causes(fault))), None)
+        causes = [*_causes(fault)]
+        place = next((cause.__notes__[0] for cause in causes if hasattr(cause, "__notes__")), None)
+        said = next(filter(None, (_refusal(cause, place) for cause in causes)), None)
         if said is None:
             raise
         code, message = 2, f"error: {said}"
@@ -115,8 +117,8 @@ def _causes(fault: BaseException | None) -> Iterator[BaseException]:
         fault = fault.__cause__ or fault.__context__
 
 
-def _refusal(fault: BaseException) -> str | None:
-    """What the operating system refused, with its mend; None for any other fault."""
+def _refusal(fault: BaseException, place: str | None = None) -> str | None:
+    """What the operating system refused at `place`, with its mend; None for any other fault."""
     number, text = getattr(fault, "errno", None), str(fault)
     # Rust (safetensors, tokenizers) and C++ have the number in their message only.
     if found := re.search(r"(?:os error|errno) (\d+)", text, re.IGNORECASE):
@@ -126,5 +128,6 @@ def _refusal(fault: BaseException) -> str | None:
     if number is None or not isinstance(fault, OSError) and not found:
         return None
     mend = next((mend for mend, numbers in MENDS.items() if number in numbers), None)
-    where = "standard output" if number == EPIPE else getattr(fault, "filename", None) or "the disk"
+    where = place or getattr(fault, "filename", None) or "the disk"
+    where = "standard output" if number == EPIPE else where
     return f"{where}: {os.strerror(number)}; {mend or 'check the disk'}"

@@ -45,7 +45,10 @@ VARIANT_RECORD: dict = {
         "dataset_revision?": str, "max_length": int,
     },
     "checkpoint": {"base_model": str, "baseline_sha256": str},
-    "data": {"name": str, "n": int, "sha256": str, "revision?": str},
+    "data": {"name": str, "n": int, "sha256": str, "revision?": str, "classes?": [str]},
+    "training?": {
+        "epochs?": Positive, "learning_rate?": Positive, "batch_size?": Positive,
+    },
     "splits?": {"*": {"n": int, "sha256": str}},
     "metrics": {"accuracy": SCORE, "f1_macro": SCORE, "*": SCORE},
     "size": {
@@ -54,12 +57,13 @@ VARIANT_RECORD: dict = {
     },
     "memory?": {"peak_bytes?": int},
     "latency?": [{
-        "batch_size": int, "seq_len": int, "mode": str, "session": str, "median_ms": Positive,
-        "p95_ms?": float, "median_low_ms?": Positive, "median_high_ms?": Positive,
+        "batch_size": Positive, "seq_len": Positive, "mode": str, "session": str,
+        "median_ms": Positive, "p95_ms?": float, "median_low_ms?": Positive,
+        "median_high_ms?": Positive,
         "values_ms": [Positive],
     }],
-    "throughput?": {"*": {"texts_per_s": float}},
-    "energy?": {"*": {"joules_per_1000_texts": float}},
+    "throughput?": {"*": {"texts_per_s": Positive}},
+    "energy?": {"*": {"joules_per_1000_texts": Positive}},
     "best_check?": {"session?": str, "*": float},
     "notes?": [str],
     "provenance": {"command": str, "time_utc": str, "source_sha256": str, "device?": str},
@@ -97,7 +101,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as fault:
+        fault.add_note(f"{path}")  # libraries name the temporary file or none
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:

@@ -103,6 +103,10 @@ def changed(change):
     return lambda folder: rewrite(folder, "int8_scratch", change)
 
 
+def of_validation(change):
+    return lambda folder: rewrite(folder, "int8_scratch.validation", change)
+
+
 def of_other_labels(folder):
     def turn(frame):
         return frame.assign(label=(frame["label"] + (frame["id"] == 8)) % 4)
@@ -131,6 +135,12 @@ def in_record(key, section, field, value):
     )
 
 
+def in_latency(**entries):
+    return lambda folder: change_record(
+        folder, "nf4_scratch", lambda record: record["latency"][0].update(entries)
+    )
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -146,6 +156,14 @@ def in_record(key, section, field, value):
             changed(lambda frame: frame.assign(id=frame["id"].replace(4, 3))),
             "id 3 stands there more than once",
         ),
+        (changed(lambda frame: frame.assign(label="a")), "cannot be read as predictions"),
+        (changed(lambda frame: frame.assign(logit_0=[[1]] * len(frame))), "cannot be read as"),
+        (changed(lambda frame: frame.assign(label=[None] * len(frame))), "cannot be read as"),
+        (of_validation(lambda frame: frame[:5]), "has 5 validation rows and baseline has"),
+        (
+            of_validation(lambda frame: frame.assign(label=(frame["label"] + 1) % 4)),
+            "has other validation labels than baseline",
+        ),
         (of_other_labels, "1 rows differ, the first is id 8"),
         (of_another_model, "but its record says"),
         (copied_record, "mine.json is a copy of the record of int8_scratch"),
@@ -157,6 +175,14 @@ def in_record(key, section, field, value):
         ),
         (in_record("nf4_scratch", "data", "sha256", "8" * 64), "two test sets"),
         (in_record("nf4_scratch", "data", "n", 900), "its record was made from 900"),
+        (in_record("nf4_scratch", "data", "classes", ["a", "b"]), "record was made from 2"),
+        (in_record("nf4_scratch", "data", "classes", [1, 2, 3, 4]), "classes.. is 1, not text"),
+        (in_record("nf4_scratch", "variant", "label", "Baseline FP32"), "no name for a row"),
+        (in_record("nf4_scratch", "variant", "label", "a\nb"), "1 to 60 printable letters"),
+        (in_latency(values_ms=[]), "median_ms is .*, which its values"),
+        (in_latency(median_ms=1e9), "median_ms is 1000000000.0, which its values"),
+        (in_latency(median_low_ms=1e9), "which its values or its interval do not give"),
+        (in_latency(batch_size=0), "batch_size is 0, not above 0"),
         (in_record("nf4_scratch", "size", "file_bytes", 12), "do not add up to the file's bytes"),
         (in_record("nf4_scratch", "size", "tensor_bytes", 12), "do not add up"),
         (
@@ -263,7 +289,11 @@ def test_outside_classifiers_alone(tmp_path):
         ("a.csv", "id,label,logit_0,logit_1\n-1,0,1,2\n0,0,1,2\n", "1 test rows are missing"),
         ("a.csv", "id,label,logit_0,logit_1\n0,0,0.9,0.1\n1,1,0.3,0.7\n", "rows are probabilities"),
         ("a.parquet", "no parquet", "cannot be read as predictions"),
-        ("a.csv", "id,label,logit_0,logit_1\n0,0,1,2\n", "a has 1 test rows and baseline has 1000"),
+        (
+            "a.csv",
+            "id,label,logit_0,logit_1\n0,0,1,-2\n",
+            "a has 1 test rows and baseline has 1000",
+        ),
         ("a.txt", "", "holds no .csv or .parquet file"),
     ],
 )
@@ -298,7 +328,8 @@ def test_the_terminal_table_fits_in_100_columns(comparison, results):
 
     def slow(record):
         for entry in record["latency"]:
-            entry.update(median_ms=123456.789, session="two")
+            timed = dict.fromkeys(("median_ms", "median_low_ms", "median_high_ms"), 123456.789)
+            entry.update(timed, values_ms=[123456.789], session="two")
         record["variant"]["label"] = "A model with quite a long name"
 
     change_record(results, "nf4_scratch", slow)

@@ -46,6 +46,19 @@ def test_probabilities_are_refused_unless_said(form, digits, logits, tmp_path):
             assert found == pytest.approx(wanted, rel=close)
 
 
+@pytest.mark.parametrize("total", [100, 3, 0.5])
+def test_percent_and_votes_are_probabilities(total, logits, tmp_path):
+    chances = softmax(logits, axis=1)
+    folder = write(tmp_path / "outside", total * chances, "parquet")
+    with pytest.raises(UserError, match=f"each sums to {total}.*--probabilities"):
+        compare_results(tmp_path, "theirs", folder)
+    row = compare_results(tmp_path, "theirs", folder, probabilities=True).row("theirs")
+    direct = compare_results(tmp_path, "theirs", write(tmp_path / "direct", np.log(chances), "csv"))
+    assert row.metrics["nll"]["value"] == pytest.approx(
+        direct.row("theirs").metrics["nll"]["value"]
+    )
+
+
 def test_zeros_stay_finite(tmp_path):
     folder = write(tmp_path / "outside", np.eye(4)[np.arange(40) % 4], "csv")
     row = compare_results(tmp_path, "theirs", folder, probabilities=True).row("theirs")

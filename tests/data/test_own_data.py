@@ -225,6 +225,9 @@ def train_and_test(folder: Path, train: list, test: list) -> Path:
 
 LABEL_FAULTS = {
     "test alone": (["a", "b"] * 50, ["a", "zebra"], "1 test rows have labels that train does not"),
+    "blank": (["a", " "] * 50, ["a"], "' ' is no name for a class"),
+    "control characters": (["a", "\x1b[31m"] * 50, ["a"], r"is no name for a class"),
+    "an essay": (["a", "z" * 3000] * 50, ["a"], "1 to 200 printable letters"),
     "one class": (["a"] * 100, ["a"], "has one class only ('a')"),
     "gap": ([0, 1, 3] * 40, [0], "1 of 4 classes have no train rows (2)"),
     "fractions": ([0.5, 1.5] * 50, [0.5], "holds fractions such as 0.5"),
@@ -255,6 +258,8 @@ def test_a_named_class_without_rows_and_a_label_without_a_name(tmp_path):
 FILES = {
     "parquet by name": ("train.parquet", b"text,label\na,1\n", "cannot be read as its name says"),
     "CSV by name": ("train.csv", b"PAR1\x15\x04\x00\xff\xfe" * 40, "holds a NUL byte"),
+    "a spreadsheet": ("train.csv", b"PK\3\4\x14\0 xl/workbook.xml", "is a spreadsheet or another"),
+    "a pit": ("train.jsonl", b'{"text":' + b"[" * 100_000, "is nested too deep"),
     "another delimiter": ("train.csv", b"text;label\na;1\nb;2\n", "it has text;label: name it"),
     "an open quote": ("train.csv", b'text,label\n"a,1\nb,2\n', "as its name says"),
     "large numbers": ("train.csv", b"text,label\na,%d\nb,1\n" % 10**30, "more than 64 bits"),
@@ -287,6 +292,8 @@ def test_files_that_do_not_serve(case, tmp_path):
 def test_a_column_that_is_not_there_and_one_named_twice(tmp_path):
     path = write_rows(tmp_path / "a.csv", *rows_of(60))
     assert "no such column; it has text, label" in fault_of(path, "--label-column", "mood")
+    assert "no such column; it has text, label" in fault_of(path, "--text-columns", "")
+    assert "names a column twice" in fault_of(path, "--text-columns", "text", "text")
     assert "leave it out" in fault_of(path, "--text-columns", "label", "text")
 
 

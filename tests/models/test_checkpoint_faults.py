@@ -54,18 +54,31 @@ CONFIGS = {
     "vocabulary": ({"vocab_size": 900}, "wte.weight is"),
     "positions": ({"n_positions": 64}, "wpe.weight is"),
     "width": ({"n_embd": 32}, "wte.weight is"),
-    "fewer layers": ({"n_layer": 1}, "more layers than the 1"),
-    "more layers": ({"n_layer": 3}, "h.2.attn.c_attn.weight is missing"),
+    "fewer layers": ({"n_layer": 1}, "there are 2 layers, which are 1 by"),
+    "more layers": ({"n_layer": 3}, "there are 2 layers, which are 3 by"),
     "heads": ({"n_head": 7}, "no multiple of n_head 7"),
     "no heads": ({"n_head": 0}, "n_head is 0"),
     "a size in words": ({"n_layer": "two"}, "n_layer is two"),
     "inner width": ({"n_inner": 100}, "mlp.c_fc.weight is"),
     "activation": ({"activation_function": "jelu"}, "'jelu' is no activation"),
-    "cross-attention": ({"add_cross_attention": True}, "cross-attention"),
+    "a thousand million layers": ({"n_layer": 10**9}, "there are 2 layers, which are 1000000000"),
+    "inner width in words": ({"n_inner": "256"}, "n_inner is 256, not a whole number"),
+    "cross-attention": ({"add_cross_attention": True}, "add_cross_attention is True, which must"),
+    "attentions": ({"output_attentions": True}, "output_attentions is True, which must be False"),
+    "tuples": ({"return_dict": False}, "return_dict is False, which must be True"),
+    "several classes a text": (
+        {"problem_type": "multi_label_classification"},
+        "must be single_label_classification",
+    ),
+    "dropout": ({"resid_pdrop": 7.0}, "resid_pdrop is 7.0, not a number from 0 to 1"),
+    "NaN": ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan, not a number"),
+    "a dtype that is none": ({"dtype": "float99"}, "config.json: transformers refuses it"),
+    "no activation": ({"activation_function": None}, "config.json: transformers refuses it"),
+    "a cache in words": ({"use_cache": "no"}, "config.json: transformers refuses it"),
     "pad beyond": ({"pad_token_id": 1000}, "pad_token_id is 1000"),
     "pad negative": ({"pad_token_id": -1}, "pad_token_id is -1"),
     "end beyond": ({"eos_token_id": 50256}, "eos_token_id is 50256"),
-    "no model type": ({"model_type": None}, "not a model's configuration"),
+    "no model type": ({"model_type": ""}, "not a model's configuration"),
     "three names": ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "names 3 classes.*head has 4"),
     "names a list": ({"id2label": ["a", "b", "c", "d"]}, "id2label must name"),
     "names from 1": ({"id2label": {str(i + 1): x for i, x in enumerate(LABELS)}}, "must name"),
@@ -82,7 +95,8 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_that_does_not_fit(name, folder):
     entries, sentence = CONFIGS[name]
-    edit(folder, **entries)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
     with pytest.raises(UserError, match=sentence):
         load(folder)
 
@@ -225,7 +239,17 @@ def test_a_damaged_tokenizer(folder):
             load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("fault", ["no scales", "codes of another shape", "negative", "NaN"])
+BNB_FAULTS = (
+    "no scales",
+    "fewer scales",
+    "codes of another shape",
+    "a longer norm",
+    "negative",
+    "NaN",
+)
+
+
+@pytest.mark.parametrize("fault", BNB_FAULTS)
 @pytest.mark.parametrize("key", BITSANDBYTES)
 def test_bitsandbytes_folders_are_looked_at(key, fault, tiny_tokenizer, tmp_path):
     save_tiny_gpt2(tmp_path / BASELINE.folder, tiny_tokenizer)
@@ -236,6 +260,10 @@ def test_bitsandbytes_folders_are_looked_at(key, fault, tiny_tokenizer, tmp_path
         scales = [x for x in tensors if x.startswith(path) and x.endswith(("SCB", ".absmax"))]
         if fault == "no scales":
             del tensors[scales[0]]
+        elif fault == "fewer scales":
+            tensors[scales[0]] = tensors[scales[0]][:-1].contiguous()
+        elif fault == "a longer norm":
+            tensors["transformer.ln_f.weight"] = torch.ones(128)
         elif fault == "codes of another shape":
             tensors[f"{path}weight"] = tensors[f"{path}weight"][:-2].contiguous()
         else:
@@ -243,7 +271,7 @@ def test_bitsandbytes_folders_are_looked_at(key, fault, tiny_tokenizer, tmp_path
             tensors[floats[0]].fill_(-1.0 if fault == "negative" else torch.nan)
 
     edit_weights(folder, change)
-    with pytest.raises(UserError, match="lacks its scales|below zero|NaN"):
+    with pytest.raises(UserError, match="lacks its scales|below zero|NaN|does not load"):
         load_classifier(folder, "cpu")
     with pytest.raises(UserError, match="quantized already: give the FP32"):
         check_float(folder)

@@ -17,6 +17,7 @@ from pathlib import Path
 import loaded
 import pytest
 from hub_server import Hub
+from result_folders import write_results
 from tiny_models import ROOT, make_tiny_gpt2, write_news
 
 TRAIN, QUANTIZE, BITSANDBYTES, METRICS, COMPARE = sorted(
@@ -54,7 +55,8 @@ def write_models(folder: Path, tokenizer) -> dict[str, Path]:
     import torch
 
     models = {"good": make_tiny_gpt2(tokenizer, head=False), "NaN": make_tiny_gpt2(tokenizer)}
-    models |= {"truncated": make_tiny_gpt2(tokenizer), "five labels": make_tiny_gpt2(tokenizer)}
+    others = "truncated", "five labels", "classifier"
+    models |= {name: make_tiny_gpt2(tokenizer) for name in others}
     with torch.no_grad():
         models["NaN"].transformer.h[1].mlp.c_fc.weight[3, 5] = float("nan")
     models["five labels"].config.num_labels = 5
@@ -101,11 +103,15 @@ def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
     (records / "baseline.json").write_text('{"schema_version": 999, "variant": {}}')
     (root / "a file").touch()
 
+    write_results(root / "disk full, 5" / "results")
     good = ["--base-model", models["good"], "--dataset", news]
     train = ["--epochs", "1", "--max-length", "64", "--batch-size", "8"]
     cases = {
         "good": (TRAIN, [*good, *train]),
-        "disk full": (TRAIN, [*good, *train]),
+        "disk full, 1": (TRAIN, [*good, *train]),
+        "disk full, 2": (QUANTIZE, ["--checkpoint", models["classifier"], "--dataset", news]),
+        "disk full, 3": (BITSANDBYTES, ["--checkpoint", models["classifier"], "--dataset", news]),
+        "disk full, 5": (COMPARE, []),
         "too few rows": (TRAIN, [*good, "--max-train-samples", "401"]),
         "unknown model id": (TRAIN, ["--base-model", "nobody/nothing", "--dataset", news]),
         "unknown dataset id": (
@@ -153,7 +159,7 @@ def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
             "cpu",
         ]
         command = list(map(str, [script, *fixed, *flags]))
-        if name == "disk full" or "unknown" in name or "hub" in name:
+        if name.startswith("disk full") or "unknown" in name or "hub" in name:
             endpoint = hub.url if "unknown" in name else "http://127.0.0.1:9"
             online = {
                 "HF_HUB_OFFLINE": "0",
@@ -163,7 +169,7 @@ def outcomes(tmp_path_factory, tiny_tokenizer, tiny_texts):
             done = subprocess.run(
                 [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=240,
                 env={**os.environ, **online, "HF_ENDPOINT": endpoint},
-                preexec_fn=limit_files if name == "disk full" else None,
+                preexec_fn=limit_files if name.startswith("disk full") else None,
             )  # fmt: skip
         else:
             done = loaded.run(ROOT, command, 240)
@@ -246,14 +252,22 @@ def test_record_of_a_newer_schema(outcomes):
     )
 
 
-def test_full_disk_leaves_no_half_model(outcomes):
-    """The first file beyond the limit is refused; the sentence names it, and no weights have their
-    final name.
+@pytest.mark.parametrize(
+    "script, refused",
+    [(1, ""), (2, "models/int8_scratch"), (3, "models/int8_bitsandbytes"), (5, "results/")],
+)
+def test_full_disk_leaves_nothing_half_written(outcomes, script, refused):
+    """The first file beyond the limit is refused; the sentence names it, or the folder that would
+    have been renamed whole, and no weights have their final name.
     """
-    done, left = outcomes["disk full"]
+    done, left = outcomes[f"disk full, {script}"]
     assert done.returncode == 2, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
-    assert not [path for path in left if path.endswith("baseline_gpt2/model.safetensors")]
+    told = done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and told.startswith("error: ") and refused in told
+    assert "File too large; raise the limit of file sizes" in told
+    assert not [path for path in left if path.endswith("model.safetensors")]
+    temporary = [path for path in left if Path(path).name.startswith(".")]
+    assert set(temporary) <= {"models/.training.lock"}
 
 
 def test_empty_and_very_long_texts_are_kept_and_counted(outcomes):

@@ -360,7 +360,7 @@ def test_damaged_files_beside_the_records_are_one_sentence(made, tmp_path, run_s
         ("a", lambda f: f.assign(id=f["id"].where(f["id"] != 5)), "cannot be read as predictions"),
         ("a", lambda f: f.assign(label=f["label"] + 0.5), "a fraction where a whole number"),
         ("a", lambda f: f.assign(label=None), "cannot be read as predictions"),
-        ("n" * 240, lambda f: f, "has over 60 letters"),
+        ("n" * 240, lambda f: f, "60 printable letters"),
     ],
 )
 def test_outside_predictions_of_other_kinds(made, tmp_path, run_script, name, change, words):
@@ -375,7 +375,7 @@ def test_outside_predictions_of_other_kinds(made, tmp_path, run_script, name, ch
 def test_a_name_that_is_a_formula_elsewhere(made, tmp_path, run_script):
     (tmp_path / "theirs").mkdir()
     frame = pd.DataFrame({"id": np.arange(2000), "label": np.arange(2000) % 4})
-    frame[[f"logit_{i}" for i in range(4)]] = 2 * np.eye(4)[np.arange(2000) % 4]
+    frame[[f"logit_{i}" for i in range(4)]] = 2 * np.eye(4)[np.arange(2000) % 4] - 1
     frame.to_csv(tmp_path / "theirs" / r"$\frac{$.csv", index=False)
     folder = shutil.copytree(made, tmp_path / "results")
     done = run_script(SCRIPT, "--predictions", tmp_path / "theirs", "--results-dir", folder)

@@ -5,7 +5,9 @@ the same preset: by the records' fingerprints, and text by text for predictions.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,11 @@ def read_sources(
         sources += _outsiders(predictions, order, probabilities)
     for source in sources[1:]:
         _check_same_texts(sources[0], source)
+    labels = [source.label for source in sources]
+    for label in labels:
+        if labels.count(label) > 1 or not (label.isprintable() and 0 < len(label) <= LONGEST_NAME):
+            mend = f"give it 1 to {LONGEST_NAME} printable letters that no other row has"
+            raise UserError(f"{label!a:.70} is no name for a row of the table: {mend}")
     for source in sources:
         _check_scores(source, predictions_path(results_dir, source.key))
     return sources
@@ -75,7 +82,7 @@ def read_sources(
 
 def _check_same_experiment(records: dict[str, dict]) -> None:
     for key, record in records.items():
-        if fault := schema_fault(record, VARIANT_RECORD):
+        if fault := schema_fault(record, VARIANT_RECORD) or _latency_fault(record):
             raise UserError(f"records/{key}.json: {fault}; {REDO.format(key)}")
         if (said := record.get("key")) != key:
             raise UserError(f"records/{key}.json is a copy of the record of {said}: delete it")
@@ -89,14 +96,27 @@ def _check_same_experiment(records: dict[str, dict]) -> None:
             raise UserError(f"these results come from two {what} ({said}): {mend}")
 
 
+def _latency_fault(record: dict) -> str:
+    """That a median is one of its values, and inside its interval; "" where all are."""
+    for entry in record.get("latency") or []:
+        median, values = entry["median_ms"], entry["values_ms"] or [0.0]
+        low = max(min(values) - 1e-5, entry.get("median_low_ms") or 0)  # values are rounded so
+        if not low <= median <= min(max(values) + 1e-5, entry.get("median_high_ms") or median):
+            return f"latency[].median_ms is {median}, which its values or its interval do not give"
+    return ""
+
+
 def _own(results_dir: Path, key: str, record: dict) -> Source:
-    labels, logits = _arrays(load_predictions(results_dir, key), key)
-    if len(labels) != (n := record["data"]["n"]):
-        fault = f"{predictions_path(results_dir, key)} has {len(labels)} rows"
-        raise UserError(f"{fault}, but its record was made from {n}: {REDO.format(key)}")
+    labels, logits = _arrays(partial(load_predictions, results_dir, key), key)
+    data = record["data"]
+    recorded = {"rows": data["n"], "classes": len(data.get("classes") or logits.T)}
+    for n, (what, said) in zip(logits.shape, recorded.items(), strict=True):
+        if n != said:
+            fault = f"{predictions_path(results_dir, key)} has {n} {what}"
+            raise UserError(f"{fault}, but its record was made from {said}: {REDO.format(key)}")
     validation, name = None, f"{key}.validation"
     if predictions_path(results_dir, name).is_file():
-        validation = _arrays(load_predictions(results_dir, name), name)
+        validation = _arrays(partial(load_predictions, results_dir, name), name)
     return Source(key, record["variant"]["label"], labels, logits, validation, record)
 
 
@@ -130,8 +150,6 @@ def _outsiders(folder: Path, taken: list[str], probabilities: bool) -> list[Sour
     for path in files:
         if (key := path.stem) in validations:
             continue
-        if len(key) > LONGEST_NAME:
-            raise UserError(f"{path}: its name, the row's, has over {LONGEST_NAME} letters; cut it")
         if key in [*taken, *sources]:
             raise UserError(f"{path}: there is a row named {key} already; give it another name")
         beside = validations.get(f"{key}.validation")
@@ -145,31 +163,36 @@ def _outsiders(folder: Path, taken: list[str], probabilities: bool) -> list[Sour
 
 def _outside_frame(path: Path) -> pd.DataFrame:
     """Columns id, label, logit_0 …; a single column `logits` is spread out."""
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-        if "logits" in frame:
-            # Parquet holds lists, CSV their JSON.
-            lists = [json.loads(x) if isinstance(x, str) else x for x in frame["logits"]]
-            logits = pd.DataFrame(np.asarray(lists, dtype=float), index=frame.index)
-            frame = frame[["id", "label"]].join(logits.add_prefix("logit_"))
-        n_logits = frame.columns.str.startswith("logit_").sum()
-        if not n_logits:
-            raise ValueError(f"its columns are {', '.join(map(str, frame.columns[:8]))}")
-        dtypes: dict[str, type] = {"id": np.int64, "label": np.int64}
-        dtypes |= {f"logit_{i}": np.float64 for i in range(n_logits)}
-        typed = frame[[*dtypes]].astype(dtypes)
-        if not (typed[["id", "label"]] == frame[["id", "label"]].astype(float)).all(axis=None):
-            raise ValueError("a fraction where a whole number belongs")
-        return typed
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as fault:
-        said = f"{path} cannot be read as predictions ({str(fault).splitlines()[0][:80]})"
-        form = "logit_0, logit_1, … or one column logits with lists of one length"
-        raise UserError(f"{said}: it needs whole numbers id and label, and {form}") from fault
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    if "logits" in frame:
+        # Parquet holds lists, CSV their JSON.
+        lists = [json.loads(x) if isinstance(x, str) else x for x in frame["logits"]]
+        logits = pd.DataFrame(np.asarray(lists, dtype=float), index=frame.index)
+        frame = frame[["id", "label"]].join(logits.add_prefix("logit_"))
+    return frame
 
 
-def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Whole numbers id and label, floats logit_0 … Raises a dozen kinds of errors for others."""
+    n_logits = frame.columns.str.startswith("logit_").sum()
+    if not n_logits:
+        raise ValueError(f"its columns are {', '.join(map(str, frame.columns[:8]))}")
+    dtypes: dict[str, type] = {"id": np.int64, "label": np.int64}
+    dtypes |= {f"logit_{i}": np.float64 for i in range(n_logits)}
+    typed = frame[[*dtypes]].astype(dtypes)
+    if not (typed[["id", "label"]] == frame[["id", "label"]].astype(float)).all(axis=None):
+        raise ValueError("a fraction where a whole number belongs")
+    return typed
+
+
+def _arrays(read: Callable[[], pd.DataFrame], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels [n] and logits [n, C], ordered by id, which must be 0 … n-1, each once."""
-    frame = frame.sort_values("id", kind="stable")
+    try:
+        frame = _typed(read()).sort_values("id", kind="stable")
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+        said = f"{name} cannot be read as predictions ({str(error).splitlines()[0][:80]})"
+        form = "logit_0, logit_1, … or one column logits with lists of one length"
+        raise UserError(f"{said}: it needs whole numbers id and label, and {form}") from error
     doubled = frame["id"][frame["id"].duplicated()]
     if len(doubled):
         fault = f"{name}: id {doubled.iloc[0]} stands there more than once"
@@ -179,31 +202,38 @@ def _arrays(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
         fault = f"{name}: {len(absent)} test rows are missing, the first has id {absent[0]}"
         raise UserError(f"{fault}; predict every row")
     labels, logits = frame["label"].to_numpy(), frame.drop(columns=["id", "label"]).to_numpy()
+    logits[np.abs(logits) > np.finfo(np.float32).max] = np.inf  # scores are computed in float32
     check_predictions(labels, logits, name)
     return labels, logits
 
 
 def _outside_arrays(path: Path, probabilities: bool) -> tuple[np.ndarray, np.ndarray]:
-    """As `_arrays`, of logits, or of the logarithms of `probabilities`."""
-    labels, logits = _arrays(_outside_frame(path), str(path))
-    # Two decimals may be all that was kept.
-    given = (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=0.02)
+    """As `_arrays`, of logits, or of the logarithms of `probabilities`, which may be percent."""
+    labels, logits = _arrays(partial(_outside_frame, path), str(path))
+    total = logits.sum(axis=1, keepdims=True)
+    # Two decimals may be all that was kept, and rounding may leave one below zero.
+    given = total.min() > 0 and (logits >= -1e-6 * total).all() and np.ptp(total) < 0.04 * total[0]
     if given and not probabilities:
-        fault = f"{path}: its rows are probabilities (they sum to 1), where logits are wanted"
+        fault = f"{path}: its rows are probabilities (each sums to {total.mean():.4g}), not logits"
         raise UserError(f"{fault}; say --probabilities, or give logits")
     if probabilities and not given:
         fault = f"{path}: its rows are no probabilities, which are 0 or more and sum to 1"
         raise UserError(f"{fault}; leave out --probabilities")
-    return labels, np.log(logits.clip(SMALLEST_PROBABILITY)) if given else logits
+    return labels, np.log((logits / total).clip(SMALLEST_PROBABILITY)) if given else logits
 
 
 def _check_same_texts(first: Source, other: Source) -> None:
-    for axis, what in enumerate(("test rows", "classes")):
-        n, other_n = first.logits.shape[axis], other.logits.shape[axis]
-        if n != other_n:
-            fault = f"{other.key} has {other_n} {what} and {first.key} has {n}"
-            raise UserError(f"{fault}: only predictions for the same test set compare")
-    different = np.flatnonzero(first.labels != other.labels)
-    if len(different):
-        fault = f"{other.key} was tested on other labels than {first.key}"
-        raise UserError(f"{fault}: {len(different)} rows differ, the first is id {different[0]}")
+    pairs = {"test": ((first.labels, first.logits), (other.labels, other.logits))}
+    if first.validation and other.validation:
+        pairs["validation"] = first.validation, other.validation
+    for split, ((labels, logits), (other_labels, other_logits)) in pairs.items():
+        for axis, what in enumerate((f"{split} rows", "classes")):
+            n, other_n = logits.shape[axis], other_logits.shape[axis]
+            if n != other_n:
+                fault = f"{other.key} has {other_n} {what} and {first.key} has {n}"
+                raise UserError(f"{fault}: only predictions for the same {split} set compare")
+        different = np.flatnonzero(labels != other_labels)
+        if len(different):
+            fault = f"{other.key} has other {split} labels than {first.key}"
+            said = f"{len(different)} rows differ, the first is id {different[0]}"
+            raise UserError(f"{fault}: {said}; predict the same {split} set")

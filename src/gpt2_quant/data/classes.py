@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 
 MOST_CLASSES = 1_000
+LONGEST_NAME = 200
 
 
 class Classes(NamedTuple):
@@ -19,7 +20,8 @@ class Classes(NamedTuple):
 
 def classes_of(labels: dict[str, Any], names: tuple[str, ...] | None, where: str) -> Classes:
     """From the Arrow columns of labels by split. Raises UserError for fewer than 2 or more than
-    1,000 classes, a class without train rows, and a label that train does not have.
+    1,000 classes, a name that cannot be shown, a class without train rows, and a label that train
+    does not have.
     """
     import pyarrow.compute as pc
 
@@ -30,6 +32,12 @@ def classes_of(labels: dict[str, Any], names: tuple[str, ...] | None, where: str
     if (n := max(len(train), len(names or ()))) > MOST_CLASSES:
         fault = f"{where} has {n:,} classes, more than {MOST_CLASSES:,}"
         raise UserError(f"{fault}: name another column with --label-column")
+    shown = names or [name for name in train if isinstance(name, str)]
+    for name in shown:
+        seen = " ".join(name.split())
+        if not (seen.isprintable() and 0 < len(seen) <= LONGEST_NAME):
+            fault = f"{where}: {name!a:.70} is no name for a class"
+            raise UserError(f"{fault}; give it 1 to {LONGEST_NAME} printable letters")
     if names and len(set(names)) < len(names):
         raise UserError(f"{where} gives two classes the same name: rename one")
     classes = _named(train, names, where)

@@ -7,6 +7,7 @@ are. Columns are guessed only where one alone can be meant. CSV is read as text 
 
 import argparse
 import csv
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from ..errors import UserError
 from .hub import hub_faults, retried
 
 BATCH_ROWS = 1000
+MOST_BRACKETS = 10_000  # of a line of JSON that is not looked at
 
 
 class Texts(Sequence):
@@ -98,6 +100,12 @@ def read_files(paths: list[Path], named: Sequence[str]):
     for path in paths:
         if not path.stat().st_size:
             raise UserError(f"{path} is empty: fetch it again")
+        with open(path, "rb") as file:
+            archive = file.read(4) == b"PK\3\4"
+        if archive:
+            raise UserError(f"{path} is a spreadsheet or another archive: save it as CSV")
+        if DATA_FILES[suffix] == "json" and _is_deep(path):
+            raise UserError(f"{path} is nested too deep: give an object with texts on each line")
         if DATA_FILES[suffix] == "csv" and _holds_nul(path):
             fault = f"{path} holds a NUL byte, so it is damaged or not UTF-8"
             raise UserError(f"{fault}: convert it or fetch it again")
@@ -114,7 +122,22 @@ def read_files(paths: list[Path], named: Sequence[str]):
         options |= {"keep_default_na": False, "features": text}
     with _faults_of_content(where):
         files = list(map(str, paths))
-        return load_dataset(DATA_FILES[suffix], data_files=files, split="train", **options)
+        form = DATA_FILES[suffix]
+        return load_dataset(form, data_files=files, split="train", **options)  # nosec B615: local
+
+
+def _is_deep(path: Path) -> bool:
+    """Whether Python's reader, which counts, gives a line up; pyarrow's would end the process."""
+    with open(path, "rb") as file:
+        for line in file:
+            if line.count(b"[") + line.count(b"{") > MOST_BRACKETS:
+                try:
+                    json.loads(line)
+                except RecursionError:
+                    return True
+                except ValueError:
+                    pass  # its reader says what is wrong
+    return False
 
 
 def _holds_nul(path: Path) -> bool:
@@ -175,7 +198,7 @@ def choose_columns(
             raise UserError(f"{where}: column {column} is not UTF-8; convert it") from invalid
     first = table[:BATCH_ROWS]
     for flag, name in [*(("--text-columns", t) for t in texts), ("--label-column", label)]:
-        if name and name not in columns:
+        if name is not None and name not in columns:
             raise UserError(f"{flag} {name}: {where} has no such column; {listed}")
     if not label:
         found = [c for c in columns if c.casefold() in ("label", "labels")]

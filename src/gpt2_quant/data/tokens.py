@@ -28,6 +28,19 @@ CHUNK = 10_000  # texts tokenized at a time: Python's numbers take ten times an 
 FORMAT = 3  # raise it when a file's contents change
 
 
+def load_config(folder: Path):
+    """config.json as transformers reads it. Raises UserError where it does not."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)  # nosec B615: local
+    except Exception as fault:  # each wrong entry has a type of its own
+        said = " ".join(str(fault).split())[-150:]
+        raise UserError(
+            f"{folder}/config.json: transformers refuses it ({said}): mend it"
+        ) from fault
+
+
 def load_tokenizer(folder: Path):
     """A checkpoint's tokenizer, padding on the right with the token that its config names, else its
     own, else end-of-text. Its `model_max_length` is the model's number of positions.
@@ -41,30 +54,30 @@ def load_tokenizer(folder: Path):
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         need = "tokenizer.json, or vocab.json and merges.txt"
         raise UserError(f"{folder} has no tokenizer: copy {need} from the model it was made from")
-    path = Path(folder) / "config.json"
+    config = load_config(folder) if "config.json" in files else None
     try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         tokenizer = AutoTokenizer.from_pretrained(folder)  # nosec B615: local
-    except Exception as fault:  # a damaged tokenizer.json is a bare Exception
+    except Exception as error:  # a damaged tokenizer.json is a bare Exception
         mend = "copy tokenizer.json and tokenizer_config.json into it"
-        raise UserError(f"{folder} has no tokenizer that loads: {mend}") from fault
+        raise UserError(f"{folder} has no tokenizer that loads: {mend}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: its tokenizer has no end-of-text token; use GPT-2's")
-    known = config.get("vocab_size", 50257 if config else len(tokenizer))  # GPT-2's is the default
+    known = config.vocab_size if config else len(tokenizer)
     largest = max(tokenizer.get_vocab().values(), default=-1)
     # A few rows may have been added for alignment, or tokens that the model never saw.
     if not 0.5 * known < len(tokenizer) <= known or largest >= known:
         said = f"its tokenizer knows {max(len(tokenizer), largest + 1)} tokens and its model"
         raise UserError(f"{folder}: {said} {known}; copy the one that the model was made with")
-    if (pad := config.get("pad_token_id")) is not None:
-        token = tokenizer.convert_ids_to_tokens(pad) if isinstance(pad, int) else None
+    if config and (pad := config.pad_token_id) is not None:
+        token = tokenizer.convert_ids_to_tokens(pad)
         if token is None:
-            raise UserError(f"{path}: pad_token_id {pad} is unknown to its tokenizer: take it out")
+            fault = f"{folder}/config.json: pad_token_id {pad} is unknown to its tokenizer"
+            raise UserError(f"{fault}: take it out")
         tokenizer.pad_token = token
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    tokenizer.model_max_length = config.get("n_positions", 1024)
+    tokenizer.model_max_length = config.n_positions if config else 1024
     return tokenizer
 
 

@@ -36,7 +36,7 @@ def check_predictions(labels: np.ndarray, logits: np.ndarray, name: str = "predi
         fault = f"{span} but the logits have {columns} columns"
     else:
         return
-    raise UserError(f"{name}: {fault}.")
+    raise UserError(f"{name}: {fault}; predict again")
 
 
 def draw_counts(answers: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

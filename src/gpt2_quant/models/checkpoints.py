@@ -19,6 +19,12 @@ REMAKE = "make the checkpoint again or fetch it again"
 NO_CONFIG = f"is not a model's configuration: {REMAKE}"
 # transformers' defaults for what decides the shapes.
 SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+FRACTIONS = "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range"
+# What else config.json may ask for, and what the scripts take alone.
+TAKEN = {
+    "add_cross_attention": (None, False), "output_attentions": (None, False),
+    "return_dict": (None, True), "problem_type": (None, "single_label_classification"),
+}  # fmt: skip
 QUANTIZED_BY = {"gpt2_quant": "scheme", "bitsandbytes": "load_in_"}  # method -> an entry it needs
 FLOATS = "F64", "F32", "F16", "BF16"  # safetensors' names
 SHARDS = "model.safetensors.index.json"
@@ -42,13 +48,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _config_faults(config: dict[str, Any]) -> Iterator[str]:
-    for name in SIZES:
+    for name in (*SIZES, *["n_inner"] * (config.get("n_inner") is not None)):
         if type(config[name]) is not int or config[name] < 1:
             yield f"{name} is {config[name]}, not a whole number of at least 1"
+    for name in FRACTIONS:
+        if type(value := config.get(name, 0)) not in (int, float) or not 0 <= value <= 1:
+            yield f"{name} is {value}, not a number from 0 to 1"
     if config["n_embd"] % config["n_head"]:
         yield f"n_embd {config['n_embd']} is no multiple of n_head {config['n_head']}"
-    if config.get("add_cross_attention"):
-        yield "it asks for cross-attention, where one text is read"
+    for name, taken in TAKEN.items():
+        if config.get(name) not in taken:
+            yield f"{name} is {config[name]}, which must be {taken[1]}"
     for name in ("pad_token_id", "eos_token_id"):
         token, known = config.get(name), range(config["vocab_size"])
         if token is not None and (type(token) is not int or token not in known):
@@ -71,7 +81,7 @@ def check_checkpoint(folder: Path, new_head: bool = False) -> Path:
     """
     folder = Path(folder)
     config, found = read_config(folder), stored_tensors(folder)
-    for fault in () if config.get("quantization_config") else _weight_faults(config, found):
+    for fault in _weight_faults(config, found):
         mend = "give the config.json that belongs to the weights"
         raise UserError(f"{folder}: {fault} by its config.json: {mend}")
     if new_head:
@@ -96,6 +106,11 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape
 
 
 def _weight_faults(config: dict, found: Tensors) -> Iterator[str]:
+    layers = len({name.split(".")[1] for name in found if name.startswith("h.")})
+    if layers != config["n_layer"]:
+        yield f"there are {layers} layers, which are {config['n_layer']}"
+    if config.get("quantization_config"):
+        return  # its method looks at the rest
     for name, shape in expected_shapes(config).items():
         dtype, said = found.get(name, ("", ()))
         if not dtype:
@@ -104,8 +119,6 @@ def _weight_faults(config: dict, found: Tensors) -> Iterator[str]:
             yield f"{name} is {list(said)}, which is {list(shape)}"
         elif dtype not in FLOATS:
             yield f"{name} is stored as {dtype}, which are floats"
-    if any(name.startswith(f"h.{config['n_layer']}.") for name in found):
-        yield f"there are more layers than the {config['n_layer']}"
 
 
 def expected_shapes(config: dict) -> dict[str, tuple[int, ...]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..data.hub import fetch_model_folder
 from ..data.labels import LABELS
-from ..data.tokens import load_tokenizer
-from ..errors import UserError
-from .checkpoints import NO_CONFIG, REMAKE, check_checkpoint, number_of_labels, read_config
+from ..data.tokens import load_config, load_tokenizer
+from ..errors import NO_MEMORY, UserError
+from .checkpoints import REMAKE, check_checkpoint, number_of_labels, read_config
 from .variants import BASELINE, SCRIPTS, VARIANTS, Variant
 
 
@@ -55,17 +55,14 @@ def load_classifier(
     Raises UserError as `check_checkpoint`, for a missing head and for NaN or infinity.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
     from transformers.activations import ACT2FN
 
     from ..quantization import quantizer  # noqa: F401  registers the schemes with transformers
 
     quiet_loading()
     folder = check_checkpoint(Path(folder), new_head)
-    try:
-        config = AutoConfig.from_pretrained(folder)  # nosec B615: local
-    except (OSError, ValueError, KeyError) as fault:
-        raise UserError(f"{folder}/config.json {NO_CONFIG}") from fault
+    config = load_config(folder)
     if config.activation_function not in ACT2FN:
         unknown = f"{config.activation_function!r} is no activation function of transformers"
         raise UserError(f"{folder}/config.json: {unknown}: correct it")
@@ -83,13 +80,22 @@ def load_classifier(
 
         bitsandbytes.require()
         bitsandbytes.check_files(folder)
-    model, loading = AutoModelForSequenceClassification.from_pretrained(  # nosec B615: local
-        folder,
-        config=config,
-        dtype=dtype or torch.float32,
-        output_loading_info=True,
-        device_map={"": device} if quantization else None,
-    )
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(  # nosec B615: local
+            folder,
+            config=config,
+            dtype=dtype or torch.float32,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            device_map={"": device} if quantization else None,
+        )
+    except (RuntimeError, TypeError, ValueError, AttributeError) as fault:
+        if NO_MEMORY.search(str(fault)):
+            raise
+        said = " ".join(str(fault).split())[:150]
+        raise UserError(
+            f"{folder} does not load as its config.json says ({said}): {REMAKE}"
+        ) from fault
     if missing := sorted(set(loading["missing_keys"]) - ({"score.weight"} if new_head else set())):
         raise UserError(f"{folder} lacks {', '.join(missing[:3])}: {REMAKE}")
     if not quantization:
