@@ -366,7 +366,7 @@ def test_damaged_files_beside_the_records_are_one_sentence(made, tmp_path, run_s
 def test_outside_predictions_of_other_kinds(made, tmp_path, run_script, name, change, words):
     (tmp_path / "theirs").mkdir()
     frame = pd.DataFrame({"id": np.arange(2000), "label": np.arange(2000) % 4})
-    frame[[f"logit_{i}" for i in range(4)]] = np.eye(4)[np.arange(2000) % 4]
+    frame[[f"logit_{i}" for i in range(4)]] = 2 * np.eye(4)[np.arange(2000) % 4] - 1
     change(frame).to_csv(tmp_path / "theirs" / f"{name}.csv", index=False)
     theirs = ("--predictions", tmp_path / "theirs", "--results-dir", made)
     refused(run_script(SCRIPT, *theirs), words)

@@ -338,7 +338,7 @@ def test_a_second_training_into_a_folder_is_refused(tmp_path):
 def test_a_damaged_outcome_counts_as_none(tmp_path, text):
     (tmp_path / "config.json").touch()
     (tmp_path / "outcome.json").write_text(text)
-    assert finished(Checkpoints(tmp_path, {}, minutes=1), tmp_path) is None
+    assert finished(Checkpoints(tmp_path, {}, minutes=1), tmp_path, scored=False) is None
 
 
 # Faults

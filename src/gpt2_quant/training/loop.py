@@ -202,6 +202,7 @@ class Training:
         progress.training_s, self.clock = progress.training_s + now - self.clock, now
         bad = np.flatnonzero(~np.isfinite(losses))
         if len(bad):
+            self.checkpoints.wait()  # one may still be on its way to the disk
             update = self.reported + int(bad[0])
             rate, rows = self.rates[update], batches[update - first].tolist()
             fault = f"the loss of update {update + 1} is {losses[bad[0]]}"
