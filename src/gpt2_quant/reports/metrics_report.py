@@ -217,7 +217,7 @@ def _controls(section: dict, standing: str) -> dict:
     controls = _verdict(worst, CONTROL_TARGET)
     return {
         "source": source,
-        "twice": won["perplexity", "whole text twice"],
+        "repeated": [won["perplexity", control] for control in REPETITIONS],
         "texts": max(row["texts"] for row in table),
         "shuffle": shuffle,
         "findings": [
