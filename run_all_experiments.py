@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from tqdm import tqdm
+
 from gpt2_quant import cli as common
 from gpt2_quant.errors import UserError, run
 from gpt2_quant.models.variants import VARIANTS
@@ -38,9 +40,9 @@ OWN_FLAGS = {
     "human_judgements": (4,),
     "dataset": (1, 2, 3, 4),
 }
-# Seconds of each script, for the time left: the demo on two busy CPU cores, the paper preset on an
-# H200 (scripts 4 and 5 estimated). Only their ratios count: the run itself sets the scale.
-SECONDS = {"demo": (392, 114, 111, 69, 16), "paper": (60, 85, 211, 180, 30)}
+# Seconds of each script on these machines; after the first the run itself sets the scale.
+SECONDS = {"demo": (392, 114, 111, 69, 16), "paper": (90, 110, 361, 240, 20)}
+MACHINES = {"demo": "two CPU cores", "paper": "one H200, with 47,000 train rows"}
 GRACE_SECONDS = 30
 FLOP_PER_SECOND = 50e9  # of one core in float32 matrix products; measured between 30e9 and 80e9
 OTHER_HOURS = 0.6  # timing, text metrics and reports on two cores
@@ -55,7 +57,9 @@ def main() -> None:
     numbers = sorted(set(args.only)) if args.only else range(args.start, len(SCRIPTS) + 1)
     if settings.preset == "paper" and settings.device == "cpu" and numbers[0] == 1:
         warn_of_cost(args, settings)
-    seconds = {}
+    taken: dict[int, float] = {}
+    usual = {number: SECONDS[settings.preset][number - 1] for number in numbers}
+    print(f"{duration(sum(usual.values()) / 3600)} in all on {MACHINES[settings.preset]}")
     for number in numbers:
         script = SCRIPTS[number]
         arguments = arguments_of(parser, args, number)
@@ -67,23 +71,25 @@ def main() -> None:
         code = run_streamed([sys.executable, str(script), *arguments], log)
         if code:
             stop(number, code, log)
-        seconds[script.stem] = time.perf_counter() - begun
-        left = time_left(SECONDS[settings.preset], numbers, number, sum(seconds.values()))
-        print(f"[{number}/5] {script.stem}: done in {seconds[script.stem]:.0f} s{left}", flush=True)
-    seconds["all"] = sum(seconds.values())
+        taken[number] = time.perf_counter() - begun
+        print(f"[{number}/5] {script.stem}: done in {taken[number]:.0f} s")
+        print(whole_run(usual, taken), flush=True)
     print()
-    for name, taken in seconds.items():
-        print(f"{name:<26}{taken:>6.0f} s")
+    for number, seconds in taken.items():
+        print(f"{SCRIPTS[number].stem:<26}{seconds:>6.0f} s")
+    print(f"{'all':<26}{sum(taken.values()):>6.0f} s")
     print(f"results: {settings.results_dir}")
 
 
-def time_left(usual: tuple[int, ...], numbers, number: int, elapsed_s: float) -> str:
-    """After script `number` of `numbers`, which usually take `usual` seconds each."""
-    done = sum(usual[n - 1] for n in numbers if n <= number)
-    to_do = sum(usual[n - 1] for n in numbers if n > number)
-    left_s = elapsed_s * to_do / done
-    about = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
-    return f"; about {about} left of the whole run" if to_do else ""
+def whole_run(usual: dict[int, float], taken: dict[int, float]) -> str:
+    """The overall progress as a bar, from the seconds that scripts usually take and have taken."""
+    # How slow this machine is. What was complete says nothing about it: it ended at once.
+    ran = [number for number in taken if taken[number] > usual[number] / 10]
+    scale = sum(taken[n] for n in ran) / sum(usual[n] for n in ran) if ran else 1
+    left_s = scale * sum(usual[number] for number in usual if number not in taken)
+    elapsed_s = sum(taken.values())
+    form = "whole run {percentage:3.0f}% |{bar:40}| {elapsed} passed, {remaining} left"
+    return tqdm.format_meter(elapsed_s, elapsed_s + left_s, elapsed_s, bar_format=form)
 
 
 def flags():

@@ -130,12 +130,15 @@ def test_a_failed_step_ends_the_run_with_its_own_code(parsed, capsys, code):
     assert f"step 3 (3_bitsandbytes_quant) ended with exit code {code}" in told
 
 
-def test_the_time_left_is_scaled_by_what_the_run_took_so_far(parsed):
+def test_the_time_left_is_scaled_by_what_ran_so_far(parsed):
     driver, _ = parsed
-    usual = (100, 50, 30, 15, 5)
-    assert "about 3 min left" in driver.time_left(usual, range(1, 6), 1, elapsed_s=200.0)
-    assert "about 10 s left" in driver.time_left(usual, [2, 5], 2, elapsed_s=100.0)
-    assert driver.time_left(usual, [2, 5], 5, elapsed_s=100.0) == ""
+    usual = {1: 100, 2: 50, 3: 30, 4: 15, 5: 5}
+    assert "50% |" in driver.whole_run(usual, {1: 200})
+    assert "03:20 passed, 03:20 left" in driver.whole_run(usual, {1: 200})
+    # Script 1 was complete and ended at once: 2 alone says how fast this machine is.
+    assert "00:26 passed, 00:25 left" in driver.whole_run(usual, {1: 1, 2: 25})
+    assert "00:01 passed, 01:40 left" in driver.whole_run(usual, {1: 1})
+    assert "100% |" in driver.whole_run({2: 50, 5: 5}, {2: 100, 5: 7})
 
 
 def test_flags_go_to_the_scripts_that_have_them(parsed, run_script):
