@@ -245,6 +245,7 @@ BNB_FAULTS = (
     "codes of another shape",
     "a longer norm",
     "negative",
+    "zeros",
     "NaN",
 )
 
@@ -268,13 +269,23 @@ def test_bitsandbytes_folders_are_looked_at(key, fault, tiny_tokenizer, tmp_path
             tensors[f"{path}weight"] = tensors[f"{path}weight"][:-2].contiguous()
         else:
             floats = [x for x in tensors if x.startswith(path) and x.endswith(("SCB", "_absmax"))]
-            tensors[floats[0]].fill_(-1.0 if fault == "negative" else torch.nan)
+            tensors[floats[0]].fill_({"negative": -1.0, "zeros": 0.0, "NaN": torch.nan}[fault])
 
     edit_weights(folder, change)
     with pytest.raises(UserError, match="lacks its scales|below zero|NaN|does not load"):
         load_classifier(folder, "cpu")
     with pytest.raises(UserError, match="quantized already: give the FP32"):
         check_float(folder)
+
+
+def test_levels_of_another_kind(tiny_tokenizer, tmp_path):
+    save_tiny_gpt2(tmp_path / BASELINE.folder, tiny_tokenizer)
+    folder = save_variant("nf4_bitsandbytes", tmp_path, tiny_tokenizer)
+    edit_weights(
+        folder, lambda x: [x[name].zero_() for name in x if name.endswith("c_fc.weight.quant_map")]
+    )
+    with pytest.raises(UserError, match="quant_map do not ascend"):
+        load_classifier(folder, "cpu")
 
 
 @pytest.mark.parametrize("key", [v.key for v in VARIANTS.values() if v.method])

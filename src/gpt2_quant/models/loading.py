@@ -103,8 +103,11 @@ def load_classifier(
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{folder}: the weights of {name} hold NaN or infinity: {REMAKE}")
-        if name.endswith(("SCB", "absmax", "weight_scale")) and (tensor < 0).any():
-            raise UserError(f"{folder}: {name} holds scales below zero: {REMAKE}")
+        scales = name.endswith(("SCB", "absmax", "weight_scale"))
+        if scales and ((tensor < 0).any() or not tensor.any()):
+            raise UserError(f"{folder}: {name} holds scales below zero or zeros alone: {REMAKE}")
+        if name.endswith("quant_map") and (tensor.diff() <= 0).any():
+            raise UserError(f"{folder}: the levels of {name} do not ascend: {REMAKE}")
     if order != sorted(order):
         model.score.weight.data = model.score.weight.data[order]
     model.config.id2label = dict(enumerate(classes))
