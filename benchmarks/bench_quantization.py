@@ -83,6 +83,8 @@ def main() -> None:
     args = flags()
     import torch
 
+    from gpt2_quant.records import code_version
+
     on_cuda = args.device == "cuda"
     named = args.shapes or (SHAPES if on_cuda else CPU_SHAPES)
     left_out = ONLY_CPU if on_cuda else ONLY_CUDA
@@ -90,6 +92,7 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64  # one graph per shape and model
     device = torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads"
     about = {"device": device, "torch": torch.__version__, "checkpoint": args.checkpoint}
+    about |= code_version()
     rows: list[dict] = []
     for size in args.size:
         bench = Bench(args.device, args.checkpoint, size)

@@ -278,8 +278,11 @@ def main() -> None:
     baseline = next((row for row in timed if row["variant"] == "trainer_default"), None)
     for row in timed if baseline else []:
         row["times_trainer_default"] = min(baseline["ms_per_update"]) / min(row["ms_per_update"])
-    wall_s = time.perf_counter() - STARTED
-    print(json.dumps({"updates": args.updates, "wall_s": wall_s, "results": results}))
+    from gpt2_quant.records import provenance
+
+    wall_s, where = time.perf_counter() - STARTED, provenance(common.settings_from(args))
+    found = {"provenance": where, "updates": args.updates, "wall_s": wall_s, "results": results}
+    print(json.dumps(found))
     if any("fault" in row for row in results):
         sys.exit(1)
 
