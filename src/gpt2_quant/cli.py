@@ -10,6 +10,8 @@ import ctypes
 import os
 import sys
 import tempfile
+import tomllib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,40 +30,28 @@ DATA_FILES = {
 }
 
 
+def read_toml(module: str) -> dict[str, Any]:
+    """What the file beside a module, `__file__`, says: its data or words."""
+    return tomllib.loads(Path(module).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
 class Task(NamedTuple):
     """A data set of the hub, pinned to a commit, and how it is read."""
 
     dataset: str
     revision: str
-    config: str | None
-    text_columns: tuple[str, ...]
-    label_column: str
-    max_length: int
     n_classes: int
+    config: str | None = None
+    text_columns: Sequence[str] = ("text",)
+    label_column: str = "label"
+    max_length: int = 128
 
 
-# fmt: off
-TASKS = {
-    "ag_news": Task("fancyzhx/ag_news", "eb185aade064a813bc0b7f42de02595523103ca4",
-                    None, ("text",), "label", 128, 4),
-    "imdb": Task("stanfordnlp/imdb", "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
-                 "plain_text", ("text",), "label", 512, 2),
-    "dbpedia_14": Task("fancyzhx/dbpedia_14", "9abd46cf7fc8b4c64290f26993c540b92aa145ac",
-                       "dbpedia_14", ("title", "content"), "label", 128, 14),
-    "emotion": Task("dair-ai/emotion", "cab853a1dbdf4c42c2b3ef2173804746df8825fe",
-                    "split", ("text",), "label", 128, 6),
-    "banking77": Task("legacy-datasets/banking77", "f54121560de48f2852f90be299010d1d6dc612ec",
-                      None, ("text",), "label", 128, 77),
-}
-# fmt: on
-
-
-@dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """Defaults of one experiment; model or data set None: generated (demo.py)."""
 
-    models_dir: Path
-    results_dir: Path
+    models_dir: str  # below ROOT
+    results_dir: str
     epochs: int
     learning_rate: float
     base_model: str | None = None
@@ -70,19 +60,14 @@ class Preset:
     dataset_revision: str | None = None
 
 
-PRESETS = {
-    "paper": Preset(
-        ROOT / "models",
-        ROOT / "results",
-        epochs=3,
-        learning_rate=2e-5,
-        base_model="openai-community/gpt2",
-        base_revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
-        dataset=TASKS["ag_news"].dataset,
-        dataset_revision=TASKS["ag_news"].revision,
-    ),
-    "demo": Preset(ROOT / "models/demo", ROOT / "results/demo", epochs=2, learning_rate=5e-4),
-}
+def _preset(task: str = "", **given) -> Preset:
+    if task:
+        given["dataset"], given["dataset_revision"], *_ = TASKS[task]
+    return Preset(**given)
+
+
+TASKS = {name: Task(**given) for name, given in read_toml(__file__)["tasks"].items()}
+PRESETS = {name: _preset(**given) for name, given in read_toml(__file__)["presets"].items()}
 
 
 @dataclass(frozen=True)
@@ -195,8 +180,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
             raise UserError(f"{flag} {value}: {NO_FOLDER}")
         if place.suffix.lower() not in DATA_FILES:
             raise UserError(f"{flag} {value} must end in {', '.join(DATA_FILES)}: rename it")
-    models_dir = args.models_dir or preset.models_dir
-    results_dir = args.results_dir or preset.results_dir
+    models_dir = args.models_dir or ROOT / preset.models_dir
+    results_dir = args.results_dir or ROOT / preset.results_dir
     _check_writable("--models-dir", models_dir)
     _check_writable("--results-dir", results_dir)
     values: dict[str, Any] = {f.name: getattr(args, f.name, None) for f in fields(Settings)}

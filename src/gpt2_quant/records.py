@@ -22,52 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .cli import ROOT, Settings
+from .cli import ROOT, Settings, read_toml
 from .errors import UserError
 
 SCHEMA_VERSION = 1
-
-
-class Positive(float):
-    """A number above 0."""
-
-
-TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", Positive: "above 0"}
-# What a variant's record holds at the least: name -> type, a dict of such, or a list of one; "*"
-# stands for any name, "?" for a part that may be absent or null.
-SCORE = {"value": float, "low": float, "high": float}
-SIZES = {"parts": {"*": int}, "tensor_bytes": Positive}
-VARIANT_RECORD: dict = {
-    "key": str,
-    "variant": {"label": str, "dtype?": str},
-    "settings": {
-        "preset": str, "base_model": str, "base_revision?": str, "dataset": str,
-        "dataset_revision?": str, "max_length": int,
-    },
-    "checkpoint": {"base_model": str, "baseline_sha256": str},
-    "data": {"name": str, "n": int, "sha256": str, "revision?": str, "classes?": [str]},
-    "training?": {
-        "epochs?": Positive, "learning_rate?": Positive, "batch_size?": Positive,
-    },
-    "splits?": {"*": {"n": int, "sha256": str}},
-    "metrics": {"accuracy": SCORE, "f1_macro": SCORE, "*": SCORE},
-    "size": {
-        **SIZES, "file_bytes?": int, "resident_bytes": Positive,
-        "stored?": {**SIZES, "header_bytes": int},
-    },
-    "memory?": {"peak_bytes?": int},
-    "latency?": [{
-        "batch_size": Positive, "seq_len": Positive, "mode": str, "session": str,
-        "median_ms": Positive, "p95_ms?": float, "median_low_ms?": Positive,
-        "median_high_ms?": Positive,
-        "values_ms": [Positive],
-    }],
-    "throughput?": {"*": {"texts_per_s": Positive}},
-    "energy?": {"*": {"joules_per_1000_texts": Positive}},
-    "best_check?": {"session?": str, "*": float},
-    "notes?": [str],
-    "provenance": {"command": str, "time_utc": str, "source_sha256": str, "device?": str},
-}  # fmt: skip
+VARIANT_RECORD = read_toml(__file__)
 # Renewed by latency.py when all variants are timed together.
 TIMED_SECTIONS = (
     "latency", "throughput", "memory", "energy", "best_check", "notes", "timing",
@@ -167,7 +126,7 @@ def load_record(path: Path) -> dict:
 
 
 def schema_fault(value: object, schema: Any, name: str = "") -> str:
-    """What in `value` is not of `schema` (see VARIANT_RECORD), in words; "" where nothing."""
+    """What in `value` is not of `schema` (see records.toml), in words; "" where nothing."""
     if isinstance(schema, list):
         if not isinstance(value, list):
             return f"{name} is no list"
@@ -185,9 +144,13 @@ def schema_fault(value: object, schema: Any, name: str = "") -> str:
                 return fault
         return ""
     number = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    whole, above = number and isinstance(value, int), number and value > 0  # type: ignore[operator]
-    fits = {str: isinstance(value, str), int: whole, float: number, Positive: above}[schema]
-    return "" if fits else f"{name} is {value!r:.40}, not {TYPE_NAMES[schema]}"
+    fits = {
+        "text": isinstance(value, str),
+        "a whole number": number and isinstance(value, int),
+        "a number": number,
+        "above 0": number and value > 0,  # type: ignore[operator]
+    }
+    return "" if fits[schema] else f"{name} is {value!r:.40}, not {schema}"
 
 
 def load_records(results_dir: Path) -> dict[str, dict]:

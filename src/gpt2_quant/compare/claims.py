@@ -7,19 +7,18 @@ intervals; accuracy by McNemar and equivalence against FP32, whichever row is th
 bytes.
 """
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
+from ..cli import read_toml
 from ..measure import paired
 from ..models.variants import BASELINE, FP16, INT8, LIBRARY_NF4, LLM_INT8, VARIANTS, Variant
 from .comparison import MIB, Comparison, Row
 from .experiment import departures
 from .timings import HEADLINE_SHAPE, interval_of
 
-TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+TEXTS = read_toml(__file__)
 NOT_MEASURED = "not measured", "–"
 Judge = Callable[[Comparison, Row], tuple[str, str]]
 

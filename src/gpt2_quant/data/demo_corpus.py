@@ -8,10 +8,10 @@ near 0.95. One item in five ends with a sentence from another desk.
 """
 
 import random
-import tomllib
 from functools import cache
 from pathlib import Path
 
+from ..cli import read_toml
 from .labels import LABELS
 
 GRAMMAR = Path(__file__).with_name("demo_corpus.toml")
@@ -21,7 +21,7 @@ STRAY_SENTENCE = 1 / 5
 
 @cache
 def grammar() -> dict:
-    return tomllib.loads(GRAMMAR.read_text(encoding="utf-8"))
+    return read_toml(__file__)
 
 
 def generate_corpus(n: int, seed: int) -> tuple[list[str], list[str], list[int]]:

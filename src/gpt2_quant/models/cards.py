@@ -1,16 +1,15 @@
 """Model cards, worded in cards.toml, and a model folder written whole."""
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cli import looks_like_path
+from ..cli import looks_like_path, read_toml
 from ..data.labels import LABELS
 from ..records import atomic_path, write_text
 from .variants import BASELINE, Variant
 
-WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+WORDS = read_toml(__file__)
 
 
 def _front_matter(tags: Sequence[str], name: str, base: str, record: dict) -> str:

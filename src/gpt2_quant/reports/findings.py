@@ -6,16 +6,15 @@ test does, else neither. Of costs, the least is named with all whose interval re
 """
 
 import textwrap
-import tomllib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
+from ..cli import read_toml
 from ..compare.comparison import MIB, Comparison, Row
 from ..measure import paired
 from ..models.variants import BASELINE, FP16, VARIANTS
 
-SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+SENTENCES = read_toml(__file__)
 Cost = tuple[float, ...]  # value, low, high, the less the better; () where not measured
 
 

@@ -2,12 +2,12 @@
 metrics_report.toml, chosen by this run's numbers. The template holds the rest.
 """
 
-import tomllib
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import pandas as pd
 
+from ..cli import read_toml
 from ..compare.experiment import short
 from ..metrics.studies.edits import EDITS, Edit, edited
 from ..metrics.studies.examples import EDIT_STORY, OTHER_STORY
@@ -25,7 +25,7 @@ WRONG = ("negated", "wrong number", "roles swapped")
 STRENGTH_NAMES = ("", "one place", "half", "all")
 SHUFFLE_TARGET, AGREEMENT_TARGET, CONTROL_TARGET = 0.85, 0.30, 0.95
 REPETITIONS = ("one sentence twice", "each sentence twice", "whole text twice")
-SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+SENTENCES = read_toml(__file__)
 PACKAGES = ("rouge-score", "sacrebleu", "nltk", "torch", "transformers")
 
 
