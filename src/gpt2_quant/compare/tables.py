@@ -4,12 +4,12 @@ published columns in their order and spelling; every other figure follows in ful
 
 import re
 import textwrap
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..cli import read_toml
 from ..errors import UserError
 from ..models.variants import FP16
 from ..records import write_csv, write_text
@@ -21,46 +21,13 @@ README_MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 PUBLISHED = ["Model", "Accuracy", "F1-Score", "Size (MB)", "Inference (ms)", "Compression"]
 FUSED, LARGE = "Fused (ms)", "{} x {} (ms)".format(*LARGE_SHAPE)
 DIFFERENCE, EQUIVALENT = "Diff. (points)", "Equivalent"
-TERMINAL_TITLES = {
-    "Model": "Model", "Accuracy": "Acc.", "F1-Score": "F1", "Size (MB)": "MB",
-    "Compression": "compr.", "Inference (ms)": "ms", FUSED: "fused",
-    DIFFERENCE: "diff. [95%] points", "McNemar": "McNemar", EQUIVALENT: "equiv.",
-}  # fmt: skip
 LABEL_LETTERS = 17  # of a name in the terminal
-
-
-def _csv_columns() -> dict[str, str]:
-    """CSV column behind the published ones -> its path in a row's dicts."""
-
-    def plain(path: str, names: str, prefix: str = "") -> dict[str, str]:
-        return {prefix + name: f"{path}.{name}" for name in names.split()}
-
-    def intervals(path: str, names: str, suffix: str = "") -> dict[str, str]:
-        pairs = product(names.split(), ("value", "low", "high"))
-        return {f"{name}{suffix}_{part}": f"{path}.{name}.{part}" for name, part in pairs}
-
-    scores = "accuracy f1_macro precision_macro recall_macro nll brier ece ece_adaptive"
-    tests = "only_variant_right only_baseline_right mcnemar_p mcnemar_holm_p tost_p tost_holm_p"
-    sizes = "stored_bytes file_bytes resident_bytes peak_bytes compression_fp16"
-    columns = intervals("metrics", scores)
-    columns |= {name: name for name in ("temperature", "ece_after_temperature")}
-    columns |= intervals("against.difference", "accuracy f1_macro nll brier", "_minus_baseline")
-    columns |= plain("against", f"{tests} margin agreement flips kl_mean kl_p99 kl_max")
-    columns |= {"compression_value": "size.compression"} | plain("size", sizes)
-    columns["latency_shape"] = "latency.shape"
-    times = "median_ms median_low_ms median_high_ms p95_ms device_median_ms"
-    for mode in MODES:
-        columns |= plain(f"latency.{mode}", times, f"{mode}_")
-        columns[f"{mode}_median_ms_{'x'.join(map(str, LARGE_SHAPE))}"] = f"latency.large.{mode}"
-    columns["timed_with_the_baseline"] = "latency.same_session"
-    for name, mode in product(("texts_per_s", "joules_per_1000_texts"), MODES):
-        columns[f"{mode}_{name}"] = f"latency.{name}.{mode}"
-    return columns
+WORDS = read_toml(__file__)
 
 
 def _csv_frame(comparison: Comparison) -> pd.DataFrame:
     """Published columns as printed, the others in full; columns without any figure are left out."""
-    columns, entries = _csv_columns(), comparison.entries
+    columns, entries = WORDS["csv"], comparison.entries
     fields = ("metrics", "temperature", "ece_after_temperature", "against", "size", "latency")
     figures = pd.json_normalize([{f: getattr(entry, f, None) for f in fields} for entry in entries])
     figures = figures.reindex(columns=list(columns.values())).set_axis(list(columns), axis=1)
@@ -112,61 +79,48 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
 
 def footnotes(comparison: Comparison) -> list[str]:
     record, accuracy = comparison.record, comparison.baseline.metrics["accuracy"]
-    half_width = 50 * (accuracy["high"] - accuracy["low"])
-    majority = record.get("data", {}).get("majority_fraction")
-    chance = f"; by guessing it is {1 / len(comparison.classes):.4f}" if majority else ""
-    chance += f", always the most frequent class {majority:.4f}" if majority else ""
-    lines = [
-        f"Test rows: {len(comparison.labels):,}. Accuracy is known to about ±{half_width:.2f} "
-        f"points (95%){chance}; rows are compared pairwise, not by their intervals."
-    ]
-    if comparison.others:
-        lines += [
-            f"Diff.: accuracy minus {comparison.baseline.label}'s, with its paired-bootstrap 95% "
-            "interval.",
-            "McNemar: rows only this model gets right : rows only the baseline gets right, exact p "
-            "after Holm.",
-            f"Equivalent: two one-sided tests within {comparison.margin_points} reject at 5% after "
-            "Holm.",
-        ]
-    if record:
-        lines.append(
-            "Size (MB): bytes of all stored tensors, scales included, over 2^20. "
-            "Compression: the baseline's size over it."
-        )
-    if comparison.shape:
-        what = "{} texts x {} tokens".format(*comparison.shape)
-        lines.append(f"Inference: median of one eager forward, {what}, {comparison.device}.")
-        if any(row.latency.get("best") for row in comparison.rows):
-            lines.append(f"{FUSED[:5]}: compiled or captured as graphs, a dash where not timed.")
-        if any(row.latency.get("large") for row in comparison.rows):
-            lines.append(f"{LARGE}: eager / fused, of that many texts x tokens.")
+    chance = ""
+    if majority := record.get("data", {}).get("majority_fraction"):
+        guess = 1 / len(comparison.classes)
+        chance = WORDS["notes"]["chance"].format(guess=guess, majority=majority)
+    applies = {
+        "rows": True,
+        **dict.fromkeys(("difference", "mcnemar", "equivalent"), comparison.others),
+        "size": record,
+        "inference": comparison.shape,
+        "fused": any(row.latency.get("best") for row in comparison.rows),
+        "large": any(row.latency.get("large") for row in comparison.rows),
+    }
+    values = {
+        "n": len(comparison.labels),
+        "half_width": 50 * (accuracy["high"] - accuracy["low"]),
+        "chance": chance,
+        "baseline": comparison.baseline.label,
+        "margin": comparison.margin_points,
+        "shape": comparison.shape,
+        "device": comparison.device,
+        "large": LARGE,
+    }
+    lines = [WORDS["footnotes"][name].format(**values) for name, here in applies.items() if here]
     return lines + notes(comparison) + [f"{gap.sentence}." for gap in comparison.missing]
 
 
 def notes(comparison: Comparison) -> list[str]:
     """On times that do not compare, and on rows that are one."""
-    rows, found = comparison.rows, []
+    rows, words, found = comparison.rows, WORDS["notes"], []
     clock = next((row.label for row in comparison.timed), "")
-    mend = f"run python {FP16.script_path} --overwrite to time all in turns"
-    marks = {
-        "*": f"in another process than {clock} and does not compare; {mend}.",
-        "†": f"on another device than {clock}, so no ranking of speeds includes it.",
-    }
-    for mark, where in marks.items():
-        if marked := [row.label for row in rows if row.latency.get("mark") == mark]:
-            found.append(f"{', '.join(marked)}: latency marked {mark} was timed {where}")
+    for mark in ("*", "†"):
+        if marked := ", ".join(row.label for row in rows if row.latency.get("mark") == mark):
+            found.append(words[mark].format(who=marked, clock=clock, script=FP16.script_path))
     if whole := [row.label for row in rows if row.latency and not row.of_gpt2]:
-        found.append(f"{whole[0]} reads the timed texts whole, not cut to tokens.")
+        found.append(words["whole"].format(who=whole[0]))
     same: dict[bytes, list[str]] = {}
     for row in rows:
         same.setdefault(row.logits.astype(np.float64).tobytes(), []).append(row.label)
-    return found + [
-        f"{', '.join(labels[:-1])} and {labels[-1]} answer with identical logits on every row: one "
-        "classifier?"
-        for labels in same.values()
-        if len(labels) > 1
-    ]
+    for *labels, last in same.values():
+        if labels:
+            found.append(words["same"].format(who=", ".join(labels), last=last))
+    return found
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -219,7 +173,8 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
     """The printed table in at most `width` columns, footnotes wrapped beneath. Long names are cut,
     long times rounded; still too wide, `F1` is left out, then every other space, then `fused`.
     """
-    table = printed_table(comparison)[[*TERMINAL_TITLES]]
+    titles = WORDS["terminal"]
+    table = printed_table(comparison)[[*titles]]
     table["Model"] = [f"{x[:16]}…" if len(x) > LABEL_LETTERS else x for x in table["Model"]]
     table["Accuracy"] = table["Accuracy"].replace("", "missing")
     for name in ("Inference (ms)", FUSED):
@@ -227,8 +182,8 @@ def terminal(comparison: Comparison, width: int = 100) -> str:
             r"^\d{3,}\.\d+", lambda found: f"{float(found[0]):.0f}", regex=True
         )
         table[name] = table[name].replace("", "–")
-    table = pd.concat([pd.DataFrame([TERMINAL_TITLES]), table])
-    for title in TERMINAL_TITLES:
+    table = pd.concat([pd.DataFrame([titles]), table])
+    for title in titles:
         cells, letters = table[title].str, table[title].str.len().max()
         table[title] = cells.ljust(letters) if title == "Model" else cells.rjust(letters)
     narrow = ["F1-Score"]
