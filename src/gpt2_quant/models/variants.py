@@ -8,7 +8,7 @@ Methods are loaded when used: this file needs the standard library alone.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from pkgutil import resolve_name
@@ -54,6 +54,7 @@ class Variant:
     # Arithmetic that a device must have: without, its row would be another's (loading.unavailable).
     needs: Literal["", "float16", "tf32"] = ""
     reads_texts: bool = False  # no GPT-2, so no tokens either
+    in_onnx: bool = False  # computed by ONNX Runtime; made where --export onnx asks for it
     published: Published | None = None
     own_folder: str | None = None
 
@@ -65,7 +66,14 @@ class Variant:
     @property
     def first_file(self) -> str:
         """A file without which its folder is no model."""
+        if self.in_onnx:
+            return "model.onnx"
         return "vocabulary.json" if self.reads_texts else "config.json"
+
+    @property
+    def outside_torch(self) -> bool:
+        """Computed without torch, on the CPU wherever the others are."""
+        return self.reads_texts or self.in_onnx
 
     @property
     def by_hand(self) -> bool:
@@ -150,6 +158,23 @@ TFIDF = Variant(
     floats="float32", own_folder="tfidf", reads_texts=True,
 )  # fmt: skip
 
+
+def onnx_row(variant: Variant, label: str, colour: str, marker: str) -> Variant:
+    """The row of its model as an ONNX file."""
+    return replace(
+        variant, key=f"{variant.key}_onnx", label=label, colour=colour, marker=marker,
+        description=f"{variant.label} as an ONNX file.", method="", floats="float32",
+        own_folder=f"{variant.folder}/onnx", published=None, in_onnx=True,
+    )  # fmt: skip
+
+
+ONNX = {
+    BASELINE.key: onnx_row(BASELINE, "ONNX FP32", "#442288", "1"),
+    INT8.key: onnx_row(INT8, "ONNX INT8", "#aacc66", "2"),
+    W8A8.key: onnx_row(W8A8, "ONNX W8A8", "#cc0044", "3"),
+    NF4.key: onnx_row(NF4, "ONNX NF4", "#440044", "4"),
+}
+
 VARIANTS: dict[str, Variant] = {}
 
 
@@ -160,12 +185,14 @@ def register(variant: Variant) -> None:
         SCHEMES[variant.key] = variant.method
 
 
-for _variant in (BASELINE, FP16, TF32, INT8, W8A8, FP8, NF4, LLM_INT8, LIBRARY_NF4, TFIDF):
+_torch = BASELINE, FP16, TF32, INT8, W8A8, FP8, NF4, LLM_INT8, LIBRARY_NF4
+for _variant in (*_torch, TFIDF, *ONNX.values()):
     register(_variant)
 
 
 def made_by(script: int) -> list[Variant]:
-    return [variant for variant in VARIANTS.values() if variant.script == script]
+    """Without the rows of ONNX files, which are made on demand."""
+    return [v for v in VARIANTS.values() if v.script == script and not v.in_onnx]
 
 
 _SPARE = list(zip(("#117733", "#cc79a7", "#332288", "#999933", "#44aa99"), "<*hd8", strict=True))

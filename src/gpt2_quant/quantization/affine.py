@@ -8,7 +8,7 @@ symmetric  scale = absmax / 127, zero_point 0: products of codes need no correct
 affine     scale = (max - min) / 255 over a range that is made to contain 0, so that 0 is exact.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,18 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Tensor:
     """`(codes - zero_point) * scale` in float32; the difference, of at most 9 bits, is exact."""
+    if torch.onnx.is_in_onnx_export():
+        return _onnx_node(codes, scale, zero_point)
     return (codes.float() - zero_point) * scale
+
+
+def _onnx_node(codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor:
+    """The same as ONNX's own node, so that an export keeps the codes; scale `[]` or `[..., 1]`."""
+    rows = codes.flatten(0, -2) if scale.dim() else codes
+    inputs = [rows, scale.flatten() if scale.dim() else scale]
+    inputs += [zero_point] if isinstance(zero_point, Tensor) else []
+    options: Any = {"attrs": {"axis": 0}, "dtype": torch.float32, "shape": rows.shape}
+    return torch.onnx.ops.symbolic("DequantizeLinear", inputs, **options).view(codes.shape)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
