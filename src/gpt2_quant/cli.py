@@ -144,15 +144,13 @@ def seed(text: str) -> int:
 
 
 def onnx_format(text: str) -> str:
-    """argparse type of --export. Raises UserError at once where a package for it is missing."""
+    """argparse type of --export. Raises UserError where a package for it is missing."""
     try:
         for package in ("onnx", "onnxscript", "onnxruntime"):
             import_module(package)
     except ImportError as fault:
-        mend = "pip install -r requirements-dev.txt"
-        raise UserError(
-            f"--export {text} takes a package that is missing ({fault}): {mend}"
-        ) from fault
+        missing = f"--export {text} needs a package that is missing ({fault})"
+        raise UserError(f"{missing}: pip install -r requirements-dev.txt") from fault
     return text
 
 

@@ -83,34 +83,29 @@ def evaluate_tfidf(
 
 
 def evaluate_onnx(settings: Settings, variants: list[Variant], baseline: Path) -> None:
-    """Write each variant's model as ONNX beside it, score that by ONNX Runtime and record it, where
-    this is not done yet; say which one cannot be written.
+    """Write each variant's model as ONNX, score that by ONNX Runtime and record it, where this is
+    not done yet; say which cannot be written.
     """
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
     tokens = {name: tokenize(tokenizer, splits[name], settings.max_length) for name in SCORED}
     pad_id, lengths = tokenizer.pad_token_id, tokens["validation"].lengths
     rows = np.argsort(lengths)[spaced(len(lengths), CHECKED_TEXTS)]  # shortest to longest
-    batch = pad_batch(tokens["validation"], rows, pad_id)
-    asked = settings.as_dict() | {"overwrite": settings.overwrite}
-    asked |= {name: split.sha256 for name, split in splits.items()}
+    ids, mask, _ = pad_batch(tokens["validation"], rows, pad_id).values()
+    asked = vars(settings) | {name: split.sha256 for name, split in splits.items()}
     for variant in variants:
         if not (row := ONNX.get(variant.key)):
-            print(f"{variant.label}: {onnx_export.REFUSED}")
+            print(f"{variant.label} is not written as ONNX: torch cannot export its codes")
             continue
         source, folder = (settings.models_dir / v.folder for v in (variant, row))
         step = Step(settings.results_dir, row.key, asked, weights_files(source))
         if step.complete():
             continue
-        classes = splits["train"].classes
-        model = load_variant(variant.key, settings.models_dir, "cpu", classes=classes)
-        facts = onnx_export.write(
-            model, source, folder, batch["input_ids"], batch["attention_mask"]
-        )
+        wanted = variant.key, settings.models_dir, "cpu", None, splits["train"].classes
+        facts = onnx_export.write(load_variant(*wanted), source, folder, ids, mask)
         function, logits = onnx_export.load(folder), {}
         for name in SCORED:
-            words = f"{row.label} on {name} (cpu)"
-            wanted = tokens[name], settings.batch_size, pad_id, words
-            logits[name] = predictions.run_over(function, "cpu", *wanted)
+            rest = settings.batch_size, pad_id, f"{row.label} on {name} (cpu)"
+            logits[name] = predictions.run_over(function, "cpu", tokens[name], *rest)
         record = _store(settings, row, splits, logits, folder, baseline, "float32", facts)
         step.finish([folder / row.first_file, *written(settings.results_dir, row.key)])
         checked = "logits differ by {largest_logit_difference:.1e}, of {bound:.1e} allowed"

@@ -3,19 +3,19 @@
 The file holds what the checkpoint holds, under the same names:
 
 FP32  floats
-INT8  each parameter's codes, scale and zero-point: a DequantizeLinear node
-W8A8  codes and scales per channel, DequantizeLinear; the graph rounds the activations as torch does
-NF4   codes and the two tables that they are looked up in: DequantizeLinear knows even steps alone
+INT8  codes, scale and zero-point of each parameter, which a DequantizeLinear node reads
+W8A8  codes and scales per channel, read likewise; the graph rounds activations as the model does
+NF4   codes and the tables that they are looked up in: DequantizeLinear has even steps alone
 
-ONNX Runtime makes floats of the linear layers' codes once, as it loads the file, and multiplies
-these: a quantized row is small on the disk, neither smaller in memory nor faster. FP8 is refused,
-whose codes torch's exporter cannot write.
+FP8's codes cannot be exported by torch. ONNX Runtime makes floats of all codes but the looked-up
+embeddings' when it loads a file, and multiplies floats: a quantized row is small on the disk, and
+no faster than FP32.
 """
 
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,15 @@ from ..records import atomic_path
 from .sizes import PARTS, part_of, size_in_parts, stored_size
 
 NAME = "model.onnx"
-TABLES = 4 * (256 * 2 + 256)  # bytes of NF4's, which the checkpoint does without
-# Logits may differ by that many times torch's own rounding error: two orders of summation err
-# alike, and a largest of few errors varies.
+TABLES = 4 * (256 * 2 + 256)  # bytes of NF4's, which checkpoints do without
+# Logits may differ by this many times torch's own rounding error: another order of summation errs
+# alike, and the largest of few errors varies.
 ROOM = 8
-MEND = "pip install -r requirements-dev.txt"
-REFUSED = (
-    "no ONNX file, since torch's exporter cannot write its codes, and floats in their place would "
-    "be another model"
-)
+MEND = "install the pinned packages (pip install -r requirements-dev.txt) and give it again"
 
 
 class _Logits(nn.Module):
-    """input_ids and attention_mask, int64 [B, L] -> logits, float32 [B, C].
-
-    What INT8 stores and holds as floats becomes codes again: buffers with / for the names' dots.
-    """
+    """What INT8 stores, and holds as floats, is codes again, in buffers named with / for dots."""
 
     def __init__(self, model):
         super().__init__()
@@ -68,55 +61,47 @@ def write(model, source: Path, folder: Path, ids: Tensor, mask: Tensor) -> dict:
 
     Its logits on `ids` under `mask`, int64 [B, L] with B of 2 or more, are held against torch's.
     Returns a record's `size` and `onnx`. Raises UserError, and leaves no file, where they differ
-    beyond rounding or the file holds more than the checkpoint.
+    beyond rounding or where floats stand for codes.
     """
     longest, dim = model.config.n_positions, torch.export.Dim
     axes = {0: dim("batch"), 1: dim("length", max=longest)}
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # on names of axes
-            # Unoptimized: folding constants would make floats of codes. ONNX Runtime optimizes.
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():  # on the axes' names
+            # Optimizing would fold codes into floats; ONNX Runtime does it when it loads the file.
             program: Any = torch.onnx.export(
                 _Logits(model), (ids, mask), dynamo=True, optimize=False, verbose=False,
                 output_names=["logits"], dynamic_shapes=(axes, axes),
             )  # fmt: skip
         for node in program.model.graph:
-            node.metadata_props.clear()  # where in this machine's code it comes from
-        program.save(temporary / NAME)  # weights in a file beside it from 2 GB on
-        size = _size(program.model.graph.initializers.items(), temporary)
-        checked = _check(model, load(temporary), ids, mask)
-        if size["tensor_bytes"] > stored_size(source)["tensor_bytes"] + TABLES:
+            node.metadata_props.clear()  # paths of this machine
+        program.save(temporary / NAME)  # from 2 GB on with its weights in a file beside it
+        parts = dict.fromkeys(PARTS, 0)
+        for name, value in program.model.graph.initializers.items():
+            parts[part_of(name.replace("/", "."))] += value.const_value.nbytes
+        if (total := sum(parts.values())) > stored_size(source)["tensor_bytes"] + TABLES:
             raise UserError(f"{folder} would hold floats where {source} holds codes: {MEND}")
+        checked = _check(model, load(temporary), ids, mask)
         if not checked["largest_logit_difference"] <= checked["bound"]:
             said = "by {largest_logit_difference:.2g}, more than the {bound:.2g} of rounding"
             fault = f"ONNX Runtime's logits differ from those of {source} {said.format(**checked)}"
-            raise UserError(f"{fault}, so no ONNX file is kept: {MEND}")
-    held = size_in_parts(model)
+            raise UserError(f"{fault}, so no file is kept: {MEND}")
+        file_bytes = sum(path.stat().st_size for path in temporary.iterdir())
+    stored = {"parts": parts, "tensor_bytes": total, "header_bytes": file_bytes - total}
+    held = size_in_parts(model)  # with floats in the linear layers
     rest = held["norms_biases"] + held["head"]
     held["linear"] = 4 * model.num_parameters(exclude_embeddings=True) - rest
-    total = sum(held.values())
-    sizes = {"parts": held, "tensor_bytes": total, "resident_bytes": total, "stored": size}
-    sizes["file_bytes"] = size["tensor_bytes"] + size["header_bytes"]
-    return {"size": sizes, "onnx": checked}
-
-
-def _size(initializers: Iterable, folder: Path) -> dict:
-    """As `stored_size`; the graph is the header."""
-    parts = dict.fromkeys(PARTS, 0)
-    for name, value in initializers:
-        parts[part_of(name.replace("/", "."))] += value.const_value.nbytes
-    total = sum(parts.values())
-    file_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    return {"parts": parts, "tensor_bytes": total, "header_bytes": file_bytes - total}
+    size = {"parts": held, "file_bytes": file_bytes, "stored": stored}
+    size["tensor_bytes"] = size["resident_bytes"] = sum(held.values())
+    return {"size": size, "onnx": checked}
 
 
 @torch.inference_mode()
 def _check(model, function: Callable, ids: Tensor, mask: Tensor) -> dict:
     """The largest difference of logits, and its bound: `ROOM` times how far torch's are from those
-    of the same weights in float64, where W8A8's activations are not rounded, either. (There the
-    last bit of a sum decides a few roundings to int8: codes move by one.)
+    of the same weights in float64, without W8A8's rounding of activations, since where a sum's last
+    bit decides one, a code moves, and the difference grows to that rounding's own.
     """
     exact = copy.deepcopy(model)
     if getattr(exact, "is_quantized", False):
@@ -124,9 +109,8 @@ def _check(model, function: Callable, ids: Tensor, mask: Tensor) -> dict:
     expected, ideal = (
         m(input_ids=ids, attention_mask=mask).logits for m in (model, exact.double())
     )
-    difference = (function(ids, mask) - expected).abs().max().item()
-    rounding = (expected - ideal).abs().max().item()
-    return {"largest_logit_difference": difference, "bound": ROOM * rounding, "n": len(ids)}
+    gaps = [float((x - expected).abs().max()) for x in (function(ids, mask), ideal)]
+    return {"largest_logit_difference": gaps[0], "bound": ROOM * gaps[1], "n": len(ids)}
 
 
 def load(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
@@ -134,14 +118,14 @@ def load(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # without a line for each node that it cannot fold
+    options.log_severity_level = 3  # no line for each node that it cannot fold
     options.intra_op_num_threads = torch.get_num_threads()
     # Else it takes int8 weights for leave to round activations, too: INT8's logits move by 0.03.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    # Between two calls other rows are timed.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(folder / NAME, options, providers=providers)
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # while others are timed
+    session = onnxruntime.InferenceSession(folder / NAME, options, ["CPUExecutionProvider"])
 
     def function(ids: Tensor, mask: Tensor) -> Tensor:
         inputs = {"input_ids": ids.cpu().numpy(), "attention_mask": mask.cpu().numpy()}

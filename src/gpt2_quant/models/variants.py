@@ -8,7 +8,7 @@ Methods are loaded when used: this file needs the standard library alone.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from pkgutil import resolve_name
@@ -72,7 +72,7 @@ class Variant:
 
     @property
     def outside_torch(self) -> bool:
-        """Computed without torch, on the CPU wherever the others are."""
+        """Then it is on the CPU, wherever the others are."""
         return self.reads_texts or self.in_onnx
 
     @property
@@ -159,21 +159,17 @@ TFIDF = Variant(
 )  # fmt: skip
 
 
-def onnx_row(variant: Variant, label: str, colour: str, marker: str) -> Variant:
-    """The row of its model as an ONNX file."""
-    return replace(
-        variant, key=f"{variant.key}_onnx", label=label, colour=colour, marker=marker,
-        description=f"{variant.label} as an ONNX file.", method="", floats="float32",
-        own_folder=f"{variant.folder}/onnx", published=None, in_onnx=True,
-    )  # fmt: skip
-
-
+# The row of a variant's model as an ONNX file, by the variant's key.
 ONNX = {
-    BASELINE.key: onnx_row(BASELINE, "ONNX FP32", "#442288", "1"),
-    INT8.key: onnx_row(INT8, "ONNX INT8", "#aacc66", "2"),
-    W8A8.key: onnx_row(W8A8, "ONNX W8A8", "#cc0044", "3"),
-    NF4.key: onnx_row(NF4, "ONNX NF4", "#440044", "4"),
-}
+    v.key: Variant(
+        f"{v.key}_onnx", label, v.script, colour, marker, f"{v.label} as an ONNX file.",
+        floats="float32", own_folder=f"{v.folder}/onnx", in_onnx=True,
+    )
+    for v, label, colour, marker in (
+        (BASELINE, "ONNX FP32", "#442288", "1"), (INT8, "ONNX INT8", "#aacc66", "2"),
+        (W8A8, "ONNX W8A8", "#cc0044", "3"), (NF4, "ONNX NF4", "#440044", "4"),
+    )
+}  # fmt: skip
 
 VARIANTS: dict[str, Variant] = {}
 
@@ -191,7 +187,7 @@ for _variant in (*_torch, TFIDF, *ONNX.values()):
 
 
 def made_by(script: int) -> list[Variant]:
-    """Without the rows of ONNX files, which are made on demand."""
+    """But for ONNX rows, made on demand."""
     return [v for v in VARIANTS.values() if v.script == script and not v.in_onnx]
 
 

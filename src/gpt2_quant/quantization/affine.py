@@ -56,12 +56,11 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Te
 
 
 def _onnx_node(codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor:
-    """The same as ONNX's own node, so that an export keeps the codes; scale `[]` or `[..., 1]`."""
-    rows = codes.flatten(0, -2) if scale.dim() else codes
-    inputs = [rows, scale.flatten() if scale.dim() else scale]
-    inputs += [zero_point] if isinstance(zero_point, Tensor) else []
-    options: Any = {"attrs": {"axis": 0}, "dtype": torch.float32, "shape": rows.shape}
-    return torch.onnx.ops.symbolic("DequantizeLinear", inputs, **options).view(codes.shape)
+    """The node that ONNX has for this, so that codes are exported; scale `[]` or `[..., 1]`."""
+    rows, scale = (codes.flatten(0, -2), scale.flatten()) if scale.dim() else (codes, scale)
+    inputs = [rows, scale, *([zero_point] if isinstance(zero_point, Tensor) else [])]
+    made: Any = {"attrs": {"axis": 0}, "dtype": torch.float32, "shape": rows.shape}
+    return torch.onnx.ops.symbolic("DequantizeLinear", inputs, **made).view(codes.shape)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
