@@ -118,7 +118,7 @@ def test_without_a_package_the_flag_is_refused_at_once(
     script, package, flags, run_script, tmp_path
 ):
     (tmp_path / f"{package}.py").write_text(
-        f"raise ModuleNotFoundError('No module named {package!r}')"
+        f"raise ModuleNotFoundError('No module named {package}')"
     )
     (tmp_path / "torch.py").write_text("raise SystemExit('torch is being loaded')\n")
     path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])

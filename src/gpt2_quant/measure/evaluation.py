@@ -146,6 +146,8 @@ def _store(
         **facts,
     }  # fmt: skip
     records.save_record(results, key, record)
+    if row := ONNX.get(key):  # of the weights before
+        (results / f"records/{row.key}.json").unlink(missing_ok=True)
     return record
 
 
