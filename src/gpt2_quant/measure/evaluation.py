@@ -83,9 +83,7 @@ def evaluate_tfidf(
 
 
 def evaluate_onnx(settings: Settings, variants: list[Variant], baseline: Path) -> None:
-    """Write each variant's model as ONNX, score that by ONNX Runtime and record it, where this is
-    not done yet; say which cannot be written.
-    """
+    """Write each as ONNX, scored by ONNX Runtime, where not done yet; say which cannot be."""
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
     tokens = {name: tokenize(tokenizer, splits[name], settings.max_length) for name in SCORED}
     pad_id, lengths = tokenizer.pad_token_id, tokens["validation"].lengths
@@ -108,8 +106,8 @@ def evaluate_onnx(settings: Settings, variants: list[Variant], baseline: Path) -
             logits[name] = predictions.run_over(function, "cpu", tokens[name], *rest)
         record = _store(settings, row, splits, logits, folder, baseline, "float32", facts)
         step.finish([folder / row.first_file, *written(settings.results_dir, row.key)])
-        checked = "logits differ by {largest_logit_difference:.1e}, of {bound:.1e} allowed"
-        print(f"{headline(record)}; {checked.format(**facts['onnx'])}")
+        checked = "; logits differ by {largest_logit_difference:.1e}, of {bound:.1e} allowed"
+        print(headline(record) + checked.format(**facts["onnx"]))
 
 
 def _store(

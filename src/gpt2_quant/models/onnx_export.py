@@ -29,29 +29,28 @@ from .sizes import PARTS, part_of, size_in_parts, stored_size
 
 NAME = "model.onnx"
 TABLES = 4 * (256 * 2 + 256)  # bytes of NF4's, which checkpoints do without
-# Logits may differ by this many times torch's own rounding error: another order of summation errs
-# alike, and the largest of few errors varies.
+# Logits may differ by this many times torch's rounding error: sums in another order err alike, and
+# the largest of few errors varies.
 ROOM = 8
-MEND = "install the pinned packages (pip install -r requirements-dev.txt) and give it again"
+MEND = "no file is kept: pip install -r requirements-dev.txt, and give the same command again"
 
 
 class _Logits(nn.Module):
-    """What INT8 stores, and holds as floats, is codes again, in buffers named with / for dots."""
+    """INT8's parameters, floats in memory, are codes again: buffers, with / for a name's dots."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.stored = model, {}
+        self.model = model
         if hasattr(model, "int8_scales"):
-            self.stored, _ = model.hf_quantizer.get_state_dict_and_metadata(model)
-        for name, x in self.stored.items():
-            self.register_buffer(name.replace(".", "/"), x)
+            for name, x in model.hf_quantizer.get_state_dict_and_metadata(model)[0].items():
+                self.register_buffer(name.replace(".", "/"), x)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         weights = {}
         for name, x in self.model.named_parameters():
-            if name in self.stored:
-                own = (f"{name}{part}".replace(".", "/") for part in ("", "_scale", "_zero_point"))
-                weights[name] = affine.dequantize(*map(self.get_buffer, own)).view(x.shape)
+            if (own := name.replace(".", "/")) in self._buffers:
+                parts = (self.get_buffer(own + part) for part in ("", "_scale", "_zero_point"))
+                weights[name] = affine.dequantize(*parts).view(x.shape)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         return torch.func.functional_call(self.model, weights, kwargs=inputs).logits
 
@@ -63,8 +62,8 @@ def write(model, source: Path, folder: Path, ids: Tensor, mask: Tensor) -> dict:
     Returns a record's `size` and `onnx`. Raises UserError, and leaves no file, where they differ
     beyond rounding or where floats stand for codes.
     """
-    longest, dim = model.config.n_positions, torch.export.Dim
-    axes = {0: dim("batch"), 1: dim("length", max=longest)}
+    dim = torch.export.Dim
+    axes = {0: dim("batch"), 1: dim("length", max=model.config.n_positions)}
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -83,15 +82,14 @@ def write(model, source: Path, folder: Path, ids: Tensor, mask: Tensor) -> dict:
         if (total := sum(parts.values())) > stored_size(source)["tensor_bytes"] + TABLES:
             raise UserError(f"{folder} would hold floats where {source} holds codes: {MEND}")
         checked = _check(model, load(temporary), ids, mask)
-        if not checked["largest_logit_difference"] <= checked["bound"]:
-            said = "by {largest_logit_difference:.2g}, more than the {bound:.2g} of rounding"
-            fault = f"ONNX Runtime's logits differ from those of {source} {said.format(**checked)}"
-            raise UserError(f"{fault}, so no file is kept: {MEND}")
+        if not (gap := checked["largest_logit_difference"]) <= (bound := checked["bound"]):
+            fault = f"ONNX Runtime's logits are {gap:.2g} from those of {source}"
+            raise UserError(f"{fault}, more than the {bound:.2g} of rounding: {MEND}")
         file_bytes = sum(path.stat().st_size for path in temporary.iterdir())
-    stored = {"parts": parts, "tensor_bytes": total, "header_bytes": file_bytes - total}
-    held = size_in_parts(model)  # with floats in the linear layers
-    rest = held["norms_biases"] + held["head"]
+    held = size_in_parts(model)
+    rest = held["norms_biases"] + held["head"]  # the linear layers' weights are floats now
     held["linear"] = 4 * model.num_parameters(exclude_embeddings=True) - rest
+    stored = {"parts": parts, "tensor_bytes": total, "header_bytes": file_bytes - total}
     size = {"parts": held, "file_bytes": file_bytes, "stored": stored}
     size["tensor_bytes"] = size["resident_bytes"] = sum(held.values())
     return {"size": size, "onnx": checked}
@@ -100,8 +98,8 @@ def write(model, source: Path, folder: Path, ids: Tensor, mask: Tensor) -> dict:
 @torch.inference_mode()
 def _check(model, function: Callable, ids: Tensor, mask: Tensor) -> dict:
     """The largest difference of logits, and its bound: `ROOM` times how far torch's are from those
-    of the same weights in float64, without W8A8's rounding of activations, since where a sum's last
-    bit decides one, a code moves, and the difference grows to that rounding's own.
+    of the same weights in float64. There W8A8's activations are not rounded, either: where a sum's
+    last bit decides a rounding, a code moves, and the difference grows to that of all roundings.
     """
     exact = copy.deepcopy(model)
     if getattr(exact, "is_quantized", False):

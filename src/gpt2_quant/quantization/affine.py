@@ -49,14 +49,12 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Tensor:
-    """`(codes - zero_point) * scale` in float32; the difference, of at most 9 bits, is exact."""
-    if torch.onnx.is_in_onnx_export():
-        return _onnx_node(codes, scale, zero_point)
-    return (codes.float() - zero_point) * scale
+    """`(codes - zero_point) * scale` in float32; the difference, of at most 9 bits, is exact.
 
-
-def _onnx_node(codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor:
-    """The node that ONNX has for this, so that codes are exported; scale `[]` or `[..., 1]`."""
+    ONNX has a node for it: in an export scale is `[]` or `[..., 1]`.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return (codes.float() - zero_point) * scale
     rows, scale = (codes.flatten(0, -2), scale.flatten()) if scale.dim() else (codes, scale)
     inputs = [rows, scale, *([zero_point] if isinstance(zero_point, Tensor) else [])]
     made: Any = {"attrs": {"axis": 0}, "dtype": torch.float32, "shape": rows.shape}
