@@ -37,6 +37,7 @@ OWN_FLAGS = {
     "learning_rate": (1,),
     "precision": (1,),
     "checkpoint": (2, 3),
+    "export": (1, 2),
     "human_judgements": (4,),
     "dataset": (1, 2, 3, 4),
 }
@@ -107,6 +108,8 @@ def flags():
     add("--learning-rate", type=float, metavar="RATE", help="script 1: AdamW's peak rate")
     add("--precision", choices=precisions, help="script 1: arithmetic of training")
     add("--checkpoint", metavar="ID|FOLDER", help="scripts 2 and 3: classifier to quantize")
+    what = "scripts 1 and 2: models as ONNX files, too, each a row"
+    add("--export", type=common.onnx_format, choices=("onnx",), help=what)
     add("--human-judgements", metavar="hub|FOLDER", help="script 4: people's ratings")
     return parser
 
@@ -137,7 +140,8 @@ def warn_of_cost(args, settings) -> None:
     operations_per_hour = FLOP_PER_SECOND * cores * 3600
     hours = 6 * weights * tokens / operations_per_hour
     # Every variant scores the test rows and the validation rows, a twentieth of the train rows.
-    scored = len(VARIANTS) * ((settings.max_test_samples or 7_600) + rows // 20) * TOKENS_PER_TEXT
+    variants = sum(not variant.in_onnx for variant in VARIANTS.values())
+    scored = variants * ((settings.max_test_samples or 7_600) + rows // 20) * TOKENS_PER_TEXT
     in_all = hours + 2 * weights * scored / operations_per_hour + OTHER_HOURS
     cost = (
         f"no CUDA device is used: on {cores} CPU cores training takes about {duration(hours)}, "

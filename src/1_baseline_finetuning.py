@@ -1,8 +1,7 @@
 """Task 2.1: fine-tune all of GPT-2 on AG News; every other classifier here is made from this one.
 
-Trains for 3 epochs (AdamW, batch 16, 128 tokens), validates after each, keeps the best, and writes
-a plain transformers folder, the training curve, predictions, confusion matrix and record. Stopped
-at any moment, the same command goes on from its last checkpoint.
+Trains for 3 epochs (AdamW, batch 16, 128 tokens), keeps the best on validation, and writes a plain
+transformers folder, curve, predictions and record. Stopped at any moment, it goes on from there.
 
   python src/1_baseline_finetuning.py                # GPT-2 124M from the hub, on a CUDA GPU
   python src/1_baseline_finetuning.py --preset demo  # a miniature, on a CPU
@@ -12,25 +11,26 @@ at any moment, the same command goes on from its last checkpoint.
 
 from dataclasses import replace
 
-from gpt2_quant.cli import epochs, parser, positive_int, seed, seed_everything, settings_from
+from gpt2_quant import cli
 from gpt2_quant.errors import run
 from gpt2_quant.models.variants import BASELINE, TFIDF
 from gpt2_quant.training import MAIN_PROCESS, learning_rate
 
 
 def flags():
-    result = parser(__doc__)
+    result = cli.parser(__doc__)
     add = result.add_argument_group("training flags").add_argument
     # fmt: off
-    add("--epochs", type=epochs, metavar="N", help="passes over the train rows (default: 3)")
+    add("--epochs", type=cli.epochs, metavar="N", help="passes over the train rows (default: 3)")
     add("--learning-rate", type=learning_rate, metavar="N", help="(default: 2e-5; demo: 5e-4)")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto",
         help="auto takes bf16 on GPUs that have it (default: auto)")
-    add("--max-steps", type=positive_int, metavar="N", help="end after N updates (default: never)")
-    add("--seeds", type=seed, nargs="+", metavar="N", help="one training each (default: --seed)")
+    add("--max-steps", type=cli.positive_int, metavar="N", help="end after N updates")
+    add("--seeds", type=cli.seed, nargs="+", metavar="N", help="a training each (default: --seed)")
     add("--checkpoint-minutes", type=float, default=3.0, metavar="N", help="(default: 3)")
     add("--report-to", choices=("none", "tensorboard"), default="none",
         help="log the curve there too (default: none)")
+    add("--export", type=cli.onnx_format, choices=("onnx",), help="write it so, too: a row")
     add("--push-to-hub", metavar="OWNER/NAME", help="publish the model, with its card, on the hub")
     # fmt: on
     return result.parse_args()
@@ -39,7 +39,7 @@ def flags():
 def main() -> None:
     args = flags()
     seeds = list(dict.fromkeys(args.seeds or [args.seed]))
-    settings = replace(settings_from(args), seed=seeds[0])
+    settings = replace(cli.settings_from(args), seed=seeds[0])
     publish = args.push_to_hub and MAIN_PROCESS
 
     from gpt2_quant.cache import Step
@@ -48,21 +48,21 @@ def main() -> None:
     if publish:
         hub.check_login(args.push_to_hub)
     folder = settings.models_dir / BASELINE.folder
-    asked = {name: value for name, value in vars(args).items() if name != "push_to_hub"}
+    asked = vars(args) | {"push_to_hub": None, "export": None}  # which change nothing that it makes
     step = Step(settings.results_dir, "1_baseline_finetuning", asked, tables.data_files(args))
-    records = [settings.results_dir / f"records/{v.key}.json" for v in (BASELINE, TFIDF)]
-    if settings.overwrite or not (step.complete() and all(path.is_file() for path in records)):
+    if not step.complete():
         fine_tune(args, settings, seeds, folder, step)
-    elif MAIN_PROCESS:
-        print(f"{folder} is already complete for these flags; --overwrite trains it anew")
+    if args.export and MAIN_PROCESS:
+        from gpt2_quant.measure.evaluation import evaluate_onnx
+
+        evaluate_onnx(settings, [BASELINE], folder)
     if publish:
         print("published:", hub.push(folder, args.push_to_hub))
 
 
 def fine_tune(args, settings, seeds, folder, step) -> None:
-    from gpt2_quant.data import demo
+    from gpt2_quant.data import demo, hub
     from gpt2_quant.data.datasets import load_splits
-    from gpt2_quant.data.hub import fetch_model_folder
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure.evaluation import evaluate_tfidf, evaluate_variant, headline
     from gpt2_quant.models.cards import save_model, write_card
@@ -75,10 +75,9 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
     device = str(accelerator.device)
     with exclusive(settings.models_dir, hold=MAIN_PROCESS):
         with accelerator.main_process_first():  # it makes or downloads what is not there yet
-            if settings.preset == "demo":
-                demo.prepare(settings)
+            demo.prepare(settings)
             splits = load_splits(settings)
-            base = fetch_model_folder(settings.base_model, settings.base_revision)
+            base = hub.fetch_model_folder(settings.base_model, settings.base_revision)
             tokenizer, classes = load_tokenizer(check_float(base, True)), splits["train"].classes
             tokens = {n: tokenize(tokenizer, s, settings.max_length) for n, s in splits.items()}
         scorer = Scorer(accelerator, tokens, tokenizer.pad_token_id)
@@ -91,11 +90,10 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
                 kept = folder if number == seeds[0] else None
                 outcome = training.finished(checkpoints, kept, scored=len(seeds) > 1)
                 if outcome is None:
-                    seed_everything(number)  # draws the head, which the base lacks
+                    cli.seed_everything(number)  # draws the head, which the base lacks
                     model = load_classifier(base, device, new_head=True, classes=classes)
                     outcome, curve = training.fine_tune(model, this, checkpoints, scores)
-                    if len(seeds) > 1:
-                        outcome["test"] = scores.test(model)
+                    outcome |= {"test": scores.test(model)} if len(seeds) > 1 else {}
                     if alone.is_main_process:
                         if kept:
                             save_model(model, tokenizer, kept, card="")  # follows with the scores
@@ -104,7 +102,6 @@ def fine_tune(args, settings, seeds, folder, step) -> None:
                 alone.wait_for_everyone()
                 done.append(outcome)
             outcomes += training.gathered(done, scores)
-
         model = load_classifier(folder, device, classes=classes)
         if MAIN_PROCESS:
             record = evaluate_variant(

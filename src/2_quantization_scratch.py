@@ -12,9 +12,10 @@ by part, latency beside every variant that exists. Then: where the error comes f
     python src/2_quantization_scratch.py
     python src/2_quantization_scratch.py --checkpoint path/to/any-gpt2-classifier
     python src/2_quantization_scratch.py --preset demo
+    python src/2_quantization_scratch.py --export onnx     # as ONNX files, too, each a row
 """
 
-from gpt2_quant.cli import parser, seed_everything, settings_from
+from gpt2_quant.cli import onnx_format, parser, seed_everything, settings_from
 from gpt2_quant.errors import run
 from gpt2_quant.models.variants import made_by
 
@@ -29,6 +30,8 @@ def flags():
         action="store_true",
         help="leave the timing to script 3, which times all variants anew",
     )
+    as_onnx = "write each model as an ONNX file, too, and score that (default: none)"
+    result.add_argument("--export", type=onnx_format, choices=("onnx",), help=as_onnx)
     return result.parse_args()
 
 
@@ -43,11 +46,12 @@ def main() -> None:
     from gpt2_quant.models.loading import baseline_folder
 
     baseline = baseline_folder(settings.models_dir, args.checkpoint)
-    # --skip-timing changes no file that this script promises.
-    asked = {name: value for name, value in vars(args).items() if name != "skip_timing"}
+    # Neither changes a file that this script promises.
+    asked = vars(args) | {"skip_timing": None, "export": None}
     inputs = [*weights_files(baseline), *data_files(args)]
     step = Step(results, "2_quantization_scratch", asked, inputs)
-    if step.complete():
+    done = step.complete()
+    if done and not args.export:
         return
 
     import torch
@@ -56,12 +60,13 @@ def main() -> None:
     from gpt2_quant.data.datasets import load_splits
     from gpt2_quant.data.tokens import load_tokenizer, tokenize
     from gpt2_quant.measure import error_analysis, latency
-    from gpt2_quant.measure.evaluation import evaluate_variant, headline, written
+    from gpt2_quant.measure.evaluation import evaluate_onnx, evaluate_variant, headline, written
     from gpt2_quant.models.cards import save_model, write_card
     from gpt2_quant.models.loading import load_classifier, load_variant
 
-    if settings.preset == "demo":
-        demo.prepare(settings)
+    if done:
+        return evaluate_onnx(settings, variants, baseline)
+    demo.prepare(settings)
     seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
     classes = splits["train"].classes
@@ -86,6 +91,8 @@ def main() -> None:
     tokens = tokenize(tokenizer, splits["validation"], settings.max_length)
     analysis = error_analysis.analyse(model, tokens, tokenizer.pad_token_id, settings)
     outputs += analysis.save(results)
+    if args.export:
+        evaluate_onnx(settings, variants, baseline)
     if not args.skip_timing:
         print(latency.table(latency.measure_and_store(settings, checkpoint=args.checkpoint)))
     step.finish(outputs)

@@ -16,7 +16,7 @@ Runs on CUDA and, through bitsandbytes' CPU backend, without.
 
 from gpt2_quant.cli import parser, seed_everything, settings_from
 from gpt2_quant.errors import run
-from gpt2_quant.models.variants import BASELINE, VARIANTS, made_by
+from gpt2_quant.models.variants import BASELINE, ONNX, VARIANTS, made_by
 
 
 def flags():
@@ -42,6 +42,7 @@ def main() -> None:
     baseline = baseline_folder(models, args.checkpoint)
     others = [v for v in VARIANTS.values() if v.method and v not in variants]  # timed here, too
     inputs = [*weights_files(baseline), *(models / v.folder / "model.safetensors" for v in others)]
+    inputs += [models / v.folder / v.first_file for v in ONNX.values()]
     step = Step(results, "3_bitsandbytes_quant", vars(args), [*inputs, *data_files(args)])
     if step.complete():
         return

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -125,6 +126,17 @@ def seed(text: str) -> int:
     if not text.isdigit() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
     return int(text)
+
+
+def onnx_format(text: str) -> str:
+    """argparse type of --export. Raises UserError where a package for it is missing."""
+    try:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            import_module(package)
+    except ImportError as fault:
+        missing = f"--export {text} needs a package that is missing ({fault})"
+        raise UserError(f"{missing}: pip install -r requirements-dev.txt") from fault
+    return text
 
 
 MOST_EPOCHS = 10_000

@@ -33,7 +33,7 @@ TIMED_SECTIONS = (
 )  # fmt: skip
 PACKAGES = (
     "torch", "transformers", "datasets", "accelerate", "bitsandbytes", "triton", "numpy", "scipy",
-    "pandas", "safetensors", "tokenizers", "rouge-score", "sacrebleu", "nltk",
+    "pandas", "safetensors", "tokenizers", "rouge-score", "sacrebleu", "nltk", "onnxruntime",
 )  # fmt: skip
 
 

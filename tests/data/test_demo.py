@@ -81,7 +81,7 @@ def settings_of(folder, seed=0, **others):
     models = folder / "models"
     own = {"base_model": str(models / "base_gpt2"), "dataset": str(models / "dataset")}
     folders = {"models_dir": models, "results_dir": folder / "results"}
-    return SimpleNamespace(**folders, seed=seed, **own | others)
+    return SimpleNamespace(preset="demo", **folders, seed=seed, **own | others)
 
 
 def test_prepare_makes_a_model_and_a_dataset_once(small, tmp_path):

@@ -15,7 +15,7 @@ from gpt2_quant.inference import engine
 from gpt2_quant.measure import evaluation, latency
 from gpt2_quant.measure.session import eager
 from gpt2_quant.models.cards import save_model
-from gpt2_quant.models.variants import BASELINE, TFIDF
+from gpt2_quant.models.variants import BASELINE, ONNX, TFIDF
 
 
 class OfItsBatch(torch.nn.Module):
@@ -71,9 +71,11 @@ def test_gpt2_and_the_control_are_scored_and_timed_together(
     settings = settings_from(parser("").parse_args(folders))
     folder = models / BASELINE.folder
     save_model(tiny_gpt2, tiny_tokenizer, folder, card="")
+    of_other_weights = records.save_record(results, ONNX[BASELINE.key].key, {})
     evaluation.evaluate_variant(
         settings, BASELINE.key, tiny_gpt2, tiny_tokenizer, splits, folder=folder, baseline=folder
     )
+    assert not of_other_weights.exists()
     marker = results / "cache" / "best_mode_begun"
     marker.parent.mkdir()
     marker.touch()  # as a run leaves it that was killed while it compiled

@@ -22,7 +22,7 @@ from gpt2_quant.models.variants import BASELINE, VARIANTS
 MIB = 2**20
 BITSANDBYTES = ("int8_bitsandbytes", "nf4_bitsandbytes")
 SCRATCH = ("int8_scratch", "int8_scratch_w8a8", "fp8_scratch", "nf4_scratch")
-OF_GPT2 = [key for key, variant in VARIANTS.items() if not variant.reads_texts]
+OF_GPT2 = [key for key, variant in VARIANTS.items() if not variant.outside_torch]
 PARTS = ("linear", "embeddings", "norms_biases", "head", "quantization_state")
 
 

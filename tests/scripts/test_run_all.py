@@ -144,7 +144,7 @@ def test_the_time_left_is_scaled_by_what_ran_so_far(parsed):
 def test_flags_go_to_the_scripts_that_have_them(parsed, run_script):
     _, handed_on = parsed
     flags = "--learning-rate 1e-4 --checkpoint owner/name --human-judgements folder --batch-size 4"
-    flags += " --dataset owner/news --device cpu --seed 0 --overwrite"
+    flags += " --dataset owner/news --device cpu --seed 0 --overwrite --export onnx"
     given = {number: handed_on(number, *flags.split()) for number in range(1, 6)}
     receivers = {
         "--batch-size 4": [1, 2, 3, 4, 5],
@@ -152,6 +152,7 @@ def test_flags_go_to_the_scripts_that_have_them(parsed, run_script):
         "--overwrite": [1, 2, 3, 4, 5],
         "--learning-rate 0.0001": [1],
         "--checkpoint owner/name": [2, 3],
+        "--export onnx": [1, 2],
         "--human-judgements folder": [4],
         # Script 5 would print texts for it, and the driver keeps what a script prints.
         "--dataset owner/news": [1, 2, 3, 4],

@@ -122,7 +122,7 @@ def test_the_model_is_a_plain_transformers_folder(finished):
 def test_the_same_command_again_does_nothing_and_says_so(finished, ingredients, run_script):
     before = (finished / "models" / "baseline_gpt2" / "model.safetensors").stat().st_mtime_ns
     done = run_script(SCRIPT, *ingredients, *into(finished), "--report-to", "tensorboard")
-    assert done.returncode == 0 and "already complete" in done.stdout
+    assert done.returncode == 0 and "Complete for these flags" in done.stdout
     assert (
         finished / "models" / "baseline_gpt2" / "model.safetensors"
     ).stat().st_mtime_ns == before

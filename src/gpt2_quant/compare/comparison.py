@@ -215,7 +215,8 @@ def _entries(rows: dict[str, Row], record: dict) -> list[Row | Missing]:
     entries: list[Row | Missing] = []
     for key, variant in VARIANTS.items():
         sentence = f"{variant.label} is missing: run python {variant.script_path}{flag}"
-        if key in rows or not variant.needs:  # what its device does not have is not missing
+        # What its device does not have, or nobody asked for, is not missing.
+        if key in rows or not (variant.needs or variant.in_onnx):
             entries.append(rows.get(key) or Missing(key, variant.label, sentence))
     return entries + [row for key, row in rows.items() if key not in VARIANTS]
 

@@ -27,9 +27,12 @@ STAMP = "demo.json"
 
 
 def prepare(settings: Settings) -> None:
-    """About a minute on two CPU cores; nothing where other data and model are asked for."""
+    """About a minute on two CPU cores; nothing where other data and model are asked for, or another
+    preset.
+    """
     base, dataset = settings.models_dir / "base_gpt2", settings.models_dir / "dataset"
-    if settings.base_model != str(base) and settings.dataset != str(dataset):
+    asked = settings.base_model == str(base) or settings.dataset == str(dataset)
+    if settings.preset != "demo" or not asked:
         return
     sources = (demo_corpus.GRAMMAR, Path(demo_corpus.__file__), Path(__file__))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

@@ -10,19 +10,22 @@ import numpy as np
 import torch
 
 from .. import records
+from ..cache import Step
 from ..cli import Settings
-from ..data.datasets import Split
-from ..data.tokens import Tokens, pad_batch, tokenize
-from ..models import tfidf
-from ..models.checkpoints import weights_sha256
+from ..data.datasets import Split, load_splits
+from ..data.tokens import Tokens, load_tokenizer, pad_batch, tokenize
+from ..models import onnx_export, tfidf
+from ..models.checkpoints import weights_files, weights_sha256
+from ..models.loading import load_variant
 from ..models.sizes import file_bytes, size_in_parts, stored_size
-from ..models.variants import VARIANTS, Variant
+from ..models.variants import ONNX, VARIANTS, Variant
 from . import figures, predictions, scores
 from .session import eager
 from .timing import spaced
 
 SCORED = ("validation", "test")
 INVARIANCE_TEXTS, INVARIANCE_BATCH = 48, 16
+CHECKED_TEXTS = 16
 
 
 def evaluate_variant(
@@ -79,6 +82,34 @@ def evaluate_tfidf(
     return _store(settings, variant, splits, logits, folder, baseline, "float32", facts)
 
 
+def evaluate_onnx(settings: Settings, variants: list[Variant], baseline: Path) -> None:
+    """Write each as ONNX, scored by ONNX Runtime, where not done yet; say which cannot be."""
+    splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
+    tokens = {name: tokenize(tokenizer, splits[name], settings.max_length) for name in SCORED}
+    pad_id, lengths = tokenizer.pad_token_id, tokens["validation"].lengths
+    rows = np.argsort(lengths)[spaced(len(lengths), CHECKED_TEXTS)]  # shortest to longest
+    ids, mask, _ = pad_batch(tokens["validation"], rows, pad_id).values()
+    asked = vars(settings) | {name: split.sha256 for name, split in splits.items()}
+    for variant in variants:
+        if not (row := ONNX.get(variant.key)):
+            print(f"{variant.label} is not written as ONNX: torch cannot export its codes")
+            continue
+        source, folder = (settings.models_dir / v.folder for v in (variant, row))
+        step = Step(settings.results_dir, row.key, asked, weights_files(source))
+        if step.complete():
+            continue
+        wanted = variant.key, settings.models_dir, "cpu", None, splits["train"].classes
+        facts = onnx_export.write(load_variant(*wanted), source, folder, ids, mask)
+        function, logits = onnx_export.load(folder), {}
+        for name in SCORED:
+            rest = settings.batch_size, pad_id, f"{row.label} on {name} (cpu)"
+            logits[name] = predictions.run_over(function, "cpu", tokens[name], *rest)
+        record = _store(settings, row, splits, logits, folder, baseline, "float32", facts)
+        step.finish([folder / row.first_file, *written(settings.results_dir, row.key)])
+        checked = "; logits differ by {largest_logit_difference:.1e}, of {bound:.1e} allowed"
+        print(headline(record) + checked.format(**facts["onnx"]))
+
+
 def _store(
     settings: Settings,
     variant: Variant,
@@ -113,6 +144,8 @@ def _store(
         **facts,
     }  # fmt: skip
     records.save_record(results, key, record)
+    if row := ONNX.get(key):  # of the weights before
+        (results / f"records/{row.key}.json").unlink(missing_ok=True)
     return record
 
 

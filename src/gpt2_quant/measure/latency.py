@@ -11,7 +11,7 @@ from .. import records
 from ..cli import Settings
 from ..data.datasets import Split, load_splits
 from ..data.tokens import load_tokenizer, tokenize
-from ..models import tfidf
+from ..models import onnx_export, tfidf
 from ..models.checkpoints import weights_sha256
 from ..models.loading import baseline_folder, load_variant, unavailable
 from ..models.variants import VARIANTS, Variant
@@ -63,7 +63,7 @@ def comparable_keys(settings: Settings, checkpoint: str | None) -> list[str]:
     sha256 = weights_sha256(baseline_folder(models, checkpoint))
 
     def comparable(variant: Variant) -> bool:
-        own_model = variant.method or variant.reads_texts
+        own_model = variant.method or variant.outside_torch
         return (
             found[variant.key]["checkpoint"]["baseline_sha256"] == sha256
             and not unavailable(variant, settings.device)
@@ -77,19 +77,19 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
     """Measure all comparable variants, renew `records.TIMED_SECTIONS`; returns records by key."""
     device, keys = settings.device, comparable_keys(settings, checkpoint)
     plan = protocol(settings.preset, device, settings.max_length)
-    of_texts = [key for key in keys if VARIANTS[key].reads_texts]
+    outside = [key for key in keys if VARIANTS[key].outside_torch]
     tokenizer = load_tokenizer(baseline_folder(settings.models_dir, checkpoint))
     test, pad_id = load_splits(settings)["test"], tokenizer.pad_token_id
     tokens = tokenize(tokenizer, test, settings.max_length)
     models, found = {}, {key: Found() for key in keys}
-    steps = len(keys) - len(of_texts) + bool(plan.best_shapes) + plan.blocks + 1
+    steps = len(keys) - len(outside) + bool(plan.best_shapes) + plan.blocks + 1
     with (
         tqdm(total=steps, desc=f"Timing all variants ({device})", unit="step") as progress,
         torch.inference_mode(),
     ):
         footprint.warm_libraries(device)
         batch = shape_batch(tokens, *MEMORY_SHAPE, pad_id, device)
-        for key in (key for key in keys if key not in of_texts):
+        for key in (key for key in keys if key not in outside):
             before = footprint.allocated_bytes(device)
             model = load_variant(key, settings.models_dir, device, checkpoint, test.classes)
             found[key].memory = measure_memory(model, batch, device, before)
@@ -110,8 +110,9 @@ def measure_and_store(settings: Settings, checkpoint: str | None = None) -> dict
             shape: plain | {(key, "best"): made for key, made in ready.get(shape, {}).items()}
             for shape in plan.shapes
         }
-        for key in of_texts:
-            function = _of_texts(settings.models_dir / VARIANTS[key].folder, test)
+        for key in outside:  # on the CPU
+            variant, folder = VARIANTS[key], settings.models_dir / VARIANTS[key].folder
+            function = onnx_export.load(folder) if variant.in_onnx else _of_texts(folder, test)
             functions_at[MEMORY_SHAPE][key, "eager"] = function
         # Compiled code on a CPU would have to serve every length first.
         modes = ("eager", "best") if device == "cuda" else ("eager",)

@@ -5,6 +5,7 @@ stated: transformers would keep the file's own.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.hub import fetch_model_folder
@@ -162,6 +163,8 @@ def unavailable(variant: Variant, device: str) -> str:
     tensor_cores = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
     if variant.needs == "tf32" and not tensor_cores:
         return f"{variant.label} has no row here: it takes an NVIDIA GPU from Ampere on"
+    if variant.in_onnx and not find_spec("onnxruntime"):
+        return f"{variant.label} is not timed: onnxruntime is not installed"
     return ""
 
 

@@ -26,7 +26,7 @@ def stored_size(folder: Path) -> dict:
         header.pop("__metadata__", None)
         ends = [tensor["data_offsets"] for tensor in header.values()]
         for name, (begin, end) in zip(header, ends, strict=True):
-            parts[_part(name)] += end - begin
+            parts[part_of(name)] += end - begin
         if 8 + length + sum(end - begin for begin, end in ends) != path.stat().st_size:
             raise UserError(f"{path} is not as long as its header says: make the checkpoint again")
         header_bytes += 8 + length
@@ -42,7 +42,7 @@ def size_in_parts(model) -> dict[str, int]:
             if tensor.data_ptr() in seen and tensor.numel():
                 continue
             seen.add(tensor.data_ptr())
-            parts[_part(f"{module_name}.{name}")] += tensor.nbytes
+            parts[part_of(f"{module_name}.{name}")] += tensor.nbytes
     return parts
 
 
@@ -67,7 +67,8 @@ def _own_tensors(module):
             return
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """Of a tensor, by its name in the model."""
     module, _, leaf = name.rpartition(".")
     owner = module.rpartition(".")[2]
     if leaf not in ("weight", "bias"):

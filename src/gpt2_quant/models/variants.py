@@ -54,6 +54,7 @@ class Variant:
     # Arithmetic that a device must have: without, its row would be another's (loading.unavailable).
     needs: Literal["", "float16", "tf32"] = ""
     reads_texts: bool = False  # no GPT-2, so no tokens either
+    in_onnx: bool = False  # computed by ONNX Runtime; made where --export onnx asks for it
     published: Published | None = None
     own_folder: str | None = None
 
@@ -65,7 +66,14 @@ class Variant:
     @property
     def first_file(self) -> str:
         """A file without which its folder is no model."""
+        if self.in_onnx:
+            return "model.onnx"
         return "vocabulary.json" if self.reads_texts else "config.json"
+
+    @property
+    def outside_torch(self) -> bool:
+        """Then it is on the CPU, wherever the others are."""
+        return self.reads_texts or self.in_onnx
 
     @property
     def by_hand(self) -> bool:
@@ -150,6 +158,19 @@ TFIDF = Variant(
     floats="float32", own_folder="tfidf", reads_texts=True,
 )  # fmt: skip
 
+
+# The row of a variant's model as an ONNX file, by the variant's key.
+ONNX = {
+    v.key: Variant(
+        f"{v.key}_onnx", label, v.script, colour, marker, f"{v.label} as an ONNX file.",
+        floats="float32", own_folder=f"{v.folder}/onnx", in_onnx=True,
+    )
+    for v, label, colour, marker in (
+        (BASELINE, "ONNX FP32", "#442288", "1"), (INT8, "ONNX INT8", "#aacc66", "2"),
+        (W8A8, "ONNX W8A8", "#cc0044", "3"), (NF4, "ONNX NF4", "#440044", "4"),
+    )
+}  # fmt: skip
+
 VARIANTS: dict[str, Variant] = {}
 
 
@@ -160,12 +181,14 @@ def register(variant: Variant) -> None:
         SCHEMES[variant.key] = variant.method
 
 
-for _variant in (BASELINE, FP16, TF32, INT8, W8A8, FP8, NF4, LLM_INT8, LIBRARY_NF4, TFIDF):
+_torch = BASELINE, FP16, TF32, INT8, W8A8, FP8, NF4, LLM_INT8, LIBRARY_NF4
+for _variant in (*_torch, TFIDF, *ONNX.values()):
     register(_variant)
 
 
 def made_by(script: int) -> list[Variant]:
-    return [variant for variant in VARIANTS.values() if variant.script == script]
+    """But for ONNX rows, made on demand."""
+    return [v for v in VARIANTS.values() if v.script == script and not v.in_onnx]
 
 
 _SPARE = list(zip(("#117733", "#cc79a7", "#332288", "#999933", "#44aa99"), "<*hd8", strict=True))

@@ -8,7 +8,7 @@ symmetric  scale = absmax / 127, zero_point 0: products of codes need no correct
 affine     scale = (max - min) / 255 over a range that is made to contain 0, so that 0 is exact.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +49,16 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Tensor:
-    """`(codes - zero_point) * scale` in float32; the difference, of at most 9 bits, is exact."""
-    return (codes.float() - zero_point) * scale
+    """`(codes - zero_point) * scale` in float32; the difference, of at most 9 bits, is exact.
+
+    ONNX has a node for it: in an export scale is `[]` or `[..., 1]`.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return (codes.float() - zero_point) * scale
+    rows, scale = (codes.flatten(0, -2), scale.flatten()) if scale.dim() else (codes, scale)
+    inputs = [rows, scale, *([zero_point] if isinstance(zero_point, Tensor) else [])]
+    made: Any = {"attrs": {"axis": 0}, "dtype": torch.float32, "shape": rows.shape}
+    return torch.onnx.ops.symbolic("DequantizeLinear", inputs, **made).view(codes.shape)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

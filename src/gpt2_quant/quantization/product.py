@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .affine import dequantize
+
 COMPILERS = ("g++", "c++", "clang++")
 # By torch's name for what the CPU can do. AVX-512 as torch means it includes BW.
 MACHINE_FLAGS = {"AVX2": ["-mavx2"], "AVX512": ["-mavx512f", "-mavx512bw"]}
@@ -61,8 +63,9 @@ def int8_linear(
     codes int8 `[m, k]` in [-127, 127], scale float32 `[m, 1]`, weight int8 `[n, k]` likewise,
     weight_scale float32 `[n]`, bias float `[n]`.
     """
-    if torch.onnx.is_in_onnx_export():  # which knows neither operator: codes stay 8 bits, cast
-        return _by_floats(codes, scale, weight, weight_scale, bias)
+    if torch.onnx.is_in_onnx_export():  # which knows neither operator
+        y = codes.float() @ dequantize(weight, weight_scale.unsqueeze(1)).t() * scale
+        return y if bias is None else y + bias
     if not codes.is_cuda and path != "vnni":
         return _int8_linear(codes, scale, weight, weight_scale, bias)
     # Inductor fuses what follows the product with the GELU or the residual after it.

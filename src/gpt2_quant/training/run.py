@@ -213,13 +213,14 @@ def save_curve(frame: pd.DataFrame, results: Path) -> None:
 
 
 def outputs(folder: Path, settings: Settings) -> list[Path]:
-    """Files of a complete run that no later script changes."""
+    """Files of a complete run that no later script changes, but for a record's timings."""
     names = ["training_curve.csv", "training_curve.png", f"{BASELINE.key}_confusion_matrix.png"]
     names += [
         f"predictions/{variant.key}{split}.parquet"
         for variant in (BASELINE, TFIDF)
         for split in ("", ".validation")
     ]
+    names += [f"records/{variant.key}.json" for variant in (BASELINE, TFIDF)]
     weights = [folder / "config.json", folder / "model.safetensors"]
     weights.append(settings.models_dir / TFIDF.folder / "model.safetensors")
     return [*weights, *(settings.results_dir / name for name in names)]

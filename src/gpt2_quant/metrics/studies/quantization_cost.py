@@ -51,7 +51,7 @@ def cost_of_all(
         key
         for key, variant in VARIANTS.items()
         # The study is of weights, and TF32's are FP32's.
-        if key not in left_out and not variant.reads_texts and variant.needs != "tf32"
+        if key not in left_out and not variant.outside_torch and variant.needs != "tf32"
     ]
     return cost_table(reference, quantized_language_models(reference, folder, keys), texts), missing
 
