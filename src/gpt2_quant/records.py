@@ -179,9 +179,10 @@ def provenance(settings: Settings) -> dict:
 
 @cache
 def code_version() -> dict:
-    """Git commit, whether files differ from it (None without git), hash over `src/`."""
+    """Git commit, whether files differ from it (None without git), hash of code and data in src."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "src").rglob("*.py")):
+    kinds = {".py", ".cpp", ".json", ".toml", ".typ", ".safetensors"}
+    for path in sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in kinds):
         name = path.relative_to(ROOT).as_posix().encode()
         digest.update(name + b"\0" + path.read_bytes() + b"\0")
     changes = _git("status", "--porcelain", "--", "src")

@@ -127,7 +127,7 @@ def _check_scores(source: Source, path: Path) -> None:
     for name, score in scores.items():
         # An interval is drawn again, from fewer samples: it moves by a fraction of its width. A
         # class of a few rows has an F1 of a few values, between which its ends jump.
-        jumps = name.startswith("f1_") and name[3:].isdigit()
+        jumps = name.startswith("f1_") and name[3:].isdecimal()
         parts = {"value"} if jumps else {"value", "low", "high"}
         for part in parts & recorded.get(name, {}).keys():
             slack = 1e-6 + (part != "value") * 0.25 * (score["high"] - score["low"])
