@@ -83,16 +83,14 @@ def main() -> None:
     args = flags()
     import torch
 
-    from gpt2_quant.records import code_version
+    from gpt2_quant.records import provenance
 
     on_cuda = args.device == "cuda"
     named = args.shapes or (SHAPES if on_cuda else CPU_SHAPES)
     left_out = ONLY_CPU if on_cuda else ONLY_CUDA
     names = args.variants or [name for name in VARIANTS if name not in left_out]
     torch._dynamo.config.recompile_limit = 64  # one graph per shape and model
-    device = torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads"
-    about = {"device": device, "torch": torch.__version__, "checkpoint": args.checkpoint}
-    about |= code_version()
+    about = {"provenance": provenance(args.device, 0), "checkpoint": args.checkpoint}
     rows: list[dict] = []
     for size in args.size:
         bench = Bench(args.device, args.checkpoint, size)
@@ -143,8 +141,9 @@ def measured(calls: dict, ids, wanted, shape: str, args: argparse.Namespace) -> 
             ready[name] = partial(call, ids)
         except Exception as fault:
             rows.append(failed(name, shape, fault))
-    fewest = min(6, args.rounds)
-    times = time_interleaved(ready, args.device, 3, fewest, args.rounds, args.seconds)
+    rng = np.random.default_rng(0)
+    time_interleaved(ready, args.device, rng, 2, args.seconds)  # warm
+    times = time_interleaved(ready, args.device, rng, args.rounds, args.seconds)
     base = float(np.median(times["fp32"])) if "fp32" in times else float("nan")
     for name, values in times.items():
         median, p95 = float(np.median(values)), float(np.percentile(values, 95))

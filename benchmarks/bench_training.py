@@ -280,7 +280,8 @@ def main() -> None:
         row["times_trainer_default"] = min(baseline["ms_per_update"]) / min(row["ms_per_update"])
     from gpt2_quant.records import provenance
 
-    wall_s, where = time.perf_counter() - STARTED, provenance(common.settings_from(args))
+    where = provenance(common.settings_from(args).device, args.seeds[0])
+    wall_s = time.perf_counter() - STARTED
     found = {"provenance": where, "updates": args.updates, "wall_s": wall_s, "results": results}
     print(json.dumps(found))
     if any("fault" in row for row in results):

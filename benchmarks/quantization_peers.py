@@ -132,6 +132,9 @@ def scratch(bench, scheme, best=False):
 def bitsandbytes(bench, **options):
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
+    from gpt2_quant.models.bitsandbytes import require
+
+    require()
     config = BitsAndBytesConfig(**options, llm_int8_skip_modules=["score"])
     model = AutoModelForSequenceClassification.from_pretrained(
         bench.saved(), quantization_config=config, dtype=bench.half(), device_map={"": bench.device}

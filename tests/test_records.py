@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from tiny_models import ROOT
 
 from gpt2_quant import records
-from gpt2_quant.cli import ROOT, parser, settings_from
 from gpt2_quant.errors import UserError
 
 
@@ -73,9 +73,8 @@ def test_records_of_variants_only_and_newer_schema_refused(tmp_path):
 
 
 def test_provenance_names_code_versions_device_and_the_time_in_utc():
-    settings = settings_from(parser("").parse_args(["--device", "cpu", "--seed", "5"]))
     before = datetime.now(UTC).replace(microsecond=0)
-    facts = records.provenance(settings)
+    facts = records.provenance("cpu", 5)
     assert before <= datetime.fromisoformat(facts["time_utc"]) <= datetime.now(UTC)
     command = ["git", "rev-parse", "HEAD"]
     head = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .cli import ROOT, Settings, read_toml
+from .cli import ROOT, read_toml
 from .errors import UserError
 
 SCHEMA_VERSION = 1
@@ -165,15 +165,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def provenance(settings: Settings) -> dict:
+def provenance(device: str, seed: int) -> dict:
+    """Code, time, command, packages and machine of what runs on `device` ("cuda" or "cpu")."""
     return {
         **code_version(),
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "seed": settings.seed,
+        "seed": seed,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        **(_gpu() if settings.device == "cuda" else _cpu()),
+        **(_gpu() if device == "cuda" else _cpu()),
     }
 
 

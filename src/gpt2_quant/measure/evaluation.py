@@ -140,7 +140,7 @@ def _store(
         "splits": {name: split.describe() for name, split in splits.items()},
         "metrics": scores.classification_scores(labels, logits["test"]),
         "latency": [],
-        "provenance": records.provenance(settings),
+        "provenance": records.provenance(settings.device, settings.seed),
         **facts,
     }  # fmt: skip
     records.save_record(results, key, record)

@@ -143,7 +143,7 @@ def store(settings: Settings, session: Session) -> dict[str, dict]:
             "shapes": a_a, "n": len(a_a), "equal": sum(entry["equal"] for entry in a_a),
             "criterion": "one function under two names: the intervals overlap",
         },
-        "provenance": records.provenance(settings),
+        "provenance": records.provenance(settings.device, settings.seed),
     }  # fmt: skip
     stored = {}
     for key, found in session.found.items():

@@ -89,7 +89,7 @@ class Study:
             "settings": self.settings.as_dict(),
             "data": self.data or (before.get("data") if same else None),
             "models": self.models,
-            "provenance": provenance(self.settings),
+            "provenance": provenance(self.settings.device, self.settings.seed),
             **{part: before[part] for part in PARTS if same and part in before},
             **self._sections,
         }
