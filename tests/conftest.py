@@ -26,14 +26,15 @@ def pytest_collection_modifyitems(config, items) -> None:
     """Mark as e2e what runs a script (all of tests/scripts/, and whoever asks for `run_script`) and
     what runs kernels in Triton's interpreter, which is as slow.
 
-    Tests marked gpu or slow are left out unless -m names that marker. Scripts come first, then the
-    interpreter: these files take longest, and pytest-xdist gives a whole file to one process.
+    Tests marked gpu or slow are left out unless -m names that marker. Scripts come first, then what
+    else is e2e: these files take longest, and pytest-xdist gives a whole file to one process.
     """
     asked, left_out, long = config.option.markexpr, [], set()
     for item in items:
         runs_script = item.path.parent.name == "scripts" or "run_script" in item.fixturenames
         if runs_script or "interpret" in item.nodeid.rpartition("/")[2]:
             item.add_marker("e2e")
+        if item.get_closest_marker("e2e"):
             long.add(item.path)
         rare = {"gpu", "slow"} & {marker.name for marker in item.iter_markers()}
         if rare and not any(name in asked for name in rare):

@@ -69,6 +69,7 @@ def workplace(tmp_path, tiny_tokenizer, tiny_texts):
     return tmp_path
 
 
+@pytest.mark.e2e
 def test_a_toy_variant_walks_through_every_room(toy, workplace, monkeypatch, capsys):
     import torch
 

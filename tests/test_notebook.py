@@ -5,6 +5,7 @@ from tiny_models import ROOT, make_tiny_gpt2
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
+pytestmark = pytest.mark.e2e
 
 
 def test_the_tour_runs_and_draws_every_error(tiny_tokenizer, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Every verdict of every published claim can come out, and does, from made-up figures."""
 
+from functools import partial
+
 import pytest
 from made_up import SHAPES, around, make
 from result_folders import change_record
@@ -7,10 +9,18 @@ from result_folders import change_record
 from gpt2_quant.compare.claims import published_claims
 from gpt2_quant.compare.comparison import compare_results
 from gpt2_quant.compare.experiment import claims_apply, departures, short, short_paths
+from gpt2_quant.measure import paired
 from gpt2_quant.models.variants import BASELINE, FP16, INT8, LIBRARY_NF4, LLM_INT8
 
 FP32, NF4, INT8_LIBRARY = BASELINE.key, LIBRARY_NF4.key, LLM_INT8.key
 SMALL, MIDDLE, LARGE = SHAPES
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Verdicts rest on exact tests and on intervals of time; the bootstrap is beside them."""
+    fewer = partial(paired.bootstrap_differences, resamples=100)
+    monkeypatch.setattr(paired, "bootstrap_differences", fewer)
 
 
 def by_shape(*times):

@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 from hub_server import COMMIT, Hub
 
+pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, DATASET = "tester/tiny-gpt2", "tester/news"
 

@@ -310,6 +310,7 @@ def test_too_few_train_rows_for_two_classes(tmp_path):
     assert "leaves one class only of 3: give more" in fault_of(path, "--max-train-samples", "1")
 
 
+@pytest.mark.e2e
 def test_memory_stays_flat(tmp_path):
     """200,000 rows need less than 36 MB more than 50,000, whose texts are 45 MB shorter. What the
     system takes back when it likes is not counted: mapped pages, what allocators keep for later.

@@ -8,6 +8,7 @@ from test_hub import answer_of, ask, one_sentence
 
 from gpt2_quant.cli import TASKS, parser, settings_from
 
+pytestmark = pytest.mark.e2e
 EMOTIONS = ["sadness", "joy", "love", "anger", "fear", "surprise"]
 DBPEDIA = [
     "Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder",

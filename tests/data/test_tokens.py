@@ -106,6 +106,7 @@ def test_a_file_damaged_anywhere_is_made_again(split, tiny_tokenizer, calls):
     assert [file.name for file in split.cache.iterdir()] == [path.name]
 
 
+@pytest.mark.e2e
 def test_processes_that_make_the_same_file_at_once_all_get_it_whole(split, tiny_tokenizer):
     plain = tokenize(tiny_tokenizer, replace(split, cache=None), 24)
     with multiprocessing.get_context("spawn").Pool(3) as pool:

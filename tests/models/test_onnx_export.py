@@ -14,6 +14,7 @@ from gpt2_quant.models.variants import BASELINE, FP8, INT8, NF4, ONNX, W8A8, mad
 from gpt2_quant.quantization.quantizer import quantize_model
 
 onnx = pytest.importorskip("onnx")
+pytestmark = pytest.mark.e2e
 pytest.importorskip("onnxruntime")
 
 

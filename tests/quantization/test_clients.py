@@ -120,6 +120,7 @@ class Logits(torch.nn.Module):
         return self.model(input_ids=input_ids, use_cache=False).logits
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_onnx_gives_the_same_logits_from_the_codes(scheme, tiny_gpt2, tmp_path):
     import onnxruntime

@@ -92,6 +92,7 @@ def test_save_and_reload_give_the_same_bits(scheme, head, tiny_gpt2, tiny_gpt2_l
     assert written["sha256"] == at_load.config.quantization_config.sha256
 
 
+@pytest.mark.e2e
 def test_a_fresh_process_needs_one_import(tiny_gpt2, batch, tmp_path):
     model = quantize_model(tiny_gpt2, "int8_scratch_w8a8")
     model.save_pretrained(tmp_path / "w8a8")
@@ -294,6 +295,7 @@ def test_resident_bytes_of_gpt2_124m(scheme, limit_mib, dtype):
     assert n_bytes <= limit_mib * 2**20
 
 
+@pytest.mark.e2e
 def test_without_the_plug_in_a_folder_of_codes_does_not_load(tiny_gpt2, tmp_path):
     """transformers warns of an unknown method and goes on: the codes' shape must stop it."""
     for name in SCHEMES:

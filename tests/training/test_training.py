@@ -222,6 +222,7 @@ def kill_and_resume(folder: Path) -> None:
     assert kills == 10
 
 
+@pytest.mark.e2e
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
     """SIGKILL, with a checkpoint after every update: most kills meet one being written."""
     path = f"{ROOT / 'src'}:{ROOT / 'tests'}"
