@@ -60,7 +60,8 @@ def main() -> None:
         warn_of_cost(args, settings)
     taken: dict[int, float] = {}
     usual = {number: SECONDS[settings.preset][number - 1] for number in numbers}
-    print(f"{duration(sum(usual.values()) / 3600)} in all on {MACHINES[settings.preset]}")
+    if settings.preset == "demo" or settings.device == "cuda":  # else `warn_of_cost` says it
+        print(f"{duration(sum(usual.values()) / 3600)} in all on {MACHINES[settings.preset]}")
     for number in numbers:
         script = SCRIPTS[number]
         arguments = arguments_of(parser, args, number)

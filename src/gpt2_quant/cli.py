@@ -67,8 +67,9 @@ def _preset(task: str = "", **given) -> Preset:
     return Preset(**given)
 
 
-TASKS = {name: Task(**given) for name, given in read_toml(__file__)["tasks"].items()}
-PRESETS = {name: _preset(**given) for name, given in read_toml(__file__)["presets"].items()}
+_DATA = read_toml(__file__)
+TASKS = {name: Task(**given) for name, given in _DATA["tasks"].items()}
+PRESETS = {name: _preset(**given) for name, given in _DATA["presets"].items()}
 
 
 @dataclass(frozen=True)

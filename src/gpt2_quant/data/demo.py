@@ -27,7 +27,7 @@ STAMP = "demo.json"
 
 
 def prepare(settings: Settings) -> None:
-    """About a minute on two CPU cores; nothing where other data and model are asked for, or another
+    """Half a minute on two CPU cores; nothing where other data and model are asked for, or another
     preset.
     """
     base, dataset = settings.models_dir / "base_gpt2", settings.models_dir / "dataset"
