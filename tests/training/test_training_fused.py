@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from gpt2_quant.data.tokens import Tokens
@@ -302,6 +303,47 @@ def test_captured_graphs_train_as_the_interpreter_does():
     plain = updates(PlainStep(copy.deepcopy(model).cuda(), tokens, plan, Accelerator()), order)[0]
     fused = updates(FusedStep(copy.deepcopy(model).cuda(), tokens, plan), order)[0]
     torch.testing.assert_close(fused[: len(order)], plain[: len(order)], rtol=0, atol=0.03)
+
+
+@pytest.mark.gpu
+def test_a_medium_gpt2_trains_as_near_to_float32_as_autocast_does():
+    """Losses of twelve updates without dropout, and the weights after them."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=1024, n_layer=24, n_head=16, num_labels=4, pad_token_id=50256,
+        embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
+    )  # fmt: skip
+    model = GPT2ForSequenceClassification(config).cuda()
+    rng = np.random.default_rng(0)
+    lengths, texts, n_updates = rng.integers(16, 96, 192), 16, 12
+    flat = rng.integers(0, 50256, lengths.sum()).astype(np.int32)
+    tokens = Tokens(flat, np.cumsum([0, *lengths]), rng.integers(0, 4, 192), 0)
+    plan = Plan(1, 1e-4, texts, 0, "bf16")
+    order = list(np.arange(192).reshape(n_updates, texts))
+
+    def plain(precision: str):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(mixed_precision=precision)
+        return updates(PlainStep(copy.deepcopy(model), tokens, plan, accelerator), order)
+
+    exact, autocast = plain("no"), plain("bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)  # as the other tests expect it
+    fused = updates(FusedStep(copy.deepcopy(model), tokens, plan), order)
+
+    def apart(found) -> tuple[float, float]:
+        """From `exact`: rms of losses, and of weights relative to how far these have moved."""
+        moved = off = 0.0
+        for name, parameter in model.named_parameters():
+            name = f"model.{name}"
+            moved += float((exact[1][name] - parameter.detach()).double().square().sum())
+            off += float((found[1][name] - exact[1][name]).double().square().sum())
+        return float((found[0] - exact[0]).square().mean().sqrt()), (off / moved) ** 0.5
+
+    of_autocast, of_fused = apart(autocast), apart(fused)
+    for name, (losses, weights) in {"autocast": of_autocast, "fused": of_fused}.items():
+        print(f"{name} from FP32: losses {losses:.2e} nats (rms), changes of weights {weights:.2%}")
+    # One draw of rounding errors against another of the same size.
+    assert all(mine < 2 * its for mine, its in zip(of_fused, of_autocast, strict=True))
 
 
 if __name__ == "__main__":
