@@ -50,7 +50,7 @@ def test_nf4_at_minus_4_8_points(tmp_path, run_script):
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "comparison_table.md").read_text()
     row = next(line for line in table.splitlines() if line.startswith("| NF4 BitsAndBytes"))
-    assert "-4.80 [" in row and "4:100 p=<.001" in row and row.endswith("not shown |")
+    assert "-4.80 [" in row and "4:100 p<.001" in row and row.endswith("not shown |")
     report = words_of(tmp_path)
     assert "Different from it (exact McNemar, Holm): NF4 BitsAndBytes (−4.80 points)." in report
     assert not re.search(r"Equivalent to it[^.]*\.5[^.]*NF4 BitsAndBytes", report)

@@ -3,6 +3,7 @@ or passed over.
 """
 
 import copy
+import itertools
 import multiprocessing
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,6 +255,30 @@ def test_an_interrupt_finishes_the_update_and_checkpoints_it(base, tokens, tmp_p
     assert state["update"] == 6 and 0 < state["training_s"] <= time.perf_counter() - started
     _, progress, _ = run(base, tokens, tmp_path)
     assert progress.resumed_from == [6] and progress.update == 16
+
+
+def test_a_process_that_does_not_write_checkpoints_asks_for_none(base, tokens, tmp_path):
+    """Its clock is never set back: from the first interval on, all would save at every update."""
+    second = SimpleNamespace(
+        num_processes=2, is_main_process=False, device=torch.device("cpu"),
+        reduce=lambda tensor, how: tensor, log=lambda values, update: None,
+    )  # fmt: skip
+
+    def times_collected(minutes: float) -> int:
+        count = itertools.count()
+
+        class Counting(PlainStep):
+            def tensors(self):
+                next(count)
+                return super().tensors()
+
+        torch.set_num_threads(1)
+        step = Counting(copy.deepcopy(base), tokens, PLAN, Accelerator(cpu=True))
+        checkpoints = Checkpoints(tmp_path, {}, minutes)
+        Training(step, tokens, PLAN, partial(mean_loss, step), checkpoints, second).run()
+        return next(count)
+
+    assert times_collected(minutes=0.0) == times_collected(minutes=60.0)
 
 
 # Checkpoints

@@ -69,10 +69,10 @@ def _cells(entry: Row | Missing) -> dict[str, str]:
     if against:
         score, p = against["difference"]["accuracy"], against["mcnemar_holm_p"]
         low, high = 100 * score["low"], 100 * score["high"]
-        p_value = "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+        p_value = "<.001" if p < 0.001 else f"={p:.3f}".replace("=0", "=") if p < 1 else "=1"
         discordant = f"{against['only_variant_right']}:{against['only_baseline_right']}"
         cells[DIFFERENCE] = f"{entry.points:+.2f} [{low:+.2f}, {high:+.2f}]"
-        cells["McNemar"] = f"{discordant} p={p_value}"
+        cells["McNemar"] = f"{discordant} p{p_value}"
         cells[EQUIVALENT] = "yes" if entry.equivalent else "not shown"
     return cells
 

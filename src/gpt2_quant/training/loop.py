@@ -170,9 +170,10 @@ class Training:
 
     def _asked_to_save(self) -> bool:
         """On all processes alike: rows that are behind are brought up to date at the same updates.
-        They agree where they wait for one another anyway.
+        They agree where they wait for one another anyway. The one that writes knows when.
         """
-        asked, accelerator = self.interrupted() or self.checkpoints.due(), self.accelerator
+        accelerator = self.accelerator
+        asked = self.interrupted() or (accelerator.is_main_process and self.checkpoints.due())
         if accelerator.num_processes == 1:
             return asked
         if self.progress.update % REPORT_EVERY[accelerator.device.type]:
