@@ -39,20 +39,20 @@ def test_targets_are_reached_or_missed_by_the_numbers(record):
     for row in changed["coherence"]["table"]:
         row["prefers_original"] = 1 - row["prefers_original"]
     for row in changed["humans"]["coherence_differences"]:
-        row["low"] = -1
+        row["p_holm"] = 0.2
     before, after = findings(record), findings(changed)
     assert "which reaches the target of 85%" in before and "which misses the target of 85%" in after
     assert "agrees better with people than" in before and "agrees better" not in after
 
 
 def test_what_was_not_shown_stands_first(record):
-    def changed(low: float, high: float) -> str:
+    def changed(difference: float, p_holm: float) -> str:
         other = copy.deepcopy(record)
         for row in other["humans"]["coherence_differences"]:
-            row |= {"low": low, "high": high}
+            row |= {"value": difference, "p_holm": p_holm}
         return findings(other)
 
-    ahead, open_, behind = changed(0.1, 0.2), changed(-0.1, 0.1), changed(-0.2, -0.1)
+    ahead, open_, behind = changed(0.2, 0.01), changed(0.2, 0.06), changed(-0.2, 0.01)
     assert "not shown to agree better with people than adjacent cosine" in open_
     assert "agrees less with people than adjacent cosine" in behind
     assert "not shown" not in ahead and "agrees less" not in ahead

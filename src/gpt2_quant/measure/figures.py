@@ -125,7 +125,9 @@ def reliability(variants: Sequence[dict], path: Path) -> list[Path]:
                 note += f"\nT = {temperature:.2f}"
                 _circles(axes, variant, temperature, facecolors="none", edgecolors=INK)
             axes.set_title(variant["label"], loc="left", fontsize=9)
-            axes.text(0.04, 0.96, note, transform=axes.transAxes, va="top", fontsize=8, color=INK)
+            # Where confidence is high and accuracy low there are hardly ever circles.
+            corner = {"ha": "right", "va": "bottom", "transform": axes.transAxes}
+            axes.text(0.97, 0.04, note, fontsize=8, color=INK, **corner)
             axes.set(xlim=(0, 1.04), ylim=(0, 1.04))
             axes.xaxis.set_major_formatter(PercentFormatter(1))
             axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -165,7 +165,8 @@ def _human_findings(section: dict, spearman: pd.DataFrame) -> list[tuple[bool, s
     rivals: dict[str, list[str]] = {"open": [], "behind": [], "ahead": []}
     for row in section["coherence_differences"]:
         if row["statistic"] == "spearman":
-            outcome = "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "open"
+            shown, ahead = row["p_holm"] < 0.05, row["value"] > 0
+            outcome = ("ahead" if ahead else "behind") if shown else "open"
             rivals[outcome].append(_rival(row))
     findings = [
         (outcome == "ahead", _said(outcome, rivals="; ".join(names)))

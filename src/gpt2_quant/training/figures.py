@@ -26,7 +26,7 @@ def training_curve(frame: pd.DataFrame, path: Path) -> list[Path]:
         loss.legend(fontsize=8)
         accuracy.plot(validated["validation_accuracy"], "o-", color=VALIDATION)
         rate.plot(frame["learning_rate"], color=RATE)
-        rate.yaxis.set_major_formatter("{x:.1g}")
+        rate.yaxis.set_major_formatter("{x:.3g}")
         titles = ("cross-entropy (nats)", "validation accuracy (axis truncated)", "learning rate")
         for axes, title, bottom in zip(figure.axes, titles, (0, None, 0), strict=True):
             axes.set_title(title, loc="left")
