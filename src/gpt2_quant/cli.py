@@ -61,6 +61,15 @@ class Preset(NamedTuple):
     dataset_revision: str | None = None
 
 
+GENERATED = {"base_model": "base_gpt2", "dataset": "dataset"}  # folders in models_dir
+
+
+def generated(settings: dict) -> dict[str, bool]:
+    """Of a record's `settings`: whether base model and data set are those that the demo makes."""
+    folder = Path(settings["models_dir"])
+    return {name: Path(settings[name]) == folder / made for name, made in GENERATED.items()}
+
+
 def _preset(task: str = "", **given) -> Preset:
     if task:
         given["dataset"], given["dataset_revision"], *_ = TASKS[task]
@@ -198,7 +207,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
     _check_writable("--models-dir", models_dir)
     _check_writable("--results-dir", results_dir)
     values: dict[str, Any] = {f.name: getattr(args, f.name, None) for f in fields(Settings)}
-    values["base_model"] = args.base_model or preset.base_model or str(models_dir / "base_gpt2")
+    made = {name: str(models_dir / folder) for name, folder in GENERATED.items()}
+    values["base_model"] = args.base_model or preset.base_model or made["base_model"]
     values["base_revision"] = None if args.base_model else preset.base_revision
     known, revision = preset.dataset, preset.dataset_revision
     if task:
@@ -207,7 +217,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         values["text_columns"] = args.text_columns or task.text_columns
         values["label_column"] = args.label_column or task.label_column
     values["text_columns"] = tuple(values["text_columns"] or ()) or None
-    values["dataset"] = args.dataset or known or str(models_dir / "dataset")
+    values["dataset"] = args.dataset or known or made["dataset"]
     values["dataset_revision"] = None if args.dataset else revision
     values |= {"models_dir": models_dir, "results_dir": results_dir, "max_length": length}
     return Settings(**values | {"device": resolve_device(args.device)})

@@ -80,6 +80,9 @@ def test_the_language_model_is_named_wherever_its_figures_stand(record, tmp_path
     published = {**record, "models": {**record["models"], "published": True}}
     assert "was not loaded as" not in in_print(published, tmp_path)
     demo = {**record, "settings": {**record["settings"], "preset": "demo"}}
+    of_my_model = in_print(demo, tmp_path)
+    assert "This is the demo" not in of_my_model and "preset scores few texts" in of_my_model
+    demo["settings"] |= {"models_dir": "models/demo", "base_model": "models/demo/base_gpt2"}
     assert "This is the demo" in in_print(demo, tmp_path)
 
 

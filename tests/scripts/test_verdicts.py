@@ -182,7 +182,8 @@ def test_a_demo_is_called_a_demo_and_overfitting_is_said(tmp_path):
     losses = [0.3, 0.2, 0.35]
 
     def trained(record):
-        record["settings"]["preset"] = "demo"
+        made = {"base_model": "demo/base_gpt2", "dataset": "demo/dataset"}
+        record["settings"] |= {"preset": "demo", "models_dir": "demo", **made}
         record["training"] = {
             "epochs": 3, "updates": 9, "batch_size": 16, "learning_rate": 2e-5, "seed": 0,
             "precision": "fp32", "best_epoch": 2, "training_s": 1.0, "texts_per_s": 10.0,
@@ -195,9 +196,15 @@ def test_a_demo_is_called_a_demo_and_overfitting_is_said(tmp_path):
     assert "A demo." in report and "Not the published experiment" not in report
     assert "0.200 at its least and 0.350 after the last epoch" in report
     losses[:] = [0.3, 0.2, 0.1]
+
+    def of_my_texts(record):
+        trained(record)
+        record["settings"]["dataset"] = "mine.csv"
+
     for key in (FP32, NF4):
-        change_record(folder, key, trained)
-    assert "overfits" not in typeset(compare_results(folder), tmp_path)
+        change_record(folder, key, of_my_texts)
+    report = typeset(compare_results(folder), tmp_path)
+    assert "overfits" not in report and "A demo." not in report
 
 
 def test_the_control_hides_nothing_that_quantization_changes(tmp_path):

@@ -13,7 +13,7 @@ import json
 from itertools import chain
 from pathlib import Path
 
-from ..cli import Settings, seed_everything
+from ..cli import GENERATED, Settings, generated, seed_everything
 from ..records import atomic_path, write_json
 from . import demo_corpus
 from .demo_corpus import generate_corpus
@@ -30,10 +30,9 @@ def prepare(settings: Settings) -> None:
     """Half a minute on two CPU cores; nothing where other data and model are asked for, or another
     preset.
     """
-    base, dataset = settings.models_dir / "base_gpt2", settings.models_dir / "dataset"
-    asked = settings.base_model == str(base) or settings.dataset == str(dataset)
-    if settings.preset != "demo" or not asked:
+    if settings.preset != "demo" or not any(generated(vars(settings)).values()):
         return
+    base, dataset = (settings.models_dir / folder for folder in GENERATED.values())
     sources = (demo_corpus.GRAMMAR, Path(demo_corpus.__file__), Path(__file__))
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     stamp = {"seed": settings.seed, "code_sha256": code}

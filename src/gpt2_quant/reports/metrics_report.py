@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..cli import read_toml
+from ..cli import generated, read_toml
 from ..compare.experiment import short
 from ..metrics.studies.edits import EDITS, Edit, edited
 from ..metrics.studies.examples import EDIT_STORY, OTHER_STORY
@@ -55,6 +55,7 @@ def report_data(record: dict) -> dict:
         "facts": _facts(record),
         "findings": [sentence for _, sentence in findings],
         "preset": record["settings"]["preset"],
+        "demo": generated(record["settings"])["base_model"],
         "model": record["models"],
         **parts,
     }

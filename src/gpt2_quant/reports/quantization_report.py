@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..cli import generated
 from ..compare.claims import claims_scope, published_claims
 from ..compare.comparison import Comparison, Row
 from ..compare.experiment import claims_apply, departures, short, short_paths
@@ -41,7 +42,7 @@ def report_data(comparison: Comparison, changed: pd.DataFrame, results_dir: Path
     return {
         "baseline": comparison.baseline.label,
         "margin": comparison.margin_points,
-        "demo": comparison.record.get("settings", {}).get("preset") == "demo",
+        "demo": bool(comparison.record) and all(generated(comparison.record["settings"]).values()),
         "departures": departures(comparison),
         "n": len(comparison.labels),
         "outside": [row.label for row in rows if not row.record],
