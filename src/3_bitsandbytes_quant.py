@@ -59,8 +59,7 @@ def main() -> None:
     from gpt2_quant.models.loading import load_classifier, load_variant, unavailable
 
     require()
-    if settings.preset == "demo":
-        demo.prepare(settings)
+    demo.prepare(settings)
     seed_everything(settings.seed)
     splits, tokenizer = load_splits(settings), load_tokenizer(baseline)
     classes = splits["train"].classes

@@ -37,8 +37,7 @@ def main() -> None:
     settings = settings_from(args)
     if args.references and not args.candidates:
         raise UserError("--references needs --candidates: name the file to score")
-    if settings.preset == "demo":
-        demo.prepare(settings)
+    demo.prepare(settings)
     if args.candidates:
         return score_own_texts(args, settings)
     base = hub.fetch_model_folder(settings.base_model, settings.base_revision)
