@@ -23,6 +23,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from gpt2_quant import cli as common
+from gpt2_quant.data.tables import data_files
 from gpt2_quant.errors import UserError, run
 from gpt2_quant.models.variants import VARIANTS
 
@@ -48,6 +49,7 @@ GRACE_SECONDS = 30
 FLOP_PER_SECOND = 50e9  # of one core in float32 matrix products; measured between 30e9 and 80e9
 OTHER_HOURS = 0.6  # timing, text metrics and reports on two cores
 TOKENS_PER_TEXT = 52  # mean of AG News under GPT-2's tokenizer
+BYTES_PER_ROW = 245  # mean of AG News' CSV
 DEMO = "python run_all_experiments.py --preset demo"
 
 
@@ -133,7 +135,9 @@ def warn_of_cost(args, settings) -> None:
     with suppress(OSError, ValueError):
         shape |= json.loads((Path(settings.base_model) / "config.json").read_text(encoding="utf-8"))
     weights = 12 * shape["n_layer"] * shape["n_embd"] ** 2  # of a block: 4 d² attention, 8 d² MLP
-    rows = settings.max_train_samples or 114_000
+    n_bytes = sum(path.stat().st_size for path in data_files(args) if path.is_file())
+    rows = settings.max_train_samples or n_bytes // BYTES_PER_ROW or 114_000
+    n_test = settings.max_test_samples or min(rows // 10, 7_600)
     tokens = rows * TOKENS_PER_TEXT * (args.epochs or common.PRESETS["paper"].epochs)
     # 6 operations per weight and token: 2 forward, 4 backward (Kaplan et al., 2020, arXiv
     # 2001.08361, section 2.1).
@@ -142,11 +146,11 @@ def warn_of_cost(args, settings) -> None:
     hours = 6 * weights * tokens / operations_per_hour
     # Every variant scores the test rows and the validation rows, a twentieth of the train rows.
     variants = sum(not variant.in_onnx for variant in VARIANTS.values())
-    scored = variants * ((settings.max_test_samples or 7_600) + rows // 20) * TOKENS_PER_TEXT
+    scored = variants * (n_test + rows // 20) * TOKENS_PER_TEXT
     in_all = hours + 2 * weights * scored / operations_per_hour + OTHER_HOURS
     cost = (
-        f"no CUDA device is used: on {cores} CPU cores training takes about {duration(hours)}, "
-        f"all five scripts about {duration(in_all)}"
+        f"no CUDA device is used: on {cores} CPU cores training on about {rows:,} rows takes "
+        f"{duration(hours)}, all five scripts {duration(in_all)}"
     )
     if args.device != "cpu":
         raise UserError(f"{cost}: try {DEMO}, or add --device cpu to train here anyway")

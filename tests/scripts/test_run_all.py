@@ -195,7 +195,11 @@ def test_paper_on_a_cpu_says_the_cost_and_what_to_type(tmp_path):
     # 6 x 85 million x 114,000 rows x 3 epochs x 52 tokens = 9.1e15 operations, at 5e10 per core and
     # second.
     hours = 9.06e15 / (5e10 * os.cpu_count()) / 3600
-    assert f"about {hours:.1f} hours" in done.stderr
+    assert f"on about 114,000 rows takes {hours:.1f} hours" in done.stderr
+    mine = tmp_path / "mine.csv"
+    mine.write_text("text,label\n" + ("n" * 239 + ",good\n") * 2000, encoding="utf-8")
+    of_mine = run(tmp_path, "--device", "auto", "--dataset", str(mine), CUDA_VISIBLE_DEVICES="")
+    assert "on about 2,000 rows takes" in of_mine.stderr and of_mine.returncode == 2
     assert "python run_all_experiments.py --preset demo" in done.stderr
     assert "--device cpu" in done.stderr
     away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
