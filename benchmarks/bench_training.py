@@ -3,7 +3,7 @@ batch, updates, machine.
 
   python benchmarks/bench_training.py --base-model FOLDER --dataset FOLDER  # ends after --minutes
   python benchmarks/bench_training.py --updates 200 --seeds 0 --variants ours trainer_best
-  torchrun --nproc-per-node 2 benchmarks/bench_training.py --worker ours --batch-size 64   # two GPUs
+  torchrun --nproc-per-node 2 benchmarks/bench_training.py --worker ours --batch-size 64  # 2 GPUs
 
 Every variant trains in a process of its own, so that its cold wall time (imports, tokenizing,
 compiling, training, no evaluation) and its peak memory (of the first training) are its own. ms an
