@@ -3,12 +3,12 @@
 On a CPU the way (`path`) is decided when this module is imported:
 
 path       where                                     how                              time
-vnni       x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)         0.24
-vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.58
-float32    no compiler, ARM, older x86               float32 products, in pieces      1.2
+vnni       x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)         0.27
+vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.60
+float32    no compiler, ARM, older x86               float32 products, in pieces      0.97
 
-Time: a pass of GPT-2 124M at 4x128 in best mode (float32: module by module), FP32 eager being 1, on
-two cores of an AMD EPYC (Zen 4).
+Time: a pass of GPT-2 124M at 4x128 in best mode, FP32 eager being 1, on two cores of an AMD EPYC
+(Zen 4).
 
 VNNI adds four byte products to a 32-bit sum in one instruction. Without it `torch._int_mm` is a
 plain loop, 20 times slower than FP32, and vpmaddwd the widest exact product: twice as many
