@@ -300,6 +300,18 @@ def test_attention_of_one_query_a_text():
     assert (every[rows].double() - exact).abs().max() <= bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_attention_reads_no_other_text(dtype):
+    """Tiles reach over a text's end: into a text that overflowed, too."""
+    heads, width, length = 2, 32, 20
+    joint = normal(3 * length, 3 * width, dtype=dtype)
+    alone = [x[length : 2 * length] for x in joint.split(width, dim=1)]
+    wanted = kernels.causal_attention(*alone, 1, heads, 0.25)
+    joint[:length], joint[2 * length :] = math.inf, math.nan
+    got = kernels.causal_attention(*joint.split(width, dim=1), 3, heads, 0.25)
+    assert torch.equal(got[length : 2 * length], wanted)
+
+
 def nf4_layer(n, k):
     """The fields of an `NF4Linear` (its own class wants an even k)."""
     stored = nf4.quantize(normal(n, k, seed=1).cpu() * 0.05)

@@ -138,7 +138,7 @@ def tile_sizes(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[
     2.9 per multiprocessor for 2,048 x 2,304 outputs.
     """
     floats, few, tiles = dtype != torch.int8, m < 1024, triton.cdiv(m, 64) * triton.cdiv(n, 64)
-    rest, warps, persistent = 0, 4, 0
+    rest, persistent = 0, 0
     if m <= 16:
         sizes = (16, 32, 512, 3) if k > 768 else (16, 32, 256, 4)
     elif few and tiles <= (100 if k > n else 70):
@@ -151,12 +151,10 @@ def tile_sizes(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[
         sizes = (64, 128, 128, 3)  # three
     elif 1088 < tiles <= 1188:
         sizes, rest = (64, 128, 128, 2), 64
-    elif floats and tiles >= 1600 and n > k:  # a residual would not fit
-        sizes, warps, persistent = (128, 256, 128, 3), 8, 1
     else:
         sizes, persistent = (128, 128, 128, 3), 2 if n > k else 0
     chosen = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages"), sizes, strict=True))
-    return chosen | {"REST_N": rest, "num_warps": warps, "PERSISTENT": persistent}
+    return chosen | {"REST_N": rest, "num_warps": 4, "PERSISTENT": persistent}
 
 
 def scaled_gemm(
