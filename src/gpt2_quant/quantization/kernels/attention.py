@@ -3,7 +3,7 @@
 Heads are read from the joint projection, saving three transposed copies. A program walks over a
 block of queries' keys with a running maximum and sum: scores never leave the registers. The copy
 engine moves the tiles and fills with zeros beyond a text's end: an address and a mask of each
-element took 30% of a whole pass in FP32, where they left too few registers, and 1% in FP16.
+element took 1% of a whole pass in FP16 and, for want of registers, 30% in FP32 (64 keys a step).
 """
 
 import torch

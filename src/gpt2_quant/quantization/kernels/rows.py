@@ -57,9 +57,8 @@ def _quantize_kernel(
     await_predecessor(HOPPER)
     program = tl.program_id(0)
     if GELU:
-        # At 8,192 tokens x 3,072 neither the floats nor the codes fit into the L2 twice over: read
-        # first what the product wrote last, keep no float that was read, and end with the codes
-        # that the next product reads first.
+        # Of more than the L2 holds: read first what the product wrote last, keep no float that was
+        # read, and end with the codes that the next product reads first.
         program = tl.num_programs(0) - 1 - program
     rows = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
