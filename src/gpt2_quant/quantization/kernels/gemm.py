@@ -14,8 +14,7 @@ shared memory. Its copy engine (TMA) moves the tiles, without masks at the edge.
 
 GPT-2's products are small: 2,048 x 768 outputs are 96 tiles of 128 x 128 for 132 multiprocessors.
 Two to four smaller tiles on each overlap computing with loading and storing. A block's four
-products with bias and residual, in microseconds on an H200 (torch 2.11, Triton 3.6), tiles chosen
-by `tile_sizes`:
+products with bias and residual, in microseconds on an H200 (torch 2.11, Triton 3.6):
 
     tokens x width    int8  e4m3  torch._scaled_mm (fast sums)  FP16 addmm
     2,048 x 768         46    43    69 (66)                       63
@@ -130,10 +129,9 @@ def _gemm_kernel(
 def tile_sizes(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[str, int]:
     """The tile for `[m, k] x [n, k]` of codes in `dtype`.
 
-    Chosen from up to 14 candidates by their times on an H100 (torch 2.11, Triton 3.6), at the four
-    products of all GPT-2 widths and nine numbers of tokens, 1 to 16,384: int8 is on average 1%
-    slower than the fastest candidate, at the worst shape 11%. e4m3, on an H200 with eight
-    candidates and five numbers of tokens from 1,024 on: 2% and 13%.
+    Chosen from up to 14 candidates by their times on an H100, at the four products of all GPT-2
+    widths and nine numbers of tokens, 1 to 16,384: int8 is on average 1% slower than the fastest,
+    at the worst shape 11%. e4m3, on an H200 at five numbers of tokens from 1,024 on: 2% and 13%.
 
     PERSISTENT: so many programs a multiprocessor, each of which takes tile after tile and loads the
     next while it stores; 0: a program a tile. REST_N: a second, narrower sum makes tiles 192 wide,
