@@ -12,19 +12,19 @@ from pathlib import Path
 from ..errors import UserError
 from ..records import atomic_path, write_json
 
+try:  # here, so that nothing is measured in vain
+    import typst
+except ImportError:
+    fault = "the reports need the typst package: pip install -r requirements.txt"
+    raise UserError(fault) from None
+
 
 def compile_report(template_name: str, data: dict, images: dict[str, Path], output: Path) -> None:
     """Compile `reports/<template_name>` to the PDF file `output`, atomically.
 
     `data` is any value that JSON holds (NaN becomes null); `images` maps a name, a key of
-    `data.images`, to a PNG, SVG or PDF file; missing files are left out. Raises UserError when the
-    `typst` package is missing.
+    `data.images`, to a PNG, SVG or PDF file; missing files are left out.
     """
-    try:
-        import typst
-    except ImportError:
-        fault = f"{output.name} needs the typst package"
-        raise UserError(f"{fault}: pip install -r requirements.txt") from None
     with tempfile.TemporaryDirectory(prefix="report_") as folder:
         build = Path(folder)
         for template in Path(__file__).parent.glob("*.typ"):
