@@ -70,6 +70,15 @@ def test_the_language_models_part_needs_no_sentence_encoder(run_script, demo, tm
     assert "quantization" in record and "scores" not in record
 
 
+def test_without_typst_nothing_is_measured(run_script, demo, tmp_path):
+    (tmp_path / "typst.py").write_text("raise ImportError")
+    results = tmp_path / "results"
+    done = run_script(SCRIPT, *demo[1], "--results-dir", results, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.endswith("need typst: pip install -r requirements.txt\n")
+    assert not list(results.rglob("*"))
+
+
 def test_own_files(run_script, demo, tmp_path):
     folder, flags = demo
     own, theirs = tmp_path / "c.txt", tmp_path / "r.txt"

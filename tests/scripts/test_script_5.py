@@ -1,7 +1,6 @@
 """Script 5 as a user runs it."""
 
 import csv
-import os
 import resource
 import shutil
 
@@ -67,16 +66,6 @@ def test_the_printed_table_is_readable_at_100_columns(made):
     assert "What quantization costs on this data:" in answer
     assert "Baseline FP32" in table and "NF4 BitsAndBytes" in table
     assert "report_1.pdf is left out: run python src/4_evaluation_metrics.py first" in printed
-
-
-def test_without_typst_nothing_is_begun(results, tmp_path, run_script):
-    (tmp_path / "typst.py").write_text("raise ImportError")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    before = {file: file.stat().st_mtime_ns for file in results.rglob("*")}
-    done = run_script(SCRIPT, "--results-dir", results, "--overwrite", PYTHONPATH=path)
-    assert done.returncode == 2
-    assert done.stderr.endswith("need the typst package: pip install -r requirements.txt\n")
-    assert {file: file.stat().st_mtime_ns for file in results.rglob("*")} == before
 
 
 def test_an_unchanged_second_run_shows_the_table_and_does_nothing(made, run_script):

@@ -2,7 +2,7 @@
 
 A `.typ` template here holds words and layout; all numbers come from `data.json`, whose strings are
 set as text, never evaluated as markup. Only Typst's own fonts are used: pages do not depend on the
-machine.
+machine. Importing raises UserError without the typst package.
 """
 
 import shutil
@@ -12,11 +12,10 @@ from pathlib import Path
 from ..errors import UserError
 from ..records import atomic_path, write_json
 
-try:  # here, so that nothing is measured in vain
+try:  # script 4 imports this before it measures
     import typst
 except ImportError:
-    fault = "the reports need the typst package: pip install -r requirements.txt"
-    raise UserError(fault) from None
+    raise UserError("the reports need typst: pip install -r requirements.txt") from None
 
 
 def compile_report(template_name: str, data: dict, images: dict[str, Path], output: Path) -> None:

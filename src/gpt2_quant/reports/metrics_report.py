@@ -210,12 +210,14 @@ def _controls(section: dict, standing: str) -> dict:
     shuffle = [row for row in table if row["control"] == "shuffle"]
     of = {row["metric"]: row for row in shuffle}
     worst = min(won["SCS", control] for control in ("topic switch", *REPETITIONS))
+    said = {name: round(row["prefers_original"] + 1e-9, 3) for name, row in of.items()}  # a tie up
     shuffled = {
         **of["SCS"],
+        "prefers_original": said["SCS"],
         **_verdict(won["SCS", "shuffle"], SHUFFLE_TARGET),
         "standing": SENTENCES["standing"][standing],
-        "cosine": round(won["adjacent cosine", "shuffle"] + 1e-9, 3),  # a tie goes up
-        "few": of["perplexity"],
+        "cosine": said["adjacent cosine"],
+        "few": {**of["perplexity"], "prefers_original": said["perplexity"]},
     }
     controls = _verdict(worst, CONTROL_TARGET)
     return {

@@ -1,9 +1,8 @@
 """Causal attention over short sequences (FlashAttention, arXiv 2205.14135).
 
 Heads are read from the joint projection, saving three transposed copies. A program walks over a
-block of queries' keys with a running maximum and sum: scores never leave the registers. The copy
-engine moves the tiles and fills with zeros beyond a text's end: an address and a mask of each
-element took 1% of a whole pass in FP16 and, for want of registers, 30% in FP32 (64 keys a step).
+block of queries' keys with a running maximum and sum: scores never leave the registers. Hopper's
+copy engine (TMA; before it Triton makes pointers) moves the tiles, with zeros beyond a text's end.
 """
 
 import torch
@@ -72,8 +71,8 @@ def causal_attention(
 ) -> Tensor:  # fmt: skip
     """Causal softmax attention, in the query's shape.
 
-    query, key, value  float `[texts * length, width]`, also column slices of a wider matrix.
-                       Heads split the width into a power of two, at least 16
+    query, key, value  float `[texts * length, width]`, also column slices of a wider matrix, their
+                       rows at multiples of 16 bytes; heads of a power of two, at least 16
     bias               float32 `[texts, length]`: `padding_bias` of a mask
     positions          int64 `[texts]`: `query` is then `[texts, width]`, one query of each text
     """

@@ -154,7 +154,7 @@ def tile_sizes(m: int, n: int, k: int, dtype: torch.dtype = torch.int8) -> dict[
     else:
         sizes, persistent = (128, 128, 128, 3), 2 if n > k else 0
     chosen = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_stages"), sizes, strict=True))
-    return chosen | {"REST_N": rest, "num_warps": 4, "PERSISTENT": persistent}
+    return chosen | {"REST_N": rest, "PERSISTENT": persistent}
 
 
 def scaled_gemm(
@@ -196,6 +196,6 @@ def scaled_gemm(
         tile(out, [block_m, out_n]),
         tile(out, [block_m, rest_n]) if rest_n else None,
         weight, x_scale, weight_scale, bias, residual, m, n, x.shape[1],
-        **sizes, **hopper_options(x.device),
+        **sizes, num_warps=4, **hopper_options(x.device),
     )  # fmt: skip
     return out[:, :n]

@@ -57,8 +57,8 @@ def _quantize_kernel(
     await_predecessor(HOPPER)
     program = tl.program_id(0)
     if GELU:
-        # Of more than the L2 holds: read first what the product wrote last, keep no float that was
-        # read, and end with the codes that the next product reads first.
+        # The L2 holds a part. Last rows first: they were written last; the next product begins with
+        # the first, whose codes are then the newest.
         program = tl.num_programs(0) - 1 - program
     rows = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
@@ -68,7 +68,7 @@ def _quantize_kernel(
     values = tl.load(x_ptr + at, inside, 0.0, eviction_policy="evict_first" if GELU else "")
     values = values.to(tl.float32)
     if GELU:
-        # With the width known while compiling, nothing is computed where nothing is read.
+        # The width is known while compiling: what lies outside is not computed.
         values = tl.where(is_column[None, :], _gelu(values, HOPPER), 0.0)
     if weight_ptr is not None:  # LayerNorm
         weight = read(weight_ptr + columns, is_column)
