@@ -2,7 +2,7 @@
 
 A `.typ` template here holds words and layout; all numbers come from `data.json`, whose strings are
 set as text, never evaluated as markup. Only Typst's own fonts are used: pages do not depend on the
-machine. Importing raises UserError without the typst package.
+machine. Importing raises UserError without typst.
 """
 
 import shutil

@@ -2,7 +2,7 @@
 
 Heads are read from the joint projection, saving three transposed copies. A program walks over a
 block of queries' keys with a running maximum and sum: scores never leave the registers. Hopper's
-copy engine (TMA; before it Triton makes pointers) moves the tiles, with zeros beyond a text's end.
+copy engine (TMA; else Triton makes pointers) moves the tiles, with zeros beyond a text's end.
 """
 
 import torch

@@ -58,7 +58,7 @@ def _quantize_kernel(
     program = tl.program_id(0)
     if GELU:
         # The L2 holds a part. Last rows first: they were written last; the next product begins with
-        # the first, whose codes are then the newest.
+        # the first, whose codes then are newest. Each float is read once.
         program = tl.num_programs(0) - 1 - program
     rows = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
