@@ -71,6 +71,16 @@ def test_scores_scaled_by_layer(tiny_gpt2, batch):
     assert (got - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_halves_at_once_give_the_same_logits(tiny_gpt2, batch, masked, monkeypatch):
+    run = fused.FusedClassifier(quantize_model(tiny_gpt2.half(), "int8_scratch_w8a8").to(DEVICE))
+    ids, mask = batch[0], batch[1] if masked else None
+    expected = run(ids, mask)  # integers: equal in any tile
+    monkeypatch.setattr(fused, "HALVED_FROM", 0)
+    assert all(torch.equal(run(ids, mask), expected) for _ in range(20))
+
+
 def test_unknown_shapes_are_not_fused(tiny_gpt2):
     tiny_gpt2.config.activation_function = "relu"
     assert not gpt2.can_fuse(tiny_gpt2)

@@ -7,6 +7,10 @@ In W8A8 and FP8 a block is nine launches, where transformers makes some forty:
 
 In floats, NF4 included, the chain runs on torch's operations. The classifier reads one token of
 each text: the last block computes only keys and values for all, a sixth of its work.
+
+The kernels between wait for memory, products for tensor cores. So a large batch runs as two halves
+on two streams, each at work where the other waits. On an H200 with FP8, small to XL, that takes
+0.94 to 1.02 of the time at 8,192 tokens, 0.91 to 1.00 at 4,096, 0.95 to 1.02 at 2,048.
 """
 
 from typing import Any
@@ -18,6 +22,8 @@ from torch.nn import functional
 from ..quantization import fp8, kernels
 from ..quantization.layers import NF4Linear
 from .gpt2 import is_fp8, is_w8a8, score_scale
+
+HALVED_FROM = 4096  # tokens
 
 
 class Codes:
@@ -83,6 +89,19 @@ class FusedClassifier:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not ids.is_cuda or ids.numel() < HALVED_FROM or len(ids) == 1:
+            return self._logits(ids, mask)
+        masks = (None, None) if mask is None else mask.chunk(2)
+        halves = zip(ids.chunk(2), masks, strict=True)
+        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(here)
+        first = self._logits(*next(halves))
+        with torch.cuda.stream(side):
+            second = self._logits(*next(halves))
+        here.wait_stream(side)
+        return torch.cat((first, second))
+
+    def _logits(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         transformer, texts = self.model.transformer, len(ids)
         x = self.arithmetic.embed(transformer, ids, self.dtype).flatten(0, 1)
         bias = None if mask is None else kernels.padding_bias(mask)
