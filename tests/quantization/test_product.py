@@ -5,12 +5,9 @@ import subprocess
 import pytest
 import torch
 
-from gpt2_quant.quantization import product
+from gpt2_quant.quantization import native, product
 
-HAS_AVX2 = torch.backends.cpu.get_cpu_capability() in product.MACHINE_FLAGS
-COMPILES = pytest.mark.skipif(
-    not (HAS_AVX2 and product.compiler()), reason="needs AVX2 and a C++ compiler"
-)
+COMPILES = pytest.mark.skipif(not native.can_compile(), reason="needs AVX2 and a C++ compiler")
 # torch._int_mm ("vnni"): everywhere exact, if not fast.
 PATHS = ["vnni", pytest.param("vpmaddwd", marks=COMPILES), "float32"]
 # Around the edges of tiles, panels and pieces; k odd, even and longer than one pass.
@@ -24,7 +21,8 @@ SHAPES = [
 def path(request, monkeypatch):
     monkeypatch.setattr(product, "path", request.param)
     if request.param == "vpmaddwd":
-        assert product._kernel(), "product.cpp does not compile"
+        found = native.function(product.SOURCE, product.ARGUMENTS, *product.FLAGS)
+        assert found, "product.cpp does not compile"
 
 
 def codes(*shape):
@@ -80,10 +78,11 @@ def test_a_compiler_that_fails_costs_only_speed(monkeypatch, tmp_path):
         raise subprocess.CalledProcessError(1, command, stderr="no such header")
 
     monkeypatch.setattr(product, "path", "vpmaddwd")
-    monkeypatch.setattr(product, "_kernel", product._kernel.__wrapped__)
-    monkeypatch.setattr(product.torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(product.subprocess, "run", fail)
-    monkeypatch.setattr(product, "MACHINE_FLAGS", {torch.backends.cpu.get_cpu_capability(): []})
+    monkeypatch.setattr(native, "function", native.function.__wrapped__)
+    monkeypatch.setattr(native, "can_compile", lambda: True)
+    monkeypatch.setattr(native.torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(native.subprocess, "run", fail)
+    monkeypatch.setattr(native, "MACHINE_FLAGS", {torch.backends.cpu.get_cpu_capability(): []})
     a, b = codes(2, 9), codes(3, 9)
     with pytest.warns(UserWarning, match="could not be compiled.*no such header"):
         y = product.int8_linear(a, torch.ones(2, 1), b, torch.ones(3), None)

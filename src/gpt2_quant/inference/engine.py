@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..models.tf32 import as_computed_in
 from ..quantization.layers import missing_for_kernels
-from ..quantization.product import compiler
+from ..quantization.native import compiler
 from .gpt2 import can_fuse, is_w8a8
 
 Run = Callable[[Tensor, Tensor | None], Tensor]

@@ -60,7 +60,7 @@ static inline void multiply(const int16_t* const* a, const int16_t* b, int64_t d
 }
 
 // a int16 `[m, stride]`, zero from k on, 64-byte aligned; stride a multiple of 32; bias or null.
-extern "C" void linear(const int16_t* a, const float* s, const int8_t* b, const float* r,
+extern "C" void product(const int16_t* a, const float* s, const int8_t* b, const float* r,
                        const float* bias, float* y, int64_t m, int64_t n, int64_t k,
                        int64_t stride, int64_t threads) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)

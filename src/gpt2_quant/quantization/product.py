@@ -16,40 +16,25 @@ multiplications as an FP32 instruction, each followed by an addition. Float sums
 products are exact: integers below 2**24 (127 * 127 * 1040 = 16.77e6).
 """
 
-import ctypes
-import os
-import shutil
-import subprocess
-import warnings
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from . import native
 from .affine import dequantize
 
-COMPILERS = ("g++", "c++", "clang++")
-# By torch's name for what the CPU can do. AVX-512 as torch means it includes BW.
-MACHINE_FLAGS = {"AVX2": ["-mavx2"], "AVX512": ["-mavx512f", "-mavx512bw"]}
-# Scale and bias stay two roundings, as in torch.
-FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC"]
+SOURCE = Path(__file__).with_name("product.cpp")
+ARGUMENTS = (native.POINTER,) * 6 + (native.INT,) * 5
+FLAGS = ("-ffp-contract=off",)  # scale and bias stay two roundings, as in torch
 EXACT_INPUTS = 1040
-
-
-def compiler() -> str | None:
-    """The path of a C++ compiler, or None."""
-    return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
 def _best_path() -> str:
     if torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available():
         return "vnni"
-    compiled = torch.backends.cpu.get_cpu_capability() in MACHINE_FLAGS and compiler()
-    return "vpmaddwd" if compiled else "float32"
+    return "vpmaddwd" if native.can_compile() else "float32"
 
 
 path = _best_path()
@@ -89,8 +74,8 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
 def _int8_linear(
     codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
 ) -> Tensor:
-    kernel = _kernel() if path == "vpmaddwd" else None
-    if kernel is None:
+    multiply = path == "vpmaddwd" and native.function(SOURCE, ARGUMENTS, *FLAGS)
+    if not multiply:
         return _by_floats(codes, scale, weight, weight_scale, bias)
     (m, k), n = codes.shape, weight.shape[0]
     wide = pad(codes, (0, -k % 32)).short()
@@ -98,7 +83,7 @@ def _int8_linear(
     offset = None if bias is None else bias.float()
     inputs = wide, scale.contiguous(), weight.contiguous(), weight_scale, offset, y
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in inputs]
-    kernel(*pointers, m, n, k, wide.shape[1], torch.get_num_threads())
+    multiply(*pointers, m, n, k, wide.shape[1], torch.get_num_threads())
     return y
 
 
@@ -117,35 +102,3 @@ def _by_floats(
         y = torch.stack([product.int() for product in products]).sum(0, dtype=torch.int32).float()
     y.mul_(scale).mul_(weight_scale)
     return y if bias is None else y.add_(bias)
-
-
-@cache
-def _kernel():
-    """`linear` of product.cpp, compiled once into torch's cache folder; None, with a warning, where
-    that fails.
-    """
-    try:
-        kernel = ctypes.CDLL(str(_library())).linear
-    except (OSError, subprocess.CalledProcessError) as fault:
-        reason = getattr(fault, "stderr", None) or fault
-        slower = "int8 layers give the same results, but slower than FP32"
-        warnings.warn(f"product.cpp could not be compiled: {slower} ({reason})", stacklevel=2)
-        return None
-    kernel.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64] * 5
-    kernel.restype = None
-    return kernel
-
-
-def _library() -> Path:
-    source = Path(__file__).with_name("product.cpp")
-    flags = FLAGS + MACHINE_FLAGS[torch.backends.cpu.get_cpu_capability()]
-    name = sha256(source.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
-    library = Path(torch.hub.get_dir(), "gpt2_quant", f"product_{name}.so")
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder, library.name)
-            command = [compiler() or COMPILERS[0], *flags, str(source), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            os.replace(made, library)  # atomic
-    return library
