@@ -26,7 +26,7 @@ def save_tiny_gpt2(folder: Path, tokenizer, head: bool = True) -> Path:
     return folder
 
 
-def make_tiny_gpt2(tokenizer, head: bool = True):
+def make_tiny_gpt2(tokenizer, head: bool = True, heads: int = 4):
     """A GPT-2 of 2 layers x 64 with random weights, biases and norms included: zero biases would
     hide a dropped one.
     """
@@ -36,8 +36,8 @@ def make_tiny_gpt2(tokenizer, head: bool = True):
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=64, n_layer=2, n_head=4, num_labels=4,
-        pad_token_id=end, bos_token_id=end, eos_token_id=end,
+        vocab_size=len(tokenizer), n_positions=256, n_embd=64, n_layer=2, n_head=heads,
+        num_labels=4, pad_token_id=end, bos_token_id=end, eos_token_id=end,
     )  # fmt: skip
     model = (GPT2ForSequenceClassification if head else GPT2LMHeadModel)(config)
     with torch.no_grad():

@@ -11,6 +11,7 @@ KINDS = list(native.MACHINE_FLAGS)  # each CPU here runs those before its own, t
 OWN = torch.backends.cpu.get_cpu_capability()
 UNCACHED = native.function.__wrapped__
 HALF_ULP = 2.0**-24
+EXPONENTIAL = 2.0**-22  # its relative error in attention.cpp
 SHAPES = [(4, 128, 12, 64), (1, 1, 1, 32), (2, 33, 3, 32), (3, 77, 2, 128), (1, 300, 1, 64)]
 
 
@@ -47,11 +48,37 @@ def test_within_float32s_rounding(attend, texts, length, heads, size, factor):
     scale = size**-0.5
     got = attend(qkv, texts, heads, scale)
     expected, products = reference(qkv, texts, heads, scale)
-    # A score is off by its `size` products' rounding, which is its weight's relative error; that of
-    # the exponential is 2^-22. Then a quotient of sums over keys.
-    weight = (size + 2) * HALF_ULP * products + 2**-22
-    bound = 2 * weight + 2 * (length + 2) * HALF_ULP
-    assert (got - expected).abs().max() <= bound * qkv.abs().max()
+    # A score is off by the rounding of its `size` products, of the scale and of the difference to
+    # the highest: its weight's relative error.
+    error = (size + 4) * HALF_ULP * products
+    assert (got - expected).abs().max() <= bound(length, error) * qkv.abs().max()
+
+
+def bound(length: int, error: float = 0) -> float:
+    """Of a mean of values up to 1, weighted by exponentials of scores that are off by `error`."""
+    return 2 * (error + EXPONENTIAL) + 2 * (length + 2) * HALF_ULP
+
+
+@pytest.mark.parametrize("length", [8, 33, 100])
+def test_exact_scores_show_the_exponential(attend, length):
+    """Scores are multiples of 1/16 from -16 to 0."""
+    qkv = torch.randn(length, 3 * 32)
+    qkv[:, :64] = 0
+    qkv[:, 0] = 1
+    qkv[:, 32] = -torch.randint(257, (length,)) / 16
+    expected, _ = reference(qkv, 1, 1, 1.0)
+    error = (attend(qkv, 1, 1, 1.0) - expected).abs().max()
+    assert error <= bound(length) * qkv[:, 64:].abs().max()
+
+
+def test_threads_do_not_touch_one_another(attend):
+    qkv, threads = torch.randn(3 * 50, 3 * 5 * 64), torch.get_num_threads()
+    alone = attend(qkv, 3, 5, 0.1)
+    torch.set_num_threads(3)
+    try:
+        assert all(torch.equal(attend(qkv, 3, 5, 0.1), alone) for _ in range(20))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_texts_do_not_touch_one_another(attend):
@@ -61,13 +88,19 @@ def test_texts_do_not_touch_one_another(attend):
     assert torch.equal(attend(qkv, 4, 2, 0.2)[40:80], alone)
 
 
-@pytest.mark.parametrize("size, broken", [(16, False), (64, True)])
-def test_where_it_does_not_serve_torch_does(monkeypatch, size, broken):
+@pytest.mark.parametrize(
+    "size, dtype, broken",
+    [(16, torch.float32, False), (64, torch.float64, False), (64, torch.float32, True)],
+)
+def test_where_it_does_not_serve_torch_does(monkeypatch, size, dtype, broken):
     if broken:
         monkeypatch.setattr(cpu.native, "function", lambda *_: None)
-    qkv = torch.randn(2 * 21, 3 * 2 * size)
-    expected, _ = reference(qkv, 2, 2, 0.25)
-    assert (cpu._causal_attention(qkv, 2, 2, 0.25) - expected).abs().max() <= 1e-4
+    qkv = torch.randn(2 * 21, 3 * 2 * size, dtype=dtype)
+    expected, products = reference(qkv, 2, 2, 0.25)
+    got = cpu._causal_attention(qkv, 2, 2, 0.25)
+    assert got.dtype == dtype
+    error = (size + 4) * HALF_ULP * products
+    assert (got - expected).abs().max() <= bound(21, error) * qkv.abs().max()
 
 
 def test_the_operator_is_described_truly():

@@ -4,6 +4,7 @@ plain words where it cannot.
 
 import pytest
 import torch
+from tiny_models import make_tiny_gpt2
 
 from gpt2_quant.inference import engine
 from gpt2_quant.inference.gpt2 import is_right_padded
@@ -55,6 +56,11 @@ TOLERANCE = {
 def test_best_mode_on_the_cpu(tiny_gpt2, uncompiled, scheme):
     model = quantize_model(tiny_gpt2, scheme) if scheme else tiny_gpt2
     assert_same_logits(engine.best_mode(model, "cpu"), model, SHAPES, "cpu", TOLERANCE[scheme])
+
+
+def test_heads_of_32_which_attention_in_cpp_takes(tiny_tokenizer, uncompiled):
+    model = quantize_model(make_tiny_gpt2(tiny_tokenizer, heads=2), "int8_scratch_w8a8")
+    assert_same_logits(engine.best_mode(model, "cpu"), model, SHAPES, "cpu", 0.02)
 
 
 def test_without_a_mask_nothing_is_padded(tiny_gpt2, uncompiled):

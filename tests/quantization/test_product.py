@@ -54,6 +54,17 @@ def test_extreme_codes(path, sign):
     assert (product.int8_linear(a, *scales, None) == sign * 127).all()
 
 
+def test_threads_do_not_touch_one_another(path):
+    a, b, threads = codes(400, 64), codes(70, 64), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for _ in range(10):
+            y = product.int8_linear(a, torch.ones(400, 1), b, torch.ones(70), None)
+            assert torch.equal(y.long(), a.long() @ b.long().t())
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_in_compiled_code(path):
     """The operator inside torch.compile, with symbolic shapes and without a graph break."""
     b, weight_scale, bias = codes(24, 50), torch.rand(24), torch.randn(24)

@@ -18,7 +18,7 @@ from .gpt2 import is_right_padded, pooled_positions, score_scale
 
 ATTENTION = Path(__file__).with_name("attention.cpp")
 ARGUMENTS = (native.POINTER,) * 2 + (native.INT,) * 5 + (native.FLOAT,)
-TILE = 32  # of attention.cpp; heads are a multiple
+TILE = 32  # attention.cpp's with AVX-512; head sizes are a multiple
 Tensors = dict[str, Tensor]  # a block's, by their names in it
 Numbers = tuple[int, float, float]  # heads, scale of the scores, epsilon of the norms
 
@@ -54,10 +54,11 @@ def _attend(qkv, visible: Tensor | None, heads: int, scale: float) -> Tensor:
 # An operator: torch.compile does not look inside.
 @torch.library.custom_op("gpt2_quant::causal_attention", mutates_args=(), device_types="cpu")
 def _causal_attention(qkv: Tensor, texts: int, heads: int, scale: float) -> Tensor:
-    """query, key, value float32 `[texts * L, 3 * width]` -> `[texts * L, width]`."""
+    """query, key, value float `[texts * L, 3 * width]` -> `[texts * L, width]`."""
     length, width = len(qkv) // texts, qkv.shape[1] // 3
-    attend = native.function(ATTENTION, ARGUMENTS)
-    if not attend or width // heads % TILE:
+    fits = width // heads % TILE == 0 and qkv.dtype == torch.float32
+    attend = native.function(ATTENTION, ARGUMENTS) if fits else None
+    if not attend:
         return _attend(qkv.view(texts, length, -1).chunk(3, dim=-1), None, heads, scale)
     qkv, out = qkv.contiguous(), qkv.new_empty(len(qkv), width)
     numbers = texts, length, heads, width // heads, torch.get_num_threads(), scale
@@ -81,17 +82,18 @@ def _block(
     rows = _norm(rest, block, "ln_1", epsilon)
     if positions is None:
         joint = _product(rows, block, "attn.c_attn")
-        qkv = joint.view(texts, -1, 3 * width).chunk(3, dim=-1)
+        if visible is None:
+            attended = _causal_attention(joint, texts, heads, scale)
+        else:
+            qkv = joint.view(texts, -1, 3 * width).chunk(3, dim=-1)
+            attended = _attend(qkv, visible, heads, scale)
     else:
         both = _product(rows, block, "attn.c_attn", slice(width, None))
         pooled = torch.arange(texts), positions
         query = _product(rows.view(x.shape)[pooled], block, "attn.c_attn", slice(width))
-        qkv = query.unsqueeze(1), *both.view(texts, -1, 2 * width).chunk(2, dim=-1)
+        key_value = both.view(texts, -1, 2 * width).chunk(2, dim=-1)
+        attended = _attend((query.unsqueeze(1), *key_value), visible, heads, scale)
         rest = x[pooled]
-    if visible is None:
-        attended = _causal_attention(joint, texts, heads, scale)
-    else:
-        attended = _attend(qkv, visible, heads, scale)
     rest = rest + _product(attended, block, "attn.c_proj")
     up = _product(_norm(rest, block, "ln_2", epsilon), block, "mlp.c_fc")
     # GELU's tanh form as x * sigmoid(2 u): the exponential is the faster of the two to vectorize.

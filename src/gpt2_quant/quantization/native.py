@@ -38,17 +38,17 @@ def function(source: Path, arguments: tuple[type, ...], *flags: str):
         return None
     try:
         found = ctypes.CDLL(str(_library(source, flags)))[source.stem]
-    except (OSError, subprocess.CalledProcessError) as fault:
+    except (OSError, AttributeError, subprocess.CalledProcessError) as fault:
         reason = getattr(fault, "stderr", None) or fault
-        slower = "same results, but slower"
-        warnings.warn(f"{source.name} could not be compiled: {slower} ({reason})", stacklevel=2)
+        said = f"{source.name} could not be compiled or loaded"
+        warnings.warn(f"{said}: the same arithmetic, but slower ({reason})", stacklevel=2)
         return None
     found.argtypes, found.restype = arguments, None
     return found
 
 
 def _library(source: Path, flags: tuple[str, ...]) -> Path:
-    command = [compiler() or COMPILERS[0], *FLAGS, *flags]
+    command = [str(compiler()), *FLAGS, *flags]
     command += MACHINE_FLAGS[torch.backends.cpu.get_cpu_capability()]
     name = sha256(source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
     library = Path(torch.hub.get_dir(), "gpt2_quant", f"{source.stem}_{name}.so")
