@@ -73,6 +73,7 @@ def test_scores_scaled_by_layer(tiny_gpt2, batch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("masked", [False, True])
+@torch.inference_mode()
 def test_two_halves_at_once_give_the_same_logits(tiny_gpt2, masked):
     """Captured and replayed. Equal: W8A8's sums are integers, and no row's floats are added in
     another order in a batch of another size.
