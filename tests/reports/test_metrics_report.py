@@ -45,6 +45,13 @@ def test_targets_are_reached_or_missed_by_the_numbers(record):
     assert "agrees better with people than" in before and "agrees better" not in after
 
 
+def test_a_half_goes_up_as_in_the_table(record):
+    changed = copy.deepcopy(record)
+    for row in changed["coherence"]["table"]:
+        row["prefers_original"] = 0.9115  # as a float a little less
+    assert "prefers the original to 91.2% of permutations" in findings(changed)
+
+
 def test_what_was_not_shown_stands_first(record):
     def changed(difference: float, p_holm: float) -> str:
         other = copy.deepcopy(record)

@@ -11,8 +11,8 @@ Time: a pass of GPT-2 124M at 4x128 in best mode, FP32 eager being 1, on two cor
 (Zen 4).
 
 VNNI adds four byte products to a 32-bit sum in one instruction. Without it `torch._int_mm` is a
-plain loop, 20 times slower than FP32, and vpmaddwd the widest exact product: twice as many
-multiplications as an FP32 instruction, each followed by an addition. Float sums of up to 1,040
+plain loop, 20 times slower than FP32, and vpmaddwd the widest exact product, with twice as many
+multiplications as an FP32 instruction; `product.cpp` needs half of them. Float sums of up to 1,040
 products are exact: integers below 2**24 (127 * 127 * 1040 = 16.77e6).
 """
 
@@ -26,7 +26,7 @@ from . import native
 from .affine import dequantize
 
 SOURCE = Path(__file__).with_name("product.cpp")
-ARGUMENTS = (native.POINTER,) * 6 + (native.INT,) * 5
+ARGUMENTS = (native.POINTER,) * 7 + (native.INT,) * 5
 FLAGS = ("-ffp-contract=off",)  # scale and bias stay two roundings, as in torch
 EXACT_INPUTS = 1040
 
@@ -78,11 +78,10 @@ def _int8_linear(
     if not multiply:
         return _by_floats(codes, scale, weight, weight_scale, bias)
     (m, k), n = codes.shape, weight.shape[0]
-    wide = pad(codes, (0, -k % 32)).short()
-    y = torch.empty(m, n)
+    wide, y = codes.new_empty(m, k + -k % 64, dtype=torch.int16), torch.empty(m, n)
     offset = None if bias is None else bias.float()
-    inputs = wide, scale.contiguous(), weight.contiguous(), weight_scale, offset, y
-    pointers = [None if tensor is None else tensor.data_ptr() for tensor in inputs]
+    inputs = codes.contiguous(), scale.contiguous(), weight.contiguous(), weight_scale, offset
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in (*inputs, wide, y)]
     multiply(*pointers, m, n, k, wide.shape[1], torch.get_num_threads())
     return y
 
