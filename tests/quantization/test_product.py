@@ -54,6 +54,18 @@ def test_extreme_codes(path, sign):
     assert (product.int8_linear(a, *scales, None) == sign * 127).all()
 
 
+def test_strides_and_the_default_dtype_change_nothing(path):
+    a, b = codes(42, 200)[::2, 50:150], codes(100, 50).t()
+    scale, weight_scale, bias = torch.rand(42, 1)[::2], torch.rand(100)[::2], torch.randn(100)[::2]
+    want = (a.long() @ b.long().t()).float() * scale * weight_scale + bias
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = product.int8_linear(a, scale, b, weight_scale, bias)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32 and torch.equal(got, want)
+
+
 def test_threads_do_not_touch_one_another(path):
     a, b, threads = codes(400, 64), codes(70, 64), torch.get_num_threads()
     torch.set_num_threads(3)

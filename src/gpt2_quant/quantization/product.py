@@ -78,9 +78,9 @@ def _int8_linear(
     if not multiply:
         return _by_floats(codes, scale, weight, weight_scale, bias)
     (m, k), n = codes.shape, weight.shape[0]
-    wide, y = codes.new_empty(m, k + -k % 64, dtype=torch.int16), torch.empty(m, n)
-    offset = None if bias is None else bias.float()
-    inputs = codes.contiguous(), scale.contiguous(), weight.contiguous(), weight_scale, offset
+    wide, y = codes.new_empty(m, k + -k % 64, dtype=torch.int16), scale.new_empty(m, n)
+    given = codes, scale, weight, weight_scale, None if bias is None else bias.float()
+    inputs = [None if tensor is None else tensor.contiguous() for tensor in given]
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in (*inputs, wide, y)]
     multiply(*pointers, m, n, k, wide.shape[1], torch.get_num_threads())
     return y
