@@ -9,7 +9,7 @@ from gpt2_quant.quantization import native, product
 
 COMPILES = pytest.mark.skipif(not native.can_compile(), reason="needs AVX2 and a C++ compiler")
 # torch._int_mm ("vnni"): everywhere exact, if not fast.
-PATHS = ["vnni", pytest.param("vpmaddwd", marks=COMPILES), "float32"]
+PATHS = ["vnni", *(pytest.param(p, marks=COMPILES) for p in ("vpmaddwd", "avx2")), "float32"]
 # Around the edges of tiles, panels and pieces; k odd, even and longer than one pass.
 SHAPES = [
     (1, 1, 1), (2, 3, 5), (3, 17, 31), (7, 16, 768), (13, 33, 769), (6, 64, 1040), (37, 70, 1041),
@@ -20,9 +20,15 @@ SHAPES = [
 @pytest.fixture(params=PATHS)
 def path(request, monkeypatch):
     monkeypatch.setattr(product, "path", request.param)
-    if request.param == "vpmaddwd":
+    if request.param in ("vpmaddwd", "avx2"):
+        monkeypatch.setattr(product, "path", "vpmaddwd")
+        if request.param == "avx2":  # the same source with half the vector
+            monkeypatch.setitem(native.MACHINE_FLAGS, "AVX512", native.MACHINE_FLAGS["AVX2"])
+        native.function.cache_clear()
         found = native.function(product.SOURCE, product.ARGUMENTS, *product.FLAGS)
         assert found, "product.cpp does not compile"
+    yield
+    native.function.cache_clear()
 
 
 def codes(*shape):
@@ -52,6 +58,10 @@ def test_extreme_codes(path, sign):
     a[:, 1536:] = -127
     a[:, -1] = -126
     assert (product.int8_linear(a, *scales, None) == sign * 127).all()
+    # As many inputs as int32 holds in the end.
+    a, b = torch.full((1, 133_144), 127).char(), torch.full((1, 133_144), 127 * sign).char()
+    y = product.int8_linear(a, torch.ones(1, 1), b, torch.ones(1), None)
+    assert y == torch.tensor(sign * 127 * 127 * 133_144).float()
 
 
 def test_strides_and_the_default_dtype_change_nothing(path):

@@ -1,10 +1,10 @@
-// y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o] with an exact sum, by Winograd's inner
-// product (IEEE Transactions on Computers C-17, 1968): as
+// y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o] with an exact sum, by Winograd's
+// inner product (IEEE Transactions on Computers C-17, 1968): one multiplication for two products in
 //   (a0 + b1) * (a1 + b0) = a0 * b0 + a1 * b1 + a0 * a1 + b0 * b1,
-// two products take one multiplication and two additions; what a row and a channel add of their own
-// is taken off at the end. An input's partner is a vector further, so nothing is rearranged.
-// vpmaddwd multiplies 16-bit lanes, which hold such sums of two codes, and adds neighbours, so a
-// vector holds partial sums of one element of y. See product.py.
+// whose last two terms are a row's own and a channel's own and are taken off at the end. Input i is
+// paired with i + LANES, so nothing is rearranged. vpmaddwd multiplies 16-bit lanes, which hold
+// sums of two codes, and adds neighbours, so a vector holds partial sums of one element of y. All
+// sums are modulo 2^32: what wraps on the way does no harm where the result fits (k to 133,144).
 #include <immintrin.h>
 
 #include <algorithm>
@@ -32,21 +32,23 @@ static inline void add_products(Vector& sum, Vector a0, Vector a1, Vector b0, Ve
     Vector x, y;
     asm("vpaddw %4, %3, %1\n\tvpaddw %6, %5, %2\n\tvpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0"
         : "+" REGISTER(sum), "=&" REGISTER(x), "=&" REGISTER(y)
-        : REGISTER(b1), REGISTER "m"(a0), REGISTER(b0), REGISTER "m"(a1));
+        : REGISTER(b1), REGISTER(a0), REGISTER(b0), REGISTER(a1));
 }
 
 // PANEL channels of the weight, DEPTH inputs at a time, are widened into the L1 cache and used for
 // BLOCK rows, whose share of a stays in the L2 cache.
 constexpr int64_t PANEL = 16, DEPTH = 768, BLOCK = 192;
+static_assert(PANEL % COLUMNS == 0 && DEPTH % (2 * LANES) == 0 && BLOCK % ROWS == 0);
 
 static inline Vector load(const int16_t* x) { return *(const Vector*)x; }
 
-// Widens k codes, zeros up to depth, a multiple of 2 * LANES; returns the sum of x0 * x1.
+// Widens k codes, zeros up to depth, a multiple of 2 * LANES. Returns the sum of products of pairs.
 static inline uint32_t widen(const int8_t* codes, int64_t k, int64_t depth, int16_t* x) {
     for (int64_t i = 0; i < k; i++) x[i] = codes[i];
     for (int64_t i = k; i < depth; i++) x[i] = 0;
     uint32_t own = 0;
     for (int64_t i = 0; i < depth; i += 2 * LANES)
+#pragma GCC unroll 1  // else GCC unrolls all of it and vectorizes nothing
         for (int64_t j = i; j < i + LANES; j++) own += x[j] * x[j + LANES];
     return own;
 }
@@ -76,7 +78,8 @@ static inline void multiply(const int16_t* const* a, const int16_t* b, int64_t d
     }
 }
 
-// bias or null; wide int16 `[m, stride]` for a, 64-byte aligned, stride the next multiple of 64 to k.
+// a `[m, k]`, s `[m]`, b `[n, k]`, r `[n]`, bias `[n]` or null, y `[m, n]`, rows one after another;
+// wide `[m, stride]`, 64-byte aligned, for a in 16 bits; stride is k rounded up to a multiple of 64.
 extern "C" void product(const int8_t* a, const float* s, const int8_t* b, const float* r,
                        const float* bias, int16_t* wide, float* y, int64_t m, int64_t n, int64_t k,
                        int64_t stride, int64_t threads) {

@@ -4,16 +4,16 @@ On a CPU the way (`path`) is decided when this module is imported:
 
 path       where                                     how                              time
 vnni       x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)         0.24
-vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.44
+vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.44 *
 float32    no compiler, ARM, older x86               float32 products, in pieces      1.14
 
 Time: a pass of GPT-2 124M at 4x128 in best mode, FP32 eager being 1, on two cores of an AMD EPYC
-(Zen 4).
+(Zen 4). * With AVX-512; with AVX2 alone the products take 1.2 times as long.
 
 VNNI adds four byte products to a 32-bit sum in one instruction. Without it `torch._int_mm` is a
 plain loop, 20 times slower than FP32, and vpmaddwd the widest exact product, with twice as many
-multiplications as an FP32 instruction; `product.cpp` needs half of them. Float sums of up to 1,040
-products are exact: integers below 2**24 (127 * 127 * 1040 = 16.77e6).
+multiplications as an FP32 instruction; `product.cpp` makes two products by each. Float sums of up
+to 1,040 products are exact: integers below 2**24 (127 * 127 * 1040 = 16.77e6).
 """
 
 from pathlib import Path
