@@ -79,7 +79,7 @@ static inline void multiply(const int16_t* const* a, const int16_t* b, int64_t d
 }
 
 // a `[m, k]`, s `[m]`, b `[n, k]`, r `[n]`, bias `[n]` or null, y `[m, n]`, rows one after another;
-// wide `[m, stride]`, 64-byte aligned, for a in 16 bits; stride is k rounded up to a multiple of 64.
+// wide `[m, stride]`, 64-byte aligned, for a in 16 bits; stride is k up to a multiple of 64.
 extern "C" void product(const int8_t* a, const float* s, const int8_t* b, const float* r,
                        const float* bias, int16_t* wide, float* y, int64_t m, int64_t n, int64_t k,
                        int64_t stride, int64_t threads) {
