@@ -13,6 +13,7 @@ from ..cli import read_toml
 from ..compare.comparison import MIB, Comparison, Row
 from ..measure import paired
 from ..models.variants import BASELINE, FP16, VARIANTS
+from . import fill
 
 SENTENCES = read_toml(__file__)
 Cost = tuple[float, ...]  # value, low, high, the less the better; () where not measured
@@ -169,14 +170,14 @@ def _smallest(rows: list[Row], baseline: Row) -> str:
         for who, times in others.items()
         if times and round(times, 2) > 1
     ]
-    each = f"{size['stored_bytes'] / MIB:.2f} MB{' each' * (len(ties) > 1)}"
+    each = fill("{:.2f} MB", size["stored_bytes"] / MIB) + " each" * (len(ties) > 1)
     who = f"{_listed([row.label for row in ties])} with {each}"
     return f"{who}, {_listed(smaller)}" if smaller else who
 
 
 def _fastest(rows: list[Row]) -> str:
     ties = _least(rows, _time)
-    each = [SENTENCES["each_time"].format(row.label, *_time(row)) for row in ties]
+    each = [fill(SENTENCES["each_time"], row.label, *_time(row)) for row in ties]
     return _said("fastest" if len(ties) == 1 else "fastest_tie", each=_listed(each))
 
 
@@ -221,7 +222,7 @@ def choices(comparison: Comparison) -> dict:
         ties = _least(rows, cost)
         if not ties or (cost is _eager_time and not compiled):
             continue
-        reason = because.format(abs(cost(ties[0])[0]), *(comparison.shape or ()))
+        reason = fill(because, abs(cost(ties[0])[0]), *(comparison.shape or ()))
         if len(ties) > 1:
             reason += _said("tie", label=ties[0].label)
         choice = _listed([row.label for row in rows if row in ties])
@@ -230,4 +231,4 @@ def choices(comparison: Comparison) -> dict:
 
 
 def _said(which: str, /, **values) -> str:
-    return SENTENCES[which].format(**values)
+    return fill(SENTENCES[which], **values)
