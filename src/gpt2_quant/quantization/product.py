@@ -4,7 +4,7 @@ On a CPU the way (`path`) is decided when this module is imported:
 
 path       where                                     how                              time
 vnni       x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)         0.24
-vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.44 *
+vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.54 *
 float32    no compiler, ARM, older x86               float32 products, in pieces      1.14
 
 Time: a pass of GPT-2 124M at 4x128 in best mode, FP32 eager being 1, on two cores of an AMD EPYC
