@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from gpt2_quant.data.tokens import load_tokenizer
 from gpt2_quant.errors import UserError, run
 from gpt2_quant.records import atomic_path, file_sha256
 
@@ -31,8 +31,10 @@ HELD_OUT_BLOCKS = 40
 
 def main() -> None:
     args = flags()
+    from transformers import GPT2Config, GPT2LMHeadModel  # `run` has silenced what it loads
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, local_files_only=True)
+    tokenizer = load_tokenizer(args.tokenizer)
     tokens = read_tokens(args.data, tokenizer).to(device)
     if len(tokens) < 200 * args.block:
         raise UserError(f"--data holds {len(tokens)} tokens: give at least {200 * args.block}")
@@ -92,7 +94,7 @@ def read_tokens(path: Path, tokenizer) -> torch.Tensor:
     return torch.from_numpy(ids.astype(np.int32))
 
 
-def train(model: GPT2LMHeadModel, tokens: torch.Tensor, args: argparse.Namespace) -> int:
+def train(model: torch.nn.Module, tokens: torch.Tensor, args: argparse.Namespace) -> int:
     """AdamW on blocks drawn anywhere in `tokens`, until the time is over; returns the updates."""
     device, on_gpu = tokens.device, tokens.device.type == "cuda"
     compiled = torch.compile(model) if on_gpu else model
@@ -128,7 +130,7 @@ def train(model: GPT2LMHeadModel, tokens: torch.Tensor, args: argparse.Namespace
 
 
 @torch.inference_mode()
-def score(model: GPT2LMHeadModel, held_out: torch.Tensor, block: int) -> float:
+def score(model: torch.nn.Module, held_out: torch.Tensor, block: int) -> float:
     """Perplexity of the first blocks of the held-out tokens."""
     model.eval()
     blocks = held_out[: len(held_out) // block * block].view(-1, block)[:HELD_OUT_BLOCKS].long()
