@@ -1,5 +1,7 @@
 """Results folders whose figures are chosen: accuracy by discordant rows, bytes, milliseconds."""
 
+from functools import cache
+
 import numpy as np
 from result_folders import change_record, write_results
 
@@ -30,6 +32,14 @@ def answers(better: int, worse: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return labels, logits + 0.01 * np.random.default_rng(seed).random((N, 4))
 
 
+@cache
+def scored(better: int, worse: int, seed: int) -> tuple[np.ndarray, np.ndarray, dict]:
+    """`answers`, and their scores."""
+    labels, logits = answers(better, worse, seed)
+    kept = logits.astype(np.float32)
+    return labels, logits, scores.classification_scores(labels, kept, resamples=1000)
+
+
 def make(folder, keys=tuple(BYTES), discordant=None, sizes=None, ms=None, best=None):
     """A results folder; returns it.
 
@@ -40,11 +50,9 @@ def make(folder, keys=tuple(BYTES), discordant=None, sizes=None, ms=None, best=N
     """
     write_results(folder, keys)
     for seed, key in enumerate(keys):
-        labels, logits = answers(*(discordant or {}).get(key, (0, 0)), seed)
+        labels, logits, metrics = scored(*(discordant or {}).get(key, (0, 0)), seed)
         predictions.save_predictions(folder, key, labels, logits)
         (folder / "predictions" / f"{key}.validation.parquet").unlink()
-        kept = logits.astype(np.float32)
-        metrics = scores.classification_scores(labels, kept, resamples=1000)
         change_record(
             folder, key, _of(key, metrics, (sizes or BYTES).get(key) or BYTES[key], ms, best)
         )

@@ -69,6 +69,11 @@ def logits(key: str) -> np.ndarray:
     return classifier()["features"] @ rounded(STEPS[key])
 
 
+@cache
+def metrics(key: str) -> dict:
+    return scores.classification_scores(classifier()["labels"], logits(key), resamples=500)
+
+
 def write_results(folder: Path, keys=tuple(STEPS), preset: str = "paper") -> Path:
     """Predictions and records of `keys` below `folder`, as scripts 1 to 3 leave them; returns
     `folder`.
@@ -111,7 +116,7 @@ def record_of(folder: Path, key: str, preset: str) -> dict:
             "name": "demo corpus", "revision": None, "split": "test", "n": 1000,
             "sha256": "7" * 64, "empty_texts": 0,
         },
-        "metrics": scores.classification_scores(classifier()["labels"], logits(key), resamples=500),
+        "metrics": metrics(key),
         "size": {
             **sizes, "resident_bytes": stored.nbytes, "file_bytes": file_bytes,
             "stored": {**sizes, "header_bytes": file_bytes - stored.nbytes},
@@ -137,6 +142,7 @@ def record_of(folder: Path, key: str, preset: str) -> dict:
     }  # fmt: skip
 
 
+@cache
 def timed(key: str, batch: int, length: int, mode: str) -> dict:
     """One latency entry: real timings of the classifier's product over `batch` texts."""
     features, weights, values = classifier()["features"][:batch], rounded(STEPS[key]), []
