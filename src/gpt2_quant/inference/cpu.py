@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..quantization import affine, native
+from ..quantization import native
 from ..quantization.product import int8_linear
 from .gpt2 import is_right_padded, pooled_positions, score_scale
 
@@ -28,8 +28,7 @@ def _product(x: Tensor, block: Tensors, layer: str, channels: slice = slice(None
     weight, weight_scale, bias = (
         block[f"{layer}.{name}"][channels] for name in ("weight", "weight_scale", "bias")
     )
-    codes, scale = affine.quantize_rows(x)
-    return int8_linear(codes, scale, weight, weight_scale, bias)
+    return int8_linear(x, weight, weight_scale, bias)
 
 
 def _norm(x: Tensor, block: Tensors, norm: str, epsilon: float) -> Tensor:

@@ -143,7 +143,7 @@ class Int8Weight(QuantizedLayer):
             weight = self.weight, self.weight_scale, bias
             y = kernels.scaled_gemm(*kernels.quantize_rows(rows), *weight, dtype=x.dtype)
         else:
-            y = int8_linear(*affine.quantize_rows(rows), self.weight, self.weight_scale, bias)
+            y = int8_linear(rows, self.weight, self.weight_scale, bias)
         return y.to(x.dtype).view(*x.shape[:-1], self.rows)
 
 

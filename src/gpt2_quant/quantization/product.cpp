@@ -1,119 +1,188 @@
-// y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o] with an exact sum, by Winograd's
-// inner product (IEEE Transactions on Computers C-17, 1968): one multiplication for two products in
-//   (a0 + b1) * (a1 + b0) = a0 * b0 + a1 * b1 + a0 * a1 + b0 * b1,
-// whose last two terms are a row's own and a channel's own and are taken off at the end. Input i is
-// paired with i + LANES, so nothing is rearranged. vpmaddwd multiplies 16-bit lanes, which hold
-// sums of two codes, and adds neighbours, so a vector holds partial sums of one element of y. All
-// sums are modulo 2^32: what wraps on the way does no harm where the result fits (k to 133,144).
+// y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o] with an exact sum, where a and s are
+// x quantized by rows. By vpmaddubsw, which multiplies 32 unsigned by 32 signed bytes and adds
+// neighbours, twice as many as vpmaddwd of 16-bit lanes, but cuts off what 16 bits do not hold.
+// Unsigned is a + 128, whose surplus of 128 * sum_i b[o, i] is taken off at the end. Then two
+// products can only overflow where
+//   255 * |b0 + b1| > 32767, which is |b0 + b1| > 128.
+// Of such pairs, one to three in a hundred, half of each code is taken into a list, and the list is
+// multiplied by itself, as outliers are in FBGEMM (Khudia et al. 2021, arXiv:2101.05615). Sums are
+// modulo 2^32: what wraps on the way does no harm where the result fits (k to 133,144).
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
 #include <vector>
 
-// Written as assembly, because compilers move all multiplications before all additions and then
-// spill what they hold. ROWS x COLUMNS sums and what feeds them fill the registers.
 #ifdef __AVX512BW__
 using Vector = __m512i;
-constexpr int ROWS = 4;
-#define REGISTER "v"
-static inline __m256i halve(Vector x) {
-    return _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
-}
+#define SIMD(name) _mm512_##name
+static inline bool any(Vector x) { return _mm512_test_epi32_mask(x, x); }
 #else
 using Vector = __m256i;
-constexpr int ROWS = 2;
-#define REGISTER "x"
-static inline __m256i halve(Vector x) { return x; }
+#define SIMD(name) _mm256_##name
+static inline bool any(Vector x) { return !_mm256_testz_si256(x, x); }
 #endif
-constexpr int COLUMNS = 4, LANES = sizeof(Vector) / sizeof(int16_t);
 
-static inline void add_products(Vector& sum, Vector a0, Vector a1, Vector b0, Vector b1) {
-    Vector x, y;
-    asm("vpaddw %4, %3, %1\n\tvpaddw %6, %5, %2\n\tvpmaddwd %2, %1, %1\n\tvpaddd %1, %0, %0"
-        : "+" REGISTER(sum), "=&" REGISTER(x), "=&" REGISTER(y)
-        : REGISTER(b1), REGISTER(a0), REGISTER(b0), REGISTER(a1));
+// A quad is four neighbouring codes, an int32. A tile is TILE tokens, one to each lane of VECTORS
+// vectors, `[quad, token]`. COLUMNS x VECTORS sums and what feeds them stay in the registers, PANEL
+// channels' DEPTH inputs in the L1 cache, for BLOCK tokens, whose codes stay in the L2 cache.
+constexpr int64_t LANES = sizeof(Vector) / 4, VECTORS = 2, COLUMNS = 4, TILE = LANES * VECTORS;
+constexpr int64_t PANEL = 16, DEPTH = 768, QUADS = DEPTH / 4, BLOCK = 512;
+static_assert(PANEL % COLUMNS == 0 && QUADS % LANES == 0 && BLOCK % TILE == 0);
+
+static inline Vector add_products(Vector sum, Vector a, Vector b) {
+    Vector pairs = SIMD(maddubs_epi16)(a, b);
+    return SIMD(add_epi32)(sum, SIMD(madd_epi16)(pairs, SIMD(set1_epi16)(1)));
 }
 
-// PANEL channels of the weight, DEPTH inputs at a time, are widened into the L1 cache and used for
-// BLOCK rows, whose share of a stays in the L2 cache.
-constexpr int64_t PANEL = 16, DEPTH = 768, BLOCK = 192;
-static_assert(PANEL % COLUMNS == 0 && DEPTH % (2 * LANES) == 0 && BLOCK % ROWS == 0);
+struct Halves {  // of one channel's pairs, by the quads that hold them
+    int64_t count;
+    int32_t quad[QUADS], codes[QUADS];
+};
 
-static inline Vector load(const int16_t* x) { return *(const Vector*)x; }
-
-// Widens k codes, zeros up to depth, a multiple of 2 * LANES. Returns the sum of products of pairs.
-static inline uint32_t widen(const int8_t* codes, int64_t k, int64_t depth, int16_t* x) {
-    for (int64_t i = 0; i < k; i++) x[i] = codes[i];
-    for (int64_t i = k; i < depth; i++) x[i] = 0;
-    uint32_t own = 0;
-    for (int64_t i = 0; i < depth; i += 2 * LANES)
-#pragma GCC unroll 1  // else GCC unrolls all of it and vectorizes nothing
-        for (int64_t j = i; j < i + LANES; j++) own += x[j] * x[j + LANES];
-    return own;
+// Copies one channel's codes, less halves of the pairs that could overflow. Returns their sum.
+static inline uint32_t split(const int8_t* from, int64_t quads, int32_t* to, Halves& halves) {
+    Vector sum = {};
+    halves.count = 0;
+    for (int64_t q = 0; q < quads; q += LANES) {
+        Vector codes;
+        std::memcpy(&codes, from + 4 * q, sizeof codes);
+        Vector pairs = SIMD(maddubs_epi16)(SIMD(set1_epi8)(1), codes);
+        sum = SIMD(add_epi32)(sum, SIMD(madd_epi16)(pairs, SIMD(set1_epi16)(1)));
+        // All bits of a lane, if |pair| + 32767 - 128 has the sign bit.
+        Vector limit = SIMD(set1_epi16)(INT16_MAX - 128);
+        Vector over = SIMD(srai_epi16)(SIMD(add_epi16)(SIMD(abs_epi16)(pairs), limit), 15);
+        if (any(over)) {
+            // The mean of code + 128 and 0, which is half + 64.
+            Vector half = SIMD(avg_epu8)(codes ^ SIMD(set1_epi8)(-128), Vector{});
+            half = SIMD(sub_epi8)(half, SIMD(set1_epi8)(64)) & over;
+            codes = SIMD(sub_epi8)(codes, half);
+            int32_t taken[LANES];
+            std::memcpy(taken, &half, sizeof taken);
+            for (int64_t j = 0; j < LANES; j++) {
+                halves.quad[halves.count] = q + j;
+                halves.codes[halves.count] = taken[j];
+                halves.count += taken[j] != 0;
+            }
+        }
+        *(Vector*)(to + q) = codes;
+    }
+    uint32_t lanes[LANES];
+    std::memcpy(lanes, &sum, sizeof lanes);
+    return std::accumulate(lanes, lanes + LANES, 0u);
 }
 
-// Adds ROWS x COLUMNS products to sums `[ROWS, PANEL]`.
-static inline void multiply(const int16_t* const* a, const int16_t* b, int64_t depth,
+// Adds the products of a tile with COLUMNS channels to sums `[TILE, PANEL]`.
+static inline void multiply(const Vector* a, const int32_t* b, int64_t quads, const Halves* halves,
                             uint32_t* sums) {
-    Vector sum[ROWS][COLUMNS] = {};
-    for (int64_t i = 0; i < depth; i += 2 * LANES) {
+    Vector sum[COLUMNS][VECTORS] = {};
 #pragma GCC unroll 4
-        for (int c = 0; c < COLUMNS; c++) {
-            Vector b0 = load(b + c * DEPTH + i), b1 = load(b + c * DEPTH + i + LANES);
+    for (int64_t q = 0; q < quads; q++)
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++)
-                add_products(sum[r][c], load(a[r] + i), load(a[r] + i + LANES), b0, b1);
+        for (int c = 0; c < COLUMNS; c++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++)
+                sum[c][v] = add_products(sum[c][v], a[q * VECTORS + v],
+                                         SIMD(set1_epi32)(b[c * QUADS + q]));
+#pragma GCC unroll 4
+    for (int c = 0; c < COLUMNS; c++)
+        for (int64_t j = 0; j < halves[c].count; j++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++)
+                sum[c][v] = add_products(sum[c][v], a[halves[c].quad[j] * VECTORS + v],
+                                         SIMD(set1_epi32)(halves[c].codes[j]));
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; v++) {  // four channels of eight tokens to four channels a token
+        Vector low01 = SIMD(unpacklo_epi32)(sum[0][v], sum[1][v]);
+        Vector low23 = SIMD(unpacklo_epi32)(sum[2][v], sum[3][v]);
+        Vector high01 = SIMD(unpackhi_epi32)(sum[0][v], sum[1][v]);
+        Vector high23 = SIMD(unpackhi_epi32)(sum[2][v], sum[3][v]);
+        Vector rows[] = {
+            SIMD(unpacklo_epi64)(low01, low23), SIMD(unpackhi_epi64)(low01, low23),
+            SIMD(unpacklo_epi64)(high01, high23), SIMD(unpackhi_epi64)(high01, high23)};
+        for (int t = 0; t < LANES; t++) {
+            __m128i* to = (__m128i*)(sums + (v * LANES + t) * PANEL);
+            *to = _mm_add_epi32(*to, ((__m128i*)&rows[t % 4])[t / 4]);
         }
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < ROWS; r++) {
-        __m256i left = _mm256_hadd_epi32(halve(sum[r][0]), halve(sum[r][1]));
-        __m256i right = _mm256_hadd_epi32(halve(sum[r][2]), halve(sum[r][3]));
-        __m256i both = _mm256_hadd_epi32(left, right);
-        __m128i all = _mm_add_epi32(_mm256_castsi256_si128(both),
-                                    _mm256_extracti128_si256(both, 1));
-        __m128i* to = (__m128i*)(sums + r * PANEL);
-        *to = _mm_add_epi32(*to, all);
+}
+
+// The rows' scales as affine.quantize_rows has them, and their codes plus 128, by tiles.
+static inline void quantize(const float* x, int64_t m, int64_t k, int64_t threads, uint32_t* tiles,
+                            float* scales) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t t = 0; t < m; t++) {
+        const float* row = x + t * k;
+        Vector largest = {};  // of floats without their sign, which are ordered as their bits are
+        for (int64_t i = 0; i < k; i += LANES) {
+            Vector bits = (Vector)SIMD(loadu_ps)(row + i) & SIMD(set1_epi32)(INT32_MAX);
+            largest = SIMD(max_epi32)(largest, bits);
+        }
+        int32_t lanes[LANES];
+        std::memcpy(lanes, &largest, sizeof lanes);
+        float absmax;
+        std::memcpy(&absmax, std::max_element(lanes, lanes + LANES), sizeof absmax);
+        scales[t] = std::max(absmax / 127, std::numeric_limits<float>::min());
+        const float inverse = 1 / scales[t];
+        uint32_t* to = tiles + t / TILE * TILE * (k / 4) + t % TILE;
+        for (int64_t i = 0; i < k; i += 64) {
+            uint8_t codes[64];
+            uint32_t quads[16];
+            for (int64_t j = 0; j < 64; j++)
+                codes[j] = (int32_t)std::rint(row[i + j] * inverse) + 128;
+            std::memcpy(quads, codes, sizeof quads);
+            for (int64_t q = 0; q < 16; q++) to[(i / 4 + q) * TILE] = quads[q];
+        }
     }
 }
 
-// a `[m, k]`, s `[m]`, b `[n, k]`, r `[n]`, bias `[n]` or null, y `[m, n]`, rows one after another;
-// wide `[m, stride]`, 64-byte aligned, for a in 16 bits; stride is k up to a multiple of 64.
-extern "C" void product(const int8_t* a, const float* s, const int8_t* b, const float* r,
-                       const float* bias, int16_t* wide, float* y, int64_t m, int64_t n, int64_t k,
-                       int64_t stride, int64_t threads) {
-    std::vector<uint32_t> row_own(m);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t t = 0; t < m; t++)
-        row_own[t] = widen(a + t * k, k, stride, wide + t * stride);
+// x `[m, k]`, b `[n, k]`, r `[n]`, bias `[n]` or null, y `[m, n]`, rows one after another; k a
+// multiple of 64; tiles 64-byte aligned, m * k bytes with m up to a multiple of 32.
+extern "C" void product(const float* x, const int8_t* b, const float* r, const float* bias,
+                       uint32_t* tiles, float* y, int64_t m, int64_t n, int64_t k,
+                       int64_t threads) {
+    std::vector<float> s(m);
+    quantize(x, m, k, threads, tiles, s.data());
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (int64_t t0 = 0; t0 < m; t0 += BLOCK)
         for (int64_t o0 = 0; o0 < n; o0 += PANEL) {
-            alignas(64) int16_t columns[PANEL * DEPTH];
-            alignas(64) uint32_t sums[BLOCK * PANEL] = {};
-            uint32_t column_own[PANEL] = {};
+            alignas(64) int32_t columns[PANEL * QUADS];
+            alignas(64) uint32_t sums[BLOCK * PANEL];
+            Halves halves[PANEL];
+            uint32_t surplus[PANEL] = {};
+            float scale[PANEL] = {}, shift[PANEL] = {};
             int64_t rows = std::min(BLOCK, m - t0), channels = std::min(PANEL, n - o0);
+            std::fill_n(sums, (rows + TILE - 1) / TILE * TILE * PANEL, 0);
             for (int64_t i0 = 0; i0 < k; i0 += DEPTH) {
-                int64_t depth = std::min(DEPTH, stride - i0), real = std::min(DEPTH, k - i0);
+                int64_t depth = std::min(DEPTH, k - i0);
                 for (int64_t c = 0; c < PANEL; c++) {
-                    // Past the last channel and row, the last once more, whose sums are not read.
+                    // Past the last channel the last once more, whose sums are not read.
                     const int8_t* from = b + std::min(o0 + c, n - 1) * k + i0;
-                    column_own[c] += widen(from, real, depth, columns + c * DEPTH);
+                    surplus[c] += 128 * split(from, depth / 4, columns + c * QUADS, halves[c]);
                 }
-                for (int64_t t = 0; t < rows; t += ROWS) {
-                    const int16_t* row[ROWS];
-                    for (int j = 0; j < ROWS; j++)
-                        row[j] = wide + std::min(t0 + t + j, m - 1) * stride + i0;
+                for (int64_t t = 0; t < rows; t += TILE) {
+                    const uint32_t* tile = tiles + (t0 + t) * (k / 4) + i0 / 4 * TILE;
                     for (int64_t c = 0; c < PANEL; c += COLUMNS)
-                        multiply(row, columns + c * DEPTH, depth, sums + t * PANEL + c);
+                        multiply((const Vector*)tile, columns + c * QUADS, depth / 4, halves + c,
+                                 sums + t * PANEL + c);
                 }
             }
-            for (int64_t t = 0; t < rows; t++)
-                for (int64_t c = 0; c < channels; c++) {
-                    int32_t sum = sums[t * PANEL + c] - row_own[t0 + t] - column_own[c];
-                    float scaled = sum * s[t0 + t] * r[o0 + c];
-                    y[(t0 + t) * n + o0 + c] = bias ? scaled + bias[o0 + c] : scaled;
+            std::copy_n(r + o0, channels, scale);
+            if (bias) std::copy_n(bias + o0, channels, shift);
+            for (int64_t t = 0; t < rows; t++) {
+                float line[PANEL], *to = y + (t0 + t) * n + o0;
+                for (int64_t c = 0; c < PANEL; c++) {
+                    int32_t sum = sums[t * PANEL + c] - surplus[c];
+                    line[c] = sum * s[t0 + t] * scale[c] + shift[c];
                 }
+                if (channels == PANEL)  // of a size that the compiler knows
+                    std::copy_n(line, PANEL, to);
+                else
+                    std::copy_n(line, channels, to);
+            }
         }
 }

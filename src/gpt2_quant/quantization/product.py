@@ -2,31 +2,31 @@
 
 On a CPU the way (`path`) is decided when this module is imported:
 
-path       where                                     how                              time
-vnni       x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)         0.24
-vpmaddwd   other x86 with AVX2 and a C++ compiler    `product.cpp`, on 16-bit lanes   0.54 *
-float32    no compiler, ARM, older x86               float32 products, in pieces      1.14
+path        where                                     how                           time
+vnni        x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)      0.24
+vpmaddubsw  other x86 with AVX2 and a C++ compiler    `product.cpp`                 0.48 *
+float32     no compiler, ARM, older x86               float32 products, in pieces   1.14
 
 Time: a pass of GPT-2 124M at 4x128 in best mode, FP32 eager being 1, on two cores of an AMD EPYC
-(Zen 4). * With AVX-512; with AVX2 alone 0.61, on two cores of a Zen 3.
+(Zen 4; * Zen 3, AVX2 alone).
 
 VNNI adds four byte products to a 32-bit sum in one instruction. Without it `torch._int_mm` is a
-plain loop, 20 times slower than FP32, and vpmaddwd the widest exact product, with twice as many
-multiplications as an FP32 instruction; `product.cpp` makes two products by each. Float sums of up
-to 1,040 products are exact: integers below 2**24 (127 * 127 * 1040 = 16.77e6).
+plain loop, 20 times slower than FP32; `product.cpp` takes three instructions, exactly, and also
+quantizes x. Float sums of up to 1,040 products are exact: integers below 2**24
+(127 * 127 * 1040 = 16.77e6).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import native
-from .affine import dequantize
+from . import affine, native
 
 SOURCE = Path(__file__).with_name("product.cpp")
-ARGUMENTS = (native.POINTER,) * 7 + (native.INT,) * 5
+ARGUMENTS = (native.POINTER,) * 6 + (native.INT,) * 4
 FLAGS = ("-ffp-contract=off",)  # scale and bias stay two roundings, as in torch
 EXACT_INPUTS = 1040
 
@@ -34,27 +34,35 @@ EXACT_INPUTS = 1040
 def _best_path() -> str:
     if torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available():
         return "vnni"
-    return "vpmaddwd" if native.can_compile() else "float32"
+    return "vpmaddubsw" if native.can_compile() else "float32"
 
 
 path = _best_path()
 
 
-def int8_linear(
-    codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
-) -> Tensor:
-    """`(codes @ weight.T) * scale * weight_scale + bias`, float32 `[m, n]`, the sum exact.
+def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """`(codes @ weight.T) * scale * weight_scale + bias`, float32 `[m, n]`, the sum exact, where
+    codes and scale are `affine.quantize_rows(x)`.
 
-    codes int8 `[m, k]` in [-127, 127], scale float32 `[m, 1]`, weight int8 `[n, k]` likewise,
-    weight_scale float32 `[n]`, bias float `[n]`.
+    x float `[m, k]`, weight int8 `[n, k]` in [-127, 127], weight_scale float32 `[n]`, bias float
+    `[n]`.
     """
-    if torch.onnx.is_in_onnx_export():  # which knows neither operator
-        y = codes.float() @ dequantize(weight, weight_scale.unsqueeze(1)).t() * scale
+    layer = weight, weight_scale, bias
+    if torch.onnx.is_in_onnx_export():  # to what knows neither operator
+        codes, scale = affine.quantize_rows(x)
+        y = codes.float() @ affine.dequantize(weight, weight_scale.unsqueeze(1)).t() * scale
         return y if bias is None else y + bias
-    if not codes.is_cuda and path != "vnni":
-        return _int8_linear(codes, scale, weight, weight_scale, bias)
-    # Inductor fuses what follows the product with the GELU or the residual after it.
-    y = int8_matmul(codes, weight).float() * scale * weight_scale
+    if x.is_cuda or path == "vnni":
+        return _by_torch(int8_matmul, x, *layer)
+    return _int8_linear(x, *layer) if path == "vpmaddubsw" else _by_torch(_float_matmul, x, *layer)
+
+
+def _by_torch(
+    matmul: Callable, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Inductor fuses what stands before and after the product with its neighbours."""
+    codes, scale = affine.quantize_rows(x)
+    y = matmul(codes, weight).float() * scale * weight_scale
     return y if bias is None else y + bias
 
 
@@ -69,35 +77,31 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch._int_mm(a, b.t())[:m, :n]
 
 
+def _float_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The same by float32 products."""
+    pieces = zip(a.split(EXACT_INPUTS, 1), b.split(EXACT_INPUTS, 1), strict=True)
+    products = [x.float() @ y.float().t() for x, y in pieces]
+    # The sum of several may pass 2**24.
+    return products[0] if len(products) == 1 else sum(product.int() for product in products)
+
+
 # An operator: torch.compile does not look inside.
 @torch.library.custom_op("gpt2_quant::int8_linear", mutates_args=(), device_types="cpu")
-def _int8_linear(
-    codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
-) -> Tensor:
-    multiply = path == "vpmaddwd" and native.function(SOURCE, ARGUMENTS, *FLAGS)
-    if not multiply:
-        return _by_floats(codes, scale, weight, weight_scale, bias)
-    (m, k), n = codes.shape, weight.shape[0]
-    wide, y = codes.new_empty(m, k + -k % 64, dtype=torch.int16), scale.new_empty(m, n)
-    given = codes, scale, weight, weight_scale, None if bias is None else bias.float()
+def _int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    multiply = native.function(SOURCE, ARGUMENTS, *FLAGS)
+    if multiply is None:
+        return _by_torch(_float_matmul, x, weight, weight_scale, bias)
+    x, (m, k), n = x.float(), x.shape, weight.shape[0]
+    if k % 64:
+        x, weight = pad(x, (0, -k % 64)), pad(weight, (0, -k % 64))
+    tiles, y = weight.new_empty(m + -m % 32, x.shape[1]), x.new_empty(m, n)
+    given = x, weight, weight_scale, None if bias is None else bias.float()
     inputs = [None if tensor is None else tensor.contiguous() for tensor in given]
-    pointers = [None if tensor is None else tensor.data_ptr() for tensor in (*inputs, wide, y)]
-    multiply(*pointers, m, n, k, wide.shape[1], torch.get_num_threads())
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in (*inputs, tiles, y)]
+    multiply(*pointers, m, n, x.shape[1], torch.get_num_threads())
     return y
 
 
 @_int8_linear.register_fake
-def _(codes, scale, weight, weight_scale, bias):
-    return scale.new_empty(codes.shape[0], weight.shape[0])
-
-
-def _by_floats(
-    codes: Tensor, scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
-) -> Tensor:
-    pieces = zip(codes.split(EXACT_INPUTS, 1), weight.split(EXACT_INPUTS, 1), strict=True)
-    products = [a.float() @ b.float().t() for a, b in pieces]
-    y = products[0]
-    if len(products) > 1:  # their sum may pass 2**24
-        y = torch.stack([product.int() for product in products]).sum(0, dtype=torch.int32).float()
-    y.mul_(scale).mul_(weight_scale)
-    return y if bias is None else y.add_(bias)
+def _(x, weight, weight_scale, bias):
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32)
