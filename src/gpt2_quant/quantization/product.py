@@ -62,8 +62,8 @@ def _by_torch(
 ) -> Tensor:
     """Inductor fuses what stands before and after the product with its neighbours."""
     codes, scale = affine.quantize_rows(x)
-    y = matmul(codes, weight).float() * scale * weight_scale
-    return y if bias is None else y + bias
+    y = matmul(codes, weight).float().mul_(scale).mul_(weight_scale)
+    return y if bias is None else y.add_(bias)
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
