@@ -90,7 +90,7 @@ def test_extreme_codes(path, sign):
 
 @pytest.mark.parametrize("first", [64, 65, 127, -64, -65, -127])
 def test_pairs_around_what_16_bits_hold(path, first):
-    """Pairs of weights whose sum is a little more or less than 128, at both ends of the rows."""
+    """Each pair of a weight near half the limit, or the largest, with any other."""
     second = torch.arange(-127, 128)
     b = torch.stack([torch.full_like(second, first), second], 1).repeat(1, 33).char()
     a = torch.tensor([[127], [-127], [126], [-126]]).expand(-1, b.shape[1]).contiguous()
@@ -123,16 +123,17 @@ def test_threads_do_not_touch_one_another(path):
         torch.set_num_threads(threads)
 
 
-def test_in_compiled_code(path):
-    """The operator inside torch.compile, with symbolic shapes and without a graph break."""
-    b, weight_scale, bias = codes(24, 50), torch.rand(24), torch.randn(24)
+@pytest.mark.parametrize("k", [50, 2100])
+def test_in_compiled_code(path, k):
+    """The layer inside torch.compile, with symbolic shapes and without a graph break."""
+    b, weight_scale, bias = codes(24, k), torch.rand(24), torch.randn(24)
 
     def layer(x):
         return product.int8_linear(x, b, weight_scale, bias).relu()
 
     compiled = torch.compile(layer, backend="aot_eager", dynamic=True, fullgraph=True)
     for m in (3, 9):
-        x = torch.randn(m, 50)
+        x = torch.randn(m, k)
         assert torch.equal(compiled(x), layer(x))
 
 

@@ -1,11 +1,12 @@
 // y[t, o] = (sum_i a[t, i] * b[o, i]) * s[t] * r[o] + bias[o] with an exact sum, where a and s are
-// x quantized by rows. By vpmaddubsw, which multiplies 32 unsigned by 32 signed bytes and adds
-// neighbours, twice as many as vpmaddwd of 16-bit lanes, but cuts off what 16 bits do not hold.
-// Unsigned is a + 128, whose surplus of 128 * sum_i b[o, i] is taken off at the end. Then two
-// products can only overflow where
-//   255 * |b0 + b1| > 32767, which is |b0 + b1| > 128.
-// Of such pairs, one to three in a hundred, half of each code is taken into a list, and the list is
-// multiplied by itself, as outliers are in FBGEMM (Khudia et al. 2021, arXiv:2101.05615). Sums are
+// x quantized by rows. By vpmaddubsw: it multiplies unsigned by signed bytes, twice as many codes
+// as vpmaddwd with its 16-bit lanes, and adds neighbours, but cuts off what 16 bits do not hold.
+// The unsigned factor is a + 128, whose surplus of 128 * sum_i b[o, i] is taken off at the end.
+// Then two products of weights with the same sign overflow where
+//   255 * |b0 + b1| > 32767, which is |b0 + b1| > 128,
+// and of opposite signs never. Such pairs are one to three in a hundred of GPT-2's. Half of each of
+// their codes goes into a list that is multiplied apart, as outliers are in FBGEMM (Khudia et al.
+// 2021, arXiv:2101.05615); no pair of halves or of what they leave sums to more than 128. Sums are
 // modulo 2^32: what wraps on the way does no harm where the result fits (k to 133,144).
 #include <immintrin.h>
 
@@ -57,7 +58,7 @@ static inline uint32_t split(const int8_t* from, int64_t quads, int32_t* to, Hal
         Vector limit = SIMD(set1_epi16)(INT16_MAX - 128);
         Vector over = SIMD(srai_epi16)(SIMD(add_epi16)(SIMD(abs_epi16)(pairs), limit), 15);
         if (any(over)) {
-            // The mean of code + 128 and 0, which is half + 64.
+            // The mean of code + 128 and 0, rounded up, which is half + 64.
             Vector half = SIMD(avg_epu8)(codes ^ SIMD(set1_epi8)(-128), Vector{});
             half = SIMD(sub_epi8)(half, SIMD(set1_epi8)(64)) & over;
             codes = SIMD(sub_epi8)(codes, half);
@@ -76,7 +77,8 @@ static inline uint32_t split(const int8_t* from, int64_t quads, int32_t* to, Hal
     return std::accumulate(lanes, lanes + LANES, 0u);
 }
 
-// Adds the products of a tile with COLUMNS channels to sums `[TILE, PANEL]`.
+// Adds the products of a tile a `[quads, VECTORS]` with COLUMNS channels b, QUADS apart, to sums
+// `[TILE, PANEL]`.
 static inline void multiply(const Vector* a, const int32_t* b, int64_t quads, const Halves* halves,
                             uint32_t* sums) {
     Vector sum[COLUMNS][VECTORS] = {};
@@ -96,7 +98,7 @@ static inline void multiply(const Vector* a, const int32_t* b, int64_t quads, co
                 sum[c][v] = add_products(sum[c][v], a[halves[c].quad[j] * VECTORS + v],
                                          SIMD(set1_epi32)(halves[c].codes[j]));
 #pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; v++) {  // four channels of eight tokens to four channels a token
+    for (int v = 0; v < VECTORS; v++) {  // from tokens of a channel to channels of a token
         Vector low01 = SIMD(unpacklo_epi32)(sum[0][v], sum[1][v]);
         Vector low23 = SIMD(unpacklo_epi32)(sum[2][v], sum[3][v]);
         Vector high01 = SIMD(unpackhi_epi32)(sum[0][v], sum[1][v]);
@@ -141,7 +143,7 @@ static inline void quantize(const float* x, int64_t m, int64_t k, int64_t thread
 }
 
 // x `[m, k]`, b `[n, k]`, r `[n]`, bias `[n]` or null, y `[m, n]`, rows one after another; k a
-// multiple of 64; tiles 64-byte aligned, m * k bytes with m up to a multiple of 32.
+// multiple of 64; tiles 64-byte aligned, m * k bytes with m rounded up to a multiple of 32.
 extern "C" void product(const float* x, const int8_t* b, const float* r, const float* bias,
                        uint32_t* tiles, float* y, int64_t m, int64_t n, int64_t k,
                        int64_t threads) {
@@ -160,7 +162,7 @@ extern "C" void product(const float* x, const int8_t* b, const float* r, const f
             for (int64_t i0 = 0; i0 < k; i0 += DEPTH) {
                 int64_t depth = std::min(DEPTH, k - i0);
                 for (int64_t c = 0; c < PANEL; c++) {
-                    // Past the last channel the last once more, whose sums are not read.
+                    // Past the last channel the last once more, whose results are not written.
                     const int8_t* from = b + std::min(o0 + c, n - 1) * k + i0;
                     surplus[c] += 128 * split(from, depth / 4, columns + c * QUADS, halves[c]);
                 }

@@ -4,15 +4,15 @@ On a CPU the way (`path`) is decided when this module is imported:
 
 path        where                                     how                           time
 vnni        x86 with AVX512-VNNI                      `torch._int_mm` (oneDNN)      0.24
-vpmaddubsw  other x86 with AVX2 and a C++ compiler    `product.cpp`                 0.48 *
-float32     no compiler, ARM, older x86               float32 products, in pieces   1.14
+vpmaddubsw  other x86 with AVX2 and a C++ compiler    `product.cpp`                 0.47
+float32     no compiler, ARM, older x86               float32 products, in pieces   WITHOUT
 
-Time: a pass of GPT-2 124M at 4x128 in best mode, FP32 eager being 1, on two cores of an AMD EPYC
-(Zen 4; * Zen 3, AVX2 alone).
+Time: a pass of GPT-2 124M at 4x128 in best mode, FP32 eager being 1, on two cores of an AMD EPYC,
+a Zen 4 for the first, a Zen 3 for the others.
 
 VNNI adds four byte products to a 32-bit sum in one instruction. Without it `torch._int_mm` is a
-plain loop, 20 times slower than FP32; `product.cpp` takes three instructions, exactly, and also
-quantizes x. Float sums of up to 1,040 products are exact: integers below 2**24
+plain loop, 20 times slower than FP32; `product.cpp` takes three, made exact, and quantizes x,
+too. Float sums of up to 1,040 products are exact: integers below 2**24
 (127 * 127 * 1040 = 16.77e6).
 """
 
@@ -48,7 +48,7 @@ def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | 
     `[n]`.
     """
     layer = weight, weight_scale, bias
-    if torch.onnx.is_in_onnx_export():  # to what knows neither operator
+    if torch.onnx.is_in_onnx_export():  # ONNX has neither `_int_mm` nor our operator
         codes, scale = affine.quantize_rows(x)
         y = codes.float() @ affine.dequantize(weight, weight_scale.unsqueeze(1)).t() * scale
         return y if bias is None else y + bias
@@ -60,7 +60,7 @@ def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | 
 def _by_torch(
     matmul: Callable, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Inductor fuses what stands before and after the product with its neighbours."""
+    """In torch's operators, which Inductor fuses before and after the product."""
     codes, scale = affine.quantize_rows(x)
     y = matmul(codes, weight).float().mul_(scale).mul_(weight_scale)
     return y if bias is None else y.add_(bias)
@@ -78,7 +78,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _float_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The same by float32 products."""
+    """The same by float32 products, as float32 where one suffices."""
     pieces = zip(a.split(EXACT_INPUTS, 1), b.split(EXACT_INPUTS, 1), strict=True)
     products = [x.float() @ y.float().t() for x, y in pieces]
     # The sum of several may pass 2**24.
