@@ -33,7 +33,8 @@ static inline bool any(Vector x) { return !_mm256_testz_si256(x, x); }
 // channels' DEPTH inputs in the L1 cache, for BLOCK tokens, whose codes stay in the L2 cache.
 constexpr int64_t LANES = sizeof(Vector) / 4, VECTORS = 2, COLUMNS = 4, TILE = LANES * VECTORS;
 constexpr int64_t PANEL = 16, DEPTH = 768, QUADS = DEPTH / 4, BLOCK = 512;
-static_assert(PANEL % COLUMNS == 0 && QUADS % LANES == 0 && BLOCK % TILE == 0);
+static_assert(COLUMNS == 4 && PANEL % COLUMNS == 0);  // four, as `multiply` transposes them
+static_assert(QUADS % LANES == 0 && BLOCK % TILE == 0);
 
 static inline Vector add_products(Vector sum, Vector a, Vector b) {
     Vector pairs = SIMD(maddubs_epi16)(a, b);
